@@ -1,0 +1,111 @@
+"""The service's errors; `service.api.status` maps each to HTTP and gRPC.
+
+    ServiceError
+    ├── InvalidRequest        the request itself is wrong
+    │   └── InvalidModel      a graph or bundle is wrong; carries every problem found
+    ├── PermissionDenied      not allowed
+    ├── NotFound              no such model, version, data set, job
+    ├── Conflict              it exists already, or its state forbids this
+    ├── TooLarge              a limit on size is exceeded
+    ├── Overloaded            a queue or quota is full; retry later
+    ├── Unsupported           a known request that this server does not offer
+    ├── NotReady              loading, draining, or a backend is away; retry later
+    ├── DeadlineExceeded      the time given to a request is over
+    ├── Cancelled             the caller went away
+    ├── ExecutionFailed       the model failed while computing
+    └── StaleLease            a worker writes for a job it no longer owns
+
+Messages say what, expected, got, where, and name nothing that belongs to another caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One defect of a request: where it is (`nodes[3].options.units`), what was expected, what came."""
+
+    path: str
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: expected {self.expected}, got {self.got}"
+
+
+class ServiceError(Exception):
+    """Base of every error the service raises on purpose."""
+
+    retry_after_s: float | None = None
+
+
+class InvalidRequest(ServiceError):
+    """The request is wrong; `problems` lists each defect where there are several."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        self.problems = tuple(problems)
+        super().__init__(message)
+
+    @classmethod
+    def from_problems(cls, what: str, problems: Sequence[Problem]) -> InvalidRequest:
+        """One error for all `problems` of `what`."""
+        return cls(f"{what}: " + "; ".join(map(str, problems)), problems)
+
+
+class InvalidModel(InvalidRequest):
+    """A graph or bundle is wrong."""
+
+
+class PermissionDenied(ServiceError):
+    """The caller may not do this."""
+
+
+class NotFound(ServiceError):
+    """There is no such thing."""
+
+
+class Conflict(ServiceError):
+    """It exists already, or its state forbids the request."""
+
+
+class TooLarge(ServiceError):
+    """A limit on size is exceeded."""
+
+
+class Overloaded(ServiceError):
+    """A bounded queue is full."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class Unsupported(ServiceError):
+    """The protocol knows this request, this server does not offer it."""
+
+
+class NotReady(ServiceError):
+    """Loading, draining, or a backend is away."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class DeadlineExceeded(ServiceError):
+    """The time given to the request is over."""
+
+
+class Cancelled(ServiceError):
+    """The caller went away."""
+
+
+class ExecutionFailed(ServiceError):
+    """The model failed while computing."""
+
+
+class StaleLease(ServiceError):
+    """A worker writes for a job whose lease it has lost."""

@@ -1,0 +1,187 @@
+"""What the core needs from outside: one `Protocol` per port, one contract suite per port in the tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from service.core.types import (
+    BundleReport,
+    Dataset,
+    Job,
+    JobEvent,
+    JobState,
+    Json,
+    Lease,
+    ModelSpec,
+    ModelState,
+    ServingConfig,
+    StoredVersion,
+    WorkerInfo,
+)
+
+
+class Clock(Protocol):
+    """Time, so that tests can hold it."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def time(self) -> float:
+        """Seconds since the epoch."""
+
+
+class LoadedModel(Protocol):
+    """A version with its parameters on the device and every declared bucket compiled."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it takes and gives."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute one batch and wait for it.
+
+        The leading size must be one of `spec.buckets` for a batched model; never compiles for one. Outputs are
+        host arrays in the model's order, with the leading size given. Raises `ExecutionFailed`.
+        """
+
+    def close(self) -> None:
+        """Free the device memory; `run` must not be called again."""
+
+
+class Engine(Protocol):
+    """The engine as the service sees it. Every method blocks and may be slow: call it in a thread."""
+
+    def check_graph(self, graph: bytes) -> BundleReport:
+        """Validate a graph's JSON; raises `InvalidModel` with every problem, or `TooLarge`."""
+
+    def check_bundle(self, path: Path) -> BundleReport:
+        """Validate a bundle file completely (digests, graph, tensors against the graph, limits)."""
+
+    def write_bundle(
+        self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
+    ) -> None:
+        """Write a bundle from a graph and safetensors bytes (None: initialise with `seed`); raises like `check_bundle`."""
+
+    def load(self, path: Path, config: ServingConfig) -> LoadedModel:
+        """Put a bundle on the device and compile every bucket; raises `InvalidModel` or `NotReady`."""
+
+    def describe(self, path: Path) -> tuple[bytes, str]:
+        """A stored bundle's graph JSON and its summary table."""
+
+
+class ModelStore(Protocol):
+    """Models and their versions: the truth about what exists. A version appears whole or not at all."""
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+
+    def state(self, name: str) -> ModelState:
+        """The desired state; raises `NotFound`."""
+
+    def change(
+        self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False
+    ) -> ModelState:
+        """Compare-and-swap: apply `change` until it wins; raises `NotFound` when absent and not `create`."""
+
+    def allocate(self, name: str) -> int:
+        """Take the next version number for ever, creating the model when absent."""
+
+    def publish(
+        self, name: str, version: int, bundle: Path, *, manifest: Mapping[str, Json]
+    ) -> StoredVersion:
+        """Make `bundle` (moved or copied) the content of an allocated number, atomically.
+
+        Repeating it with a manifest of the same lineage job returns the stored one; anything else raises `Conflict`.
+        """
+
+    def versions(self, name: str) -> list[StoredVersion]:
+        """All versions in ascending order; raises `NotFound`."""
+
+    def version(self, name: str, version: int) -> StoredVersion:
+        """One version; raises `NotFound`."""
+
+    def delete(self, name: str, version: int | None) -> None:
+        """Delete a version, or the whole model; the numbers are never given again. Raises `NotFound`, `Conflict`."""
+
+    def scratch(self) -> Path:
+        """A fresh private folder on the store's file system, for uploads; the caller removes it."""
+
+
+class DatasetStore(Protocol):
+    """Data sets in their canonical layout: a folder of `.npy` columns and a manifest."""
+
+    def add(self, folder: Path, dataset: Dataset) -> Dataset:
+        """Move a prepared folder in, atomically; the same id returns the stored one."""
+
+    def get(self, dataset_id: str) -> Dataset:
+        """One data set; raises `NotFound`."""
+
+    def all(self) -> list[Dataset]:
+        """All, oldest first."""
+
+    def delete(self, dataset_id: str) -> None:
+        """Remove it; raises `NotFound`."""
+
+
+class JobQueue(Protocol):
+    """Training jobs: the truth about what is to be done. Writes with a stale lease raise `StaleLease` and change nothing."""
+
+    async def submit(self, job: Job) -> Job:
+        """Store a queued job and make it claimable; raises `Conflict` on a known id, `Overloaded` when the queue is full."""
+
+    async def get(self, job_id: str) -> Job:
+        """One job; raises `NotFound`."""
+
+    async def list(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
+        """Newest first."""
+
+    async def cancel(self, job_id: str) -> Job:
+        """Queued: becomes cancelled. Running: marks it, its supervisor stops it. Final: raises `Conflict`."""
+
+    async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
+        """Take a queued job, or one whose lease has run out; None after `wait_s`.
+
+        Increments the attempt and draws a new token. A job beyond `max_attempts` is failed instead, with the reason.
+        """
+
+    async def renew(self, lease: Lease) -> Job:
+        """Extend the lease; returns the job as stored (see `cancel_requested`)."""
+
+    async def append(self, lease: Lease, kind: str, data: Mapping[str, Json]) -> str:
+        """Append to the job's events; returns the event's id."""
+
+    async def commit_checkpoint(self, lease: Lease, pointer: Mapping[str, Json]) -> Mapping[str, Json] | None:
+        """Make `pointer` the job's checkpoint; returns the one before."""
+
+    async def reserve(self, lease: Lease, model: str, version: int) -> tuple[str, int]:
+        """Tie the job to a version number, once: a repeated call returns the first one."""
+
+    async def settle(
+        self,
+        lease: Lease,
+        state: JobState,
+        *,
+        result: Mapping[str, Json] | None = None,
+        error: str | None = None,
+    ) -> Job:
+        """End the job and acknowledge it in one step; exactly one of success and cancellation wins."""
+
+    async def release(self, lease: Lease, *, reason: str) -> Job:
+        """Give a running job back to the queue without counting against its attempts."""
+
+    async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
+        """Replay after an id, then follow; ends after a final state's event. Raises `NotFound`."""
+        yield JobEvent("", "", 0.0, {})  # pragma: no cover
+
+    async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
+        """Show a worker as alive for `ttl_s`."""
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Workers whose heartbeat is fresh."""
+
+    async def ping(self) -> None:
+        """Raise `NotReady` when the queue's server is away."""

@@ -1,0 +1,223 @@
+"""Values that travel between the layers of the service: plain, frozen, without behaviour of their own."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Json = Any
+"""A value that JSON can spell."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named tensor: Open Inference Protocol `datatype` and full `shape` with -1 for sizes open until called."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a loaded version takes and gives.
+
+    `max_batch_size` is 0 when requests must not be batched; `batching_reason` then says why.
+    `buckets` are the batch sizes that are compiled.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+    buckets: tuple[int, ...]
+    batching_reason: str = ""
+    parameter_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServingConfig:
+    """How a version is served; read from a bundle's `serving.json`, else from the settings."""
+
+    max_batch_size: int = 64
+    max_queue_delay_us: int = 0
+    max_queue_requests: int = 4096
+    max_queue_bytes: int = 256 * 2**20
+    default_timeout_us: int = 30_000_000
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One call: `inputs` by name with their full shapes; `outputs` None means all, in the model's order.
+
+    `deadline` is in seconds of the monotonic clock (None: the model's default timeout); `priority` 0 is
+    the default, 1 the highest.
+    """
+
+    model: str
+    version: str | None
+    inputs: dict[str, np.ndarray]
+    outputs: Sequence[str] | None = None
+    id: str = ""
+    deadline: float | None = None
+    priority: int = 0
+
+
+@dataclass(slots=True)
+class InferResult:
+    """The answer to one call; `outputs` in the order asked for."""
+
+    model: str
+    version: int
+    outputs: dict[str, np.ndarray]
+    id: str = ""
+
+
+class VersionState(enum.StrEnum):
+    """What a version of a model is doing in this process."""
+
+    UNLOADED = "UNAVAILABLE"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """The desired state of one model: a small document in the store, changed by compare-and-swap.
+
+    `next_version` only grows, so that a number is never given twice, not even after deletion.
+    `generation` counts changes.
+    """
+
+    name: str
+    generation: int = 0
+    next_version: int = 1
+    loaded: frozenset[int] = frozenset()
+    aliases: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A published, immutable version: the bundle file and its manifest (format, digests, lineage)."""
+
+    name: str
+    version: int
+    path: Path
+    manifest: Mapping[str, Json]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BundleReport:
+    """What the engine says of a valid graph or bundle before it is stored."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: int
+    parameter_bytes: int
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a data set: `datatype` as in the Open Inference Protocol, `shape` of one row, file `name`."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A stored data set: equally long columns, each a mapped `.npy` file under `path`."""
+
+    id: str
+    name: str
+    rows: int
+    columns: tuple[Column, ...]
+    sha256: str
+    size_bytes: int
+    created_at: float
+    path: Path
+
+
+class JobState(enum.StrEnum):
+    """States of a job; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether the job has ended."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training job as the queue stores it; times are seconds since the epoch, `spec` is the validated request.
+
+    `checkpoint` points at the last committed one (relative to the store); `result` holds
+    `{"model", "version", "metrics"}` once it has succeeded; `reserved` is `[model, version]` once a number is taken.
+    """
+
+    id: str
+    spec: Mapping[str, Json]
+    state: JobState
+    tag: str
+    attempt: int
+    max_attempts: int
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    worker: str | None = None
+    cancel_requested: bool = False
+    checkpoint: Mapping[str, Json] | None = None
+    reserved: tuple[str, int] | None = None
+    result: Mapping[str, Json] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a job: every write that matters carries `attempt` and `token`."""
+
+    job: Job
+    attempt: int
+    token: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One entry of a job's event stream.
+
+    `id` orders the stream and resumes it; `kind` is `state`, `progress`, `log` or `checkpoint`; `time` is seconds since the epoch.
+    """
+
+    id: str
+    kind: str
+    time: float
+    data: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A supervisor as it describes itself with every heartbeat."""
+
+    id: str
+    tags: tuple[str, ...]
+    device: str
+    state: str
+    job: str | None
+    version: str
+    heartbeat_at: float
