@@ -10,19 +10,13 @@ Shape = tuple[int, ...]
 OpenShape = tuple[int | None, ...]
 
 
-def require_rank(
-    op: str, shape: Sequence[int | None], *, at_least: int = 0, exactly: int | None = None
-) -> None:
+def require_rank(op: str, shape: Sequence[int | None], *, at_least: int = 0, exactly: int | None = None) -> None:
     """Raise `ShapeError` unless `shape` has the rank an op needs."""
     rank = len(shape)
     if exactly is not None and rank != exactly:
-        raise ShapeError(
-            f"{op}: expected an input of rank {exactly}, got shape {tuple(shape)} of rank {rank}"
-        )
+        raise ShapeError(f"{op}: expected an input of rank {exactly}, got shape {tuple(shape)} of rank {rank}")
     if rank < at_least:
-        raise ShapeError(
-            f"{op}: expected an input of rank {at_least} or more, got shape {tuple(shape)} of rank {rank}"
-        )
+        raise ShapeError(f"{op}: expected an input of rank {at_least} or more, got shape {tuple(shape)} of rank {rank}")
 
 
 def normalize_axis(op: str, axis: int, rank: int) -> int:

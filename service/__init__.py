@@ -1,0 +1,1 @@
+"""The microservice: models in, training through a queue, predictions out."""

@@ -1,1 +1,1 @@
-""""""
+"""Models on the wire."""

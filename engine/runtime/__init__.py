@@ -1,1 +1,1 @@
-""""""
+"""Executables for serving."""

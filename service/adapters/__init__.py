@@ -1,1 +1,1 @@
-""""""
+"""Implementations of the core's ports."""

@@ -1,1 +1,1 @@
-""""""
+"""The wires: REST and gRPC over one core."""

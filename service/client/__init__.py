@@ -1,1 +1,1 @@
-""""""
+"""The Python client."""

@@ -1,1 +1,1 @@
-""""""
+"""The service without wires: values, rules, ports."""

@@ -82,17 +82,13 @@ class ModelStore(Protocol):
     def state(self, name: str) -> ModelState:
         """The desired state; raises `NotFound`."""
 
-    def change(
-        self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False
-    ) -> ModelState:
+    def change(self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
         """Compare-and-swap: apply `change` until it wins; raises `NotFound` when absent and not `create`."""
 
     def allocate(self, name: str) -> int:
         """Take the next version number for ever, creating the model when absent."""
 
-    def publish(
-        self, name: str, version: int, bundle: Path, *, manifest: Mapping[str, Json]
-    ) -> StoredVersion:
+    def publish(self, name: str, version: int, bundle: Path, *, manifest: Mapping[str, Json]) -> StoredVersion:
         """Make `bundle` (moved or copied) the content of an allocated number, atomically.
 
         Repeating it with a manifest of the same lineage job returns the stored one; anything else raises `Conflict`.
@@ -136,7 +132,7 @@ class JobQueue(Protocol):
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
 
-    async def list(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
+    async def find(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
         """Newest first."""
 
     async def cancel(self, job_id: str) -> Job:
@@ -173,9 +169,8 @@ class JobQueue(Protocol):
     async def release(self, lease: Lease, *, reason: str) -> Job:
         """Give a running job back to the queue without counting against its attempts."""
 
-    async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
+    def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
         """Replay after an id, then follow; ends after a final state's event. Raises `NotFound`."""
-        yield JobEvent("", "", 0.0, {})  # pragma: no cover
 
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""

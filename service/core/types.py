@@ -167,7 +167,7 @@ class Job:
     """A training job as the queue stores it; times are seconds since the epoch, `spec` is the validated request.
 
     `checkpoint` points at the last committed one (relative to the store); `result` holds
-    `{"model", "version", "metrics"}` once it has succeeded; `reserved` is `[model, version]` once a number is taken.
+    `{"model", "version", "metrics"}` once it has succeeded; `reserved` is the model and number taken for it.
     """
 
     id: str
@@ -201,7 +201,8 @@ class Lease:
 class JobEvent:
     """One entry of a job's event stream.
 
-    `id` orders the stream and resumes it; `kind` is `state`, `progress`, `log` or `checkpoint`; `time` is seconds since the epoch.
+    `id` orders the stream and resumes it; `kind` is `state`, `progress`, `log` or `checkpoint`; `time` is in
+    seconds since the epoch.
     """
 
     id: str

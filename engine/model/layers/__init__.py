@@ -1,1 +1,1 @@
-""""""
+"""Layer builders."""

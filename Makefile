@@ -1,0 +1,51 @@
+# One word per task. Every target makes and fills .venv first, so a fresh clone needs nothing but Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.filled
+GENERATED := service/api/grpc/generated
+PROTOS := proto/inference.proto proto/axon_v1.proto
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format proto bench clean
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $(STAMP)
+
+install: $(STAMP)  ## make .venv and fill it
+
+demo: $(STAMP)  ## train real handwritten digits through the queue, serve them, predict
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP)  ## lint, types, import contracts, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.generated_protobuf
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+proto: $(STAMP)  ## regenerate the protobuf code from proto/
+	$(BIN)/python -m grpc_tools.protoc -I$(GENERATED)=proto --python_out=. --pyi_out=. --grpc_python_out=. \
+	  $(addprefix $(GENERATED)/,$(notdir $(PROTOS)))
+
+bench: $(STAMP)  ## run the benchmarks
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/serve.py
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
