@@ -1,0 +1,348 @@
+"""Models and data sets as files of one data folder.
+
+    models/<name>/state.json                 desired state; changed under `lock`, replaced by rename
+    models/<name>/versions/<v>/bundle.axon   a published version: the folder is prepared in tmp/, synced, renamed
+    models/<name>/versions/<v>/manifest.json
+    datasets/<id>/<column>.npy, manifest.json
+    tmp/                                     scratch; what a dead process left there goes at the next start
+
+`state.json` is the truth: a version folder that it calls removed is invisible even before it is gone. The folder of a
+deleted model keeps its `state.json`, so that no number is ever given again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from service.adapters.files import Scratch, locked, move, replace_json, sync, write_json
+from service.core.errors import Conflict, NotFound
+from service.core.names import check_name
+from service.core.ports import Clock
+from service.core.types import Column, Dataset, Json, ModelState, StoredVersion
+
+BUNDLE = "bundle.axon"
+MANIFEST = "manifest.json"
+STATE = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What `state.json` holds: the desired state and what was taken away (`removed`, and all numbers below `floor`)."""
+
+    state: ModelState
+    deleted: bool = False
+    removed: frozenset[int] = frozenset()
+    floor: int = 1
+
+    def to_json(self) -> dict[str, Json]:
+        state = self.state
+        return {
+            "format": 1,
+            "generation": state.generation,
+            "next_version": state.next_version,
+            "loaded": sorted(state.loaded),
+            "aliases": dict(state.aliases),
+            "deleted": self.deleted,
+            "removed": sorted(self.removed),
+            "floor": self.floor,
+        }
+
+    @classmethod
+    def from_json(cls, name: str, value: Mapping[str, Json]) -> _Document:
+        state = ModelState(
+            name, value["generation"], value["next_version"], frozenset(value["loaded"]), dict(value["aliases"])
+        )
+        return cls(state, value["deleted"], frozenset(value["removed"]), value["floor"])
+
+    def gone(self, version: int) -> bool:
+        return version in self.removed or version < self.floor
+
+
+class FileModelStore:
+    """The `ModelStore` on a local file system; any number of processes may share `root`."""
+
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self._models = root / "models"
+        self._models.mkdir(parents=True, exist_ok=True)
+        self._clock = clock
+        self._scratch = Scratch(root / "tmp")
+        self._seen: dict[str, tuple[tuple[int, int, int], _Document]] = {}
+        self._finish_deletions()
+
+    def close(self) -> None:
+        """Remove this process's scratch."""
+        self._scratch.close()
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+        names = sorted(entry.name for entry in os.scandir(self._models) if entry.is_dir())
+        return [name for name in names if (found := self._read(name)) is not None and not found.deleted]
+
+    def state(self, name: str) -> ModelState:
+        """The desired state; raises `NotFound`. Costs one `stat` while nothing changes."""
+        return self._document(name).state
+
+    def change(self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
+        """Apply `change` under the model's lock; a version that it newly names must exist.
+
+        Raises `NotFound` when the model is absent and not `create`, or such a version is.
+        """
+        folder = self._folder(name)
+        if not create:
+            self._document(name)
+        folder.mkdir(exist_ok=True)
+        with locked(folder / "lock"):
+            old = self._read(name) or _Document(ModelState(name))
+            if not create and (old.deleted or not (folder / STATE).exists()):
+                raise _no_model(name)
+            new = change(old.state)
+            if new == old.state and not old.deleted and (folder / STATE).exists():
+                return new
+            return self._write(replace(old, state=self._checked(old, new), deleted=False)).state
+
+    def allocate(self, name: str) -> int:
+        """Take the next version number for ever, creating the model when absent."""
+        state = self.change(name, lambda state: replace(state, next_version=state.next_version + 1), create=True)
+        return state.next_version - 1
+
+    def publish(self, name: str, version: int, bundle: Path, *, manifest: Mapping[str, Json]) -> StoredVersion:
+        """Move `bundle` in as the content of an allocated number, atomically.
+
+        Repeating it with a manifest of the same lineage job returns the stored one; anything else raises `Conflict`.
+        """
+        if (stored := self._repeated(name, version, manifest)) is not None:
+            return stored
+        folder = self._scratch.folder()
+        try:
+            move(bundle, folder / BUNDLE)
+            write_json(folder / MANIFEST, {"created_at": self._clock.time(), "manifest": dict(manifest)})
+            sync(folder / BUNDLE)
+            sync(folder)
+            versions = self._folder(name) / "versions"
+            versions.mkdir(exist_ok=True)
+            with locked(self._folder(name) / "lock"):
+                if (stored := self._repeated(name, version, manifest)) is not None:
+                    return stored
+                os.rename(folder, versions / str(version))
+            sync(versions)
+            sync(versions.parent)
+        finally:
+            self._scratch.discard(folder)
+        return self.version(name, version)
+
+    def versions(self, name: str) -> list[StoredVersion]:
+        """All versions in ascending order; raises `NotFound`."""
+        document = self._document(name)
+        folder = self._folder(name) / "versions"
+        numbers = sorted(int(entry) for entry in os.listdir(folder)) if folder.is_dir() else []
+        return [self._stored(name, number) for number in numbers if not document.gone(number)]
+
+    def version(self, name: str, version: int) -> StoredVersion:
+        """One version; raises `NotFound`."""
+        if not self._exists(self._document(name), version):
+            raise NotFound(f"model {name!r}: there is no version {version}")
+        return self._stored(name, version)
+
+    def delete(self, name: str, version: int | None) -> None:
+        """Delete a version, or the whole model with its aliases; the numbers are never given again.
+
+        Raises `NotFound`, and `Conflict` while it is to be loaded or, for a version, while an alias points at it.
+        """
+        self._document(name)
+        with locked(self._folder(name) / "lock"):
+            document = self._document(name)
+            state = document.state
+            _refuse_in_use(state, version)
+            if version is None:
+                state = replace(state, aliases={})
+                self._write(_Document(state, deleted=True, floor=state.next_version))
+            elif not self._exists(document, version):
+                raise NotFound(f"model {name!r}: there is no version {version}")
+            else:
+                self._write(replace(document, removed=document.removed | {version}))
+        self._discard_gone(name)
+
+    def scratch(self) -> Path:
+        """A fresh private folder on the store's file system, for uploads; the caller removes it."""
+        return self._scratch.folder()
+
+    def _folder(self, name: str) -> Path:
+        return self._models / check_name(name)
+
+    def _read(self, name: str) -> _Document | None:
+        path = self._folder(name) / STATE
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+                seen = self._seen.get(name)
+                if seen is None or seen[0] != stamp:
+                    seen = self._seen[name] = (stamp, _Document.from_json(name, json.load(file)))
+                return seen[1]
+        except FileNotFoundError:
+            return None
+
+    def _document(self, name: str) -> _Document:
+        document = self._read(name)
+        if document is None or document.deleted:
+            raise _no_model(name)
+        return document
+
+    def _write(self, document: _Document) -> _Document:
+        state = replace(document.state, generation=document.state.generation + 1)
+        document = replace(document, state=state)
+        replace_json(self._folder(state.name) / STATE, document.to_json())
+        return document
+
+    def _checked(self, old: _Document, new: ModelState) -> ModelState:
+        named = new.loaded | set(new.aliases.values())
+        for version in sorted(named - old.state.loaded - set(old.state.aliases.values())):
+            if not self._exists(old, version):
+                raise NotFound(f"model {new.name!r}: there is no version {version}")
+        if new.name != old.state.name or new.next_version < old.state.next_version:
+            raise ValueError(f"model {old.state.name!r}: a change must keep the name and never lower next_version")
+        return replace(new, generation=old.state.generation)
+
+    def _exists(self, document: _Document, version: int) -> bool:
+        folder = self._folder(document.state.name) / "versions" / str(version)
+        return not document.gone(version) and folder.is_dir()
+
+    def _stored(self, name: str, version: int) -> StoredVersion:
+        folder = self._folder(name) / "versions" / str(version)
+        try:
+            content = json.loads((folder / MANIFEST).read_bytes())
+        except FileNotFoundError:  # deleted since it was listed
+            raise NotFound(f"model {name!r}: there is no version {version}") from None
+        return StoredVersion(name, version, folder / BUNDLE, content["manifest"], content["created_at"])
+
+    def _repeated(self, name: str, version: int, manifest: Mapping[str, Json]) -> StoredVersion | None:
+        """The stored version when this publication happened before; None when it may happen now."""
+        document = self._document(name)
+        if not 1 <= version < document.state.next_version:
+            raise NotFound(f"model {name!r}: version {version} was never allocated")
+        if document.gone(version):
+            raise Conflict(f"model {name!r}: version {version} was deleted, its number is not given again")
+        if not self._exists(document, version):
+            return None
+        stored = self._stored(name, version)
+        job = _lineage_job(manifest)
+        if job is None or job != _lineage_job(stored.manifest):
+            raise Conflict(f"model {name!r}: version {version} exists already and versions are immutable")
+        return stored
+
+    def _discard_gone(self, name: str) -> None:
+        document = self._read(name)
+        folder = self._folder(name) / "versions"
+        if document is None or not folder.is_dir():
+            return
+        for entry in os.listdir(folder):
+            if document.gone(int(entry)):
+                self._scratch.discard(folder / entry)
+
+    def _finish_deletions(self) -> None:
+        for entry in os.scandir(self._models):
+            self._discard_gone(entry.name)
+
+
+class FileDatasetStore:
+    """The `DatasetStore` on a local file system."""
+
+    def __init__(self, root: Path) -> None:
+        self._datasets = root / "datasets"
+        self._datasets.mkdir(parents=True, exist_ok=True)
+        self._scratch = Scratch(root / "tmp")
+
+    def close(self) -> None:
+        """Remove this process's scratch."""
+        self._scratch.close()
+
+    def scratch(self) -> Path:
+        """A fresh private folder on the store's file system, for uploads; the caller removes it."""
+        return self._scratch.folder()
+
+    def add(self, folder: Path, dataset: Dataset) -> Dataset:
+        """Move a prepared folder in, atomically; the same id returns the stored one."""
+        target = self._datasets / check_name(dataset.id, "data set")
+        for column in dataset.columns:
+            sync(folder / f"{check_name(column.name, 'column')}.npy")
+        write_json(folder / MANIFEST, _dataset_to_json(dataset))
+        sync(folder)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+            self._scratch.discard(folder)
+        sync(self._datasets)
+        return self.get(dataset.id)
+
+    def get(self, dataset_id: str) -> Dataset:
+        """One data set; raises `NotFound`."""
+        folder = self._datasets / check_name(dataset_id, "data set")
+        try:
+            return _dataset_from_json(json.loads((folder / MANIFEST).read_bytes()), folder)
+        except FileNotFoundError:
+            raise NotFound(f"there is no data set {dataset_id!r}") from None
+
+    def all(self) -> list[Dataset]:
+        """All, oldest first."""
+        found = [self.get(entry.name) for entry in os.scandir(self._datasets)]
+        return sorted(found, key=lambda dataset: (dataset.created_at, dataset.id))
+
+    def delete(self, dataset_id: str) -> None:
+        """Remove it; raises `NotFound`. Whoever has its files mapped keeps them."""
+        self.get(dataset_id)
+        self._scratch.discard(self._datasets / dataset_id)
+
+
+def _no_model(name: str) -> NotFound:
+    return NotFound(f"there is no model {name!r}")
+
+
+def _lineage_job(manifest: Mapping[str, Json]) -> str | None:
+    lineage = manifest.get("lineage") or {}
+    job = lineage.get("job")
+    return None if job is None else str(job)
+
+
+def _refuse_in_use(state: ModelState, version: int | None) -> None:
+    loaded = sorted(state.loaded if version is None else state.loaded & {version})
+    if loaded:
+        numbers = ", ".join(map(str, loaded))
+        raise Conflict(f"model {state.name!r}: version {numbers} is to be loaded; unload it before deleting it")
+    aliases = sorted(alias for alias, target in state.aliases.items() if target == version)
+    if aliases:
+        raise Conflict(f"model {state.name!r}: alias {', '.join(aliases)} points at version {version}; move it first")
+
+
+def _dataset_to_json(dataset: Dataset) -> dict[str, Json]:
+    columns = [{"name": c.name, "datatype": c.datatype, "shape": list(c.shape)} for c in dataset.columns]
+    return {
+        "format": 1,
+        "id": dataset.id,
+        "name": dataset.name,
+        "rows": dataset.rows,
+        "columns": columns,
+        "sha256": dataset.sha256,
+        "size_bytes": dataset.size_bytes,
+        "created_at": dataset.created_at,
+    }
+
+
+def _dataset_from_json(value: Mapping[str, Any], folder: Path) -> Dataset:
+    columns = tuple(Column(c["name"], c["datatype"], tuple(c["shape"])) for c in value["columns"])
+    return Dataset(
+        value["id"],
+        value["name"],
+        value["rows"],
+        columns,
+        value["sha256"],
+        value["size_bytes"],
+        value["created_at"],
+        folder,
+    )

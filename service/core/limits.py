@@ -1,0 +1,17 @@
+"""Bounds on what clients may send; every one is checked before memory or disk is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes in bytes unless named otherwise; the settings of the same names fill it."""
+
+    max_graph_bytes: int = 8 * 2**20
+    max_bundle_bytes: int = 4 * 2**30
+    max_dataset_bytes: int = 8 * 2**30
+    max_dataset_rows: int = 100_000_000
+    max_dataset_columns: int = 4096
+    max_job_spec_bytes: int = 1 * 2**20

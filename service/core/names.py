@@ -1,0 +1,36 @@
+"""Names that clients choose: checked once here, so that a path is only ever made of a checked one."""
+
+from __future__ import annotations
+
+import re
+
+from service.core.errors import InvalidRequest
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_RESERVED = frozenset({".", "..", "stats"})
+_SHOWN = 80
+_MAX_VERSION = 2**63 - 1
+
+
+def check_name(name: str, what: str = "model") -> str:
+    """Return `name` when it is a legal name of a `what`; raises `InvalidRequest`."""
+    if _NAME.fullmatch(name) is None or name in _RESERVED:
+        raise InvalidRequest(
+            f"{what} name: expected 1 to 128 of A-Z a-z 0-9 . _ - (not '.', '..' or 'stats'), got {name[:_SHOWN]!r}"
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` when it is a legal name and no number, which would read as a version; raises `InvalidRequest`."""
+    check_name(alias, "alias")
+    if alias.isdecimal():
+        raise InvalidRequest(f"alias: expected a name with a character other than digits, got {alias[:_SHOWN]!r}")
+    return alias
+
+
+def parse_version(text: str) -> int:
+    """Read a version number, 1 or more; raises `InvalidRequest`."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and 1 <= int(text) <= _MAX_VERSION):
+        raise InvalidRequest(f"version: expected a whole number of 1 or more, got {text[:_SHOWN]!r}")
+    return int(text)
