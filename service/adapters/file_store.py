@@ -12,8 +12,10 @@ deleted model keeps its `state.json`, so that no number is ever given again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from service.core.types import Column, Dataset, Json, ModelState, StoredVersion
 BUNDLE = "bundle.axon"
 MANIFEST = "manifest.json"
 STATE = "state.json"
+_SETTLED_NS = 1_000_000_000  # a file younger than the clock's grain may change again under the same stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +132,8 @@ class FileModelStore:
                 if (stored := self._repeated(name, version, manifest)) is not None:
                     return stored
                 os.rename(folder, versions / str(version))
-            sync(versions)
-            sync(versions.parent)
+                sync(versions)
+                self._write(self._document(name))  # a new generation tells whoever polls that there is a new version
         finally:
             self._scratch.discard(folder)
         return self.version(name, version)
@@ -139,7 +142,7 @@ class FileModelStore:
         """All versions in ascending order; raises `NotFound`."""
         document = self._document(name)
         folder = self._folder(name) / "versions"
-        numbers = sorted(int(entry) for entry in os.listdir(folder)) if folder.is_dir() else []
+        numbers = sorted(map(int, filter(str.isdecimal, os.listdir(folder)))) if folder.is_dir() else []
         return [self._stored(name, number) for number in numbers if not document.gone(number)]
 
     def version(self, name: str, version: int) -> StoredVersion:
@@ -181,9 +184,12 @@ class FileModelStore:
                 found = os.fstat(file.fileno())
                 stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
                 seen = self._seen.get(name)
-                if seen is None or seen[0] != stamp:
-                    seen = self._seen[name] = (stamp, _Document.from_json(name, json.load(file)))
-                return seen[1]
+                if seen is not None and seen[0] == stamp:
+                    return seen[1]
+                document = _Document.from_json(name, json.load(file))
+                if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
+                    self._seen[name] = (stamp, document)
+                return document
         except FileNotFoundError:
             return None
 
@@ -240,7 +246,7 @@ class FileModelStore:
         folder = self._folder(name) / "versions"
         if document is None or not folder.is_dir():
             return
-        for entry in os.listdir(folder):
+        for entry in filter(str.isdecimal, os.listdir(folder)):
             if document.gone(int(entry)):
                 self._scratch.discard(folder / entry)
 
@@ -291,7 +297,10 @@ class FileDatasetStore:
 
     def all(self) -> list[Dataset]:
         """All, oldest first."""
-        found = [self.get(entry.name) for entry in os.scandir(self._datasets)]
+        found = []
+        for entry in os.scandir(self._datasets):
+            with contextlib.suppress(NotFound):  # deleted since it was listed
+                found.append(self.get(entry.name))
         return sorted(found, key=lambda dataset: (dataset.created_at, dataset.id))
 
     def delete(self, dataset_id: str) -> None:
