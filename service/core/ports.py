@@ -124,10 +124,18 @@ class DatasetStore(Protocol):
 
 
 class JobQueue(Protocol):
-    """Training jobs: the truth about what is to be done. Writes with a stale lease raise `StaleLease` and change nothing."""
+    """Training jobs: the truth about what is to be done.
+
+    Writes with a stale lease raise `StaleLease` and change nothing. An accepted cancellation and a success exclude
+    each other: `reserve` is refused after `cancel`, and `cancel` after `reserve`. Every method raises `NotReady` when
+    the queue's server is away.
+    """
 
     async def submit(self, job: Job) -> Job:
-        """Store a queued job and make it claimable; raises `Conflict` on a known id, `Overloaded` when the queue is full."""
+        """Store a queued job and make it claimable.
+
+        Raises `Conflict` on a known id, `Overloaded` when the queue is full.
+        """
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
@@ -136,7 +144,10 @@ class JobQueue(Protocol):
         """Newest first."""
 
     async def cancel(self, job_id: str) -> Job:
-        """Queued: becomes cancelled. Running: marks it, its supervisor stops it. Final: raises `Conflict`."""
+        """Queued: becomes cancelled. Running: marks it, its supervisor stops it.
+
+        Raises `Conflict` when it is final or already publishes its version.
+        """
 
     async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
         """Take a queued job, or one whose lease has run out; None after `wait_s`.
@@ -154,7 +165,10 @@ class JobQueue(Protocol):
         """Make `pointer` the job's checkpoint; returns the one before."""
 
     async def reserve(self, lease: Lease, model: str, version: int) -> tuple[str, int]:
-        """Tie the job to a version number, once: a repeated call returns the first one."""
+        """Tie the job to a version number, once: a repeated call returns the first one.
+
+        Raises `Conflict` when the job is to be cancelled.
+        """
 
     async def settle(
         self,
@@ -164,13 +178,23 @@ class JobQueue(Protocol):
         result: Mapping[str, Json] | None = None,
         error: str | None = None,
     ) -> Job:
-        """End the job and acknowledge it in one step; exactly one of success and cancellation wins."""
+        """End the job and acknowledge it in one step; repeating it with the same lease returns the job as it ended.
 
-    async def release(self, lease: Lease, *, reason: str) -> Job:
-        """Give a running job back to the queue without counting against its attempts."""
+        A job whose cancellation was accepted ends as cancelled, whatever `state` says. Raises `Conflict` for
+        `CANCELLED` when nobody asked for it.
+        """
+
+    async def release(self, lease: Lease, *, reason: str, counts: bool = False) -> Job:
+        """Give a running job back to the queue, without counting against its attempts unless `counts`.
+
+        One whose attempts are used up becomes failed with `reason`; one to be cancelled becomes cancelled.
+        """
 
     def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
-        """Replay after an id, then follow; ends after a final state's event. Raises `NotFound`."""
+        """Replay after an id, then follow; ends after a final state's event.
+
+        Raises `NotFound`, and `InvalidRequest` when `after` is no event's id.
+        """
 
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""
@@ -180,3 +204,22 @@ class JobQueue(Protocol):
 
     async def ping(self) -> None:
         """Raise `NotReady` when the queue's server is away."""
+
+
+class CheckpointStore(Protocol):
+    """Checkpoints of unfinished jobs, where every worker can read them. Every method blocks: call it in a thread."""
+
+    def put(self, job_id: str, attempt: int, step: int, folder: Path) -> Mapping[str, Json]:
+        """Move a complete local checkpoint in, atomically; returns the pointer to commit."""
+
+    def get(self, pointer: Mapping[str, Json]) -> Path:
+        """The checkpoint's folder, to be read only; raises `NotFound`."""
+
+    def delete_older(self, job_id: str, keep: Mapping[str, Json]) -> None:
+        """Remove every checkpoint of the job but `keep`."""
+
+    def delete(self, job_id: str) -> None:
+        """Remove all checkpoints of a job; absent ones are no error."""
+
+    def jobs(self) -> list[str]:
+        """Ids of the jobs that have any."""

@@ -166,6 +166,7 @@ class JobState(enum.StrEnum):
 class Job:
     """A training job as the queue stores it; times are seconds since the epoch, `spec` is the validated request.
 
+    `attempt` only grows; `released` of the attempts were given back and do not count against `max_attempts`.
     `checkpoint` points at the last committed one (relative to the store); `result` holds
     `{"model", "version", "metrics"}` once it has succeeded; `reserved` is the model and number taken for it.
     """
@@ -185,6 +186,7 @@ class Job:
     reserved: tuple[str, int] | None = None
     result: Mapping[str, Json] | None = None
     error: str | None = None
+    released: int = 0
 
 
 @dataclass(frozen=True, slots=True)

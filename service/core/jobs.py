@@ -1,0 +1,221 @@
+"""Training jobs: their state machine, whether a spec fits its data set, and the operations both wires offer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+import numpy as np
+
+from service.core.datatypes import DATATYPES
+from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge
+from service.core.job_spec import JobSpec, OnSuccess, parse_spec
+from service.core.limits import Limits
+from service.core.names import check_name
+from service.core.ports import Clock, DatasetStore, Engine, JobQueue
+from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
+
+__all__ = ["MOVES", "JobService", "JobSpec", "OnSuccess", "check_move", "input_columns", "parse_spec"]
+
+MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+"""What may follow what; a final state never changes."""
+
+MAX_LISTED = 1000
+
+
+def check_move(job_id: str, old: JobState, new: JobState) -> None:
+    """Raise `Conflict` when a job must not go from `old` to `new`."""
+    if new not in MOVES[old]:
+        legal = ", ".join(sorted(MOVES[old])) or "nothing, the state is final"
+        raise Conflict(f"job {job_id}: expected a move from {old} to {legal}; got {new}")
+
+
+def input_columns(spec: JobSpec, names: list[str]) -> dict[str, str]:
+    """Column of each of the graph's inputs `names`; raises `InvalidRequest` when `spec.inputs` does not cover them."""
+    if spec.inputs is None:
+        if len(names) == 1:
+            return {names[0]: names[0]}
+        problem = Problem("inputs", f"a column for each of {', '.join(names)}", "nothing")
+        raise InvalidRequest.from_problems("job spec", [problem])
+    problems = [
+        Problem(f"inputs.{name}", "a column for this input", "nothing") for name in names if name not in spec.inputs
+    ]
+    for name in spec.inputs:
+        if name not in names:
+            problems.append(Problem(f"inputs.{name}", f"an input of the graph: {', '.join(names)}", "an unknown input"))
+    if problems:
+        raise InvalidRequest.from_problems("job spec", problems)
+    return dict(spec.inputs)
+
+
+class JobService:
+    """Training jobs as clients see them; REST and gRPC call nothing else."""
+
+    def __init__(self, queue: JobQueue, datasets: DatasetStore, engine: Engine, clock: Clock, limits: Limits) -> None:
+        self._queue = queue
+        self._datasets = datasets
+        self._engine = engine
+        self._clock = clock
+        self._limits = limits
+
+    async def submit(self, spec: Json) -> Job:
+        """Check a job's JSON against its graph and its data set, then queue it.
+
+        Raises `InvalidRequest` (or `InvalidModel`) with every problem, `TooLarge`, `Overloaded`, `NotReady`.
+        """
+        parsed = parse_spec(spec)
+        plain = parsed.to_json()
+        size = len(json.dumps(plain))
+        if size > self._limits.max_job_spec_bytes:
+            raise TooLarge(f"job spec: expected at most {self._limits.max_job_spec_bytes} bytes, got {size}")
+        await asyncio.to_thread(self._check, parsed)
+        job = Job(
+            id=uuid.uuid4().hex,
+            spec=plain,
+            state=JobState.QUEUED,
+            tag=parsed.tag,
+            attempt=0,
+            max_attempts=parsed.max_attempts,
+            created_at=self._clock.time(),
+        )
+        return await self._queue.submit(job)
+
+    async def get(self, job_id: str) -> Job:
+        """One job; raises `NotFound`."""
+        return await self._queue.get(_known(job_id))
+
+    async def find(self, *, state: str | None = None, limit: int = 100) -> list[Job]:
+        """Jobs, newest first; raises `InvalidRequest` on an unknown state or a limit outside 1 to 1000."""
+        if state is not None and state not in set(JobState):
+            raise InvalidRequest(f"state: expected one of {', '.join(JobState)}, got {state[:60]!r}")
+        if not 1 <= limit <= MAX_LISTED:
+            raise InvalidRequest(f"limit: expected 1 to {MAX_LISTED}, got {limit}")
+        return await self._queue.find(state=None if state is None else JobState(state), limit=limit)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a queued job, or ask for a running one's end; raises `NotFound`, `Conflict`."""
+        return await self._queue.cancel(_known(job_id))
+
+    def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
+        """A job's events after an id, then as they come, until it has ended; raises `NotFound`, `InvalidRequest`."""
+        return self._queue.events(_known(job_id), after=after)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The workers that are alive."""
+        return await self._queue.workers()
+
+    def _check(self, spec: JobSpec) -> None:
+        """Blocking: the graph through the engine, then the data set's columns against it."""
+        try:
+            dataset = self._datasets.get(spec.dataset)
+        except NotFound:
+            problem = Problem("dataset", "the id of a stored data set", repr(spec.dataset))
+            raise InvalidRequest.from_problems("job spec", [problem]) from None
+        try:
+            report = self._engine.check_graph(json.dumps(spec.graph).encode())
+        except InvalidModel as error:
+            problems = [Problem(f"graph.{p.path}", p.expected, p.got) for p in error.problems]
+            if not problems:
+                raise
+            raise InvalidModel.from_problems("job spec", problems) from error
+        problems = list(_misfits(spec, report, dataset))
+        if problems:
+            raise InvalidRequest.from_problems("job spec", problems)
+
+
+def _known(job_id: str) -> str:
+    """A job id that may become part of a key; an impossible one does not exist."""
+    try:
+        return check_name(job_id, "job")
+    except InvalidRequest:
+        raise NotFound(f"there is no job {job_id[:80]!r}") from None
+
+
+def _misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Problem]:
+    """Where the data set's columns do not fit the graph."""
+    columns = {column.name: column for column in dataset.columns}
+    inputs = {tensor.name: tensor for tensor in report.inputs}
+    problems: list[Problem] = []
+    for name, source in input_columns(spec, list(inputs)).items():
+        problems += _misfit(f"inputs.{name}", source, inputs[name], columns)
+    if len(report.outputs) != 1:
+        problems.append(
+            Problem("graph.outputs", "one output, to be compared with the target", str(len(report.outputs)))
+        )
+    elif spec.target not in columns:
+        problems.append(_no_column("target", spec.target, columns))
+    else:
+        problems += _target_misfit(spec, columns[spec.target], report.outputs[0])
+    training_rows = dataset.rows - int(dataset.rows * spec.validation_fraction)
+    if training_rows < 1 or dataset.rows < 1:
+        problems.append(Problem("dataset", "at least one row to train on", f"{dataset.rows} rows"))
+    return problems
+
+
+def _no_column(path: str, name: str, columns: Mapping[str, Column]) -> Problem:
+    return Problem(path, f"a column of the data set: {', '.join(sorted(columns))}", repr(name))
+
+
+def _misfit(path: str, source: str, tensor: TensorSpec, columns: Mapping[str, Column]) -> list[Problem]:
+    if source not in columns:
+        return [_no_column(path, source, columns)]
+    column = columns[source]
+    problems = []
+    if not _fits(column.shape, tensor.shape[1:]):
+        expected = f"a column with rows of shape {_spelled(tensor.shape[1:])}"
+        problems.append(Problem(path, expected, f"{source!r} with rows of shape {_spelled(column.shape)}"))
+    if not _casts(column.datatype, tensor.datatype):
+        problems.append(Problem(path, f"a column that casts to {tensor.datatype}", f"{source!r} of {column.datatype}"))
+    return problems
+
+
+def _target_misfit(spec: JobSpec, column: Column, output: TensorSpec) -> list[Problem]:
+    """Class numbers (integers) go with categorical_cross_entropy, everything else has the output's shape."""
+    row = output.shape[1:]
+    dtype = _dtype(column.datatype)
+    sparse = spec.loss.name == "categorical_cross_entropy" and dtype is not None and dtype.kind in "iu"
+    if sparse and row and _fits(column.shape, row[:-1]):
+        return []
+    if _fits(column.shape, row):
+        if _casts(column.datatype, output.datatype):
+            return []
+        return [Problem("target", f"a column that casts to {output.datatype}", f"{spec.target!r} of {column.datatype}")]
+    expected = f"a column with rows of shape {_spelled(row)}"
+    if spec.loss.name == "categorical_cross_entropy" and row:
+        expected += f", or whole class numbers with rows of shape {_spelled(row[:-1])}"
+    got = f"{spec.target!r} of {column.datatype} with rows of shape {_spelled(column.shape)}"
+    return [Problem("target", expected, got)]
+
+
+def _fits(column: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a column's row goes where `wanted` is (-1: any size); one number per row also goes where [1] is."""
+    if column == () and wanted == (1,):
+        return True
+    return len(column) == len(wanted) and all(w in (-1, c) for c, w in zip(column, wanted, strict=True))
+
+
+def _spelled(shape: tuple[int, ...]) -> str:
+    return str([None if size == -1 else size for size in shape])
+
+
+def _dtype(datatype: str) -> np.dtype | None:
+    """The NumPy type of a numeric datatype; None for text."""
+    known = DATATYPES.get(datatype)
+    return None if known is None or known.dtype.kind == "O" else known.dtype
+
+
+def _casts(column: str, wanted: str) -> bool:
+    """Whether a column may be cast: to a kind that means at least as much, never floats to whole numbers."""
+    source, target = _dtype(column), _dtype(wanted)
+    if source is None or target is None:
+        return False
+    return np.can_cast(source, target, "same_kind") or (source.kind in "iu" and target.kind in "iu")
