@@ -1,1 +1,21 @@
-"""Models on the wire."""
+"""Models on the wire: graph JSON, safetensors and the bundle that joins them; validation and limits."""
+
+from __future__ import annotations
+
+from engine.bundle.bundle import Bundle, check_size, read, read_json, read_params, write
+from engine.bundle.graph_json import from_json as graph_from_json
+from engine.bundle.graph_json import to_json as graph_to_json
+from engine.bundle.limits import DEFAULT_LIMITS, Limits
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Bundle",
+    "Limits",
+    "check_size",
+    "graph_from_json",
+    "graph_to_json",
+    "read",
+    "read_json",
+    "read_params",
+    "write",
+]

@@ -1,0 +1,246 @@
+"""Bundles: a model with everything it needs, as one file that runs no code.
+
+Members and rules of format 1 are in `docs/bundle-format.md`. Reading checks everything (digests, graph, tensors
+against the graph, limits) before a parameter is allocated on a device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from engine.bundle import archive, strict_json, tensors
+from engine.bundle.graph_json import from_json, frozen_paths, to_json
+from engine.bundle.limits import DEFAULT_LIMITS, Limits
+from engine.errors import BundleError, EngineError, Problem
+from engine.model.build import LayerInfo, infer, template_of
+from engine.model.graph import ParamSpec
+from engine.model.model import Model
+from engine.model.state import ModelState, flatten, unflatten
+from engine.precision import name_of
+
+FORMAT = "axon.bundle"
+VERSION = 1
+MANIFEST_KEYS = {"format", "version", "engine_version", "members", "lineage", "requires"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What a bundle holds; `lineage` says where it came from, `serving` how it wants to be served."""
+
+    model: Model
+    state: ModelState
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    serving: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write(
+    path: Path | str,
+    model: Model,
+    state: ModelState,
+    *,
+    lineage: Mapping[str, Any] | None = None,
+    serving: Mapping[str, Any] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> None:
+    """Write a bundle file, atomically; the same arguments give the same bytes.
+
+    Raises: `GraphError` for a model that cannot be written, `BundleError` for a state that does not fit it.
+    """
+    from engine import __version__
+
+    graph, constants = to_json(model, frozen=state.frozen)
+    from_json(graph, constants=constants, limits=limits)
+    parameters, layer_state = dict(flatten(state.parameters)), dict(flatten(state.state))
+    _check_tensors(model, {**parameters, **layer_state}, limits)
+    members = {archive.GRAPH: _json(graph), archive.PARAMS: tensors.dump(jax.device_get(parameters))}
+    if layer_state:
+        members[archive.STATE] = tensors.dump(jax.device_get(layer_state))
+    if constants:
+        members[archive.CONSTANTS] = tensors.dump(constants)
+    if serving:
+        members[archive.SERVING] = _json(serving)
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "engine_version": __version__,
+        "members": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in members.items()
+        },
+        "lineage": dict(lineage or {}),
+    }
+    archive.write(Path(path), {archive.MANIFEST: _json(manifest), **members})
+
+
+def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
+    """Read a bundle file or folder; raises `BundleError` with every problem of the first stage that finds any."""
+    try:
+        members = archive.read(Path(path), limits)
+    except FileNotFoundError:
+        raise BundleError([Problem("bundle", "a file or folder", f"nothing at {str(path)!r}")]) from None
+    manifest = _read_manifest(members, limits)
+    constants = _tensors(members, archive.CONSTANTS)
+    graph = read_json(members[archive.GRAPH], archive.GRAPH, limits)
+    model = from_json(graph, constants=constants, limits=limits)
+    parameters, state = _tensors(members, archive.PARAMS), _tensors(members, archive.STATE)
+    _check_members(model, parameters, state, constants, frozen_paths(graph))
+    _check_tensors(model, {**parameters, **state}, limits)
+    serving = read_json(members[archive.SERVING], archive.SERVING, limits) if archive.SERVING in members else {}
+    if not isinstance(serving, Mapping):
+        raise BundleError([Problem(archive.SERVING, "an object", type(serving).__name__)])
+    model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph))
+    return Bundle(model, model_state, manifest.get("lineage", {}), serving)
+
+
+def read_params(data: bytes, model: Model, *, limits: Limits = DEFAULT_LIMITS) -> ModelState:
+    """The state of a model from one safetensors file that holds parameters and layer state together."""
+    loaded = tensors.load(data, archive.PARAMS)
+    _check_tensors(model, loaded, limits)
+    kinds = {path: spec.kind for path, spec, _ in _expected(infer(model))}
+    parts = {kind: {p: t for p, t in loaded.items() if kinds[p] == kind} for kind in ("parameter", "state")}
+    return ModelState(unflatten(parts["parameter"]), unflatten(parts["state"]))
+
+
+def read_json(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> Any:
+    """Strict JSON of a member; raises `BundleError`."""
+    return strict_json.loads(data, where, max_bytes=limits.graph_bytes, max_depth=limits.depth)
+
+
+def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]:
+    """Shapes of every node at `limits.activation_batch` rows, after checking what the model would allocate.
+
+    Raises: `BundleError` when shapes do not fit, or parameters or activations exceed the limits.
+    """
+    try:
+        layers = infer(model, template_of(model, batch=limits.activation_batch))
+    except EngineError as error:
+        raise BundleError([Problem("graph", "shapes that fit", str(error))]) from None
+    except (OverflowError, MemoryError, TypeError, ValueError) as error:
+        raise BundleError([Problem("graph", "shapes of a sane size", str(error)[:200])]) from None
+    parameter_bytes = sum(_bytes(leaf) for layer in layers for leaf in layer.params.values())
+    activation_bytes = sum(_bytes(leaf) for layer in layers for leaf in jax.tree.leaves(layer.output))
+    problems = []
+    if parameter_bytes > limits.parameter_bytes:
+        problems.append(Problem("graph", f"at most {limits.parameter_bytes} bytes of parameters", f"{parameter_bytes}"))
+    if activation_bytes > limits.activation_bytes:
+        expected = f"at most {limits.activation_bytes} bytes of activations at {limits.activation_batch} rows"
+        problems.append(Problem("graph", expected, f"{activation_bytes}"))
+    if problems:
+        raise BundleError(problems)
+    return layers
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * int(np.dtype(leaf.dtype).itemsize)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _read_manifest(members: Mapping[str, bytes], limits: Limits) -> Mapping[str, Any]:
+    problems = [
+        Problem("bundle", f"a member {name}", "none")
+        for name in (archive.MANIFEST, archive.GRAPH, archive.PARAMS)
+        if name not in members
+    ]
+    if problems:
+        raise BundleError(problems)
+    manifest = read_json(members[archive.MANIFEST], archive.MANIFEST, limits)
+    if not isinstance(manifest, Mapping) or manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        got = manifest if not isinstance(manifest, Mapping) else [manifest.get("format"), manifest.get("version")]
+        raise BundleError([Problem(archive.MANIFEST, f"format {FORMAT!r}, version {VERSION}", str(got)[:200])])
+    for key in sorted(set(manifest) - MANIFEST_KEYS):
+        problems.append(Problem(f"manifest.json: {key[:100]}", f"one of {', '.join(sorted(MANIFEST_KEYS))}", "unknown"))
+    for feature in manifest.get("requires") or []:
+        problems.append(Problem("manifest.json: requires", "features this reader knows", f"{str(feature)[:100]!r}"))
+    problems += _digest_problems(members, manifest.get("members"))
+    if archive.PREPROCESS in members or any(name.startswith("artifacts/") for name in members):
+        names = [n for n in members if n == archive.PREPROCESS or n.startswith("artifacts/")]
+        problems.append(Problem("bundle", "features this reader knows", f"{', '.join(names)}, which it does not know"))
+    if problems:
+        raise BundleError(problems)
+    return manifest
+
+
+def _digest_problems(members: Mapping[str, bytes], listed: Any) -> list[Problem]:
+    where = "manifest.json: members"
+    if not isinstance(listed, Mapping):
+        return [Problem(where, "an object", type(listed).__name__)]
+    problems = [
+        Problem(where, "exactly the other members", f"{name[:100]!r}")
+        for name in sorted(set(listed) ^ (set(members) - {archive.MANIFEST}))
+    ]
+    for name in sorted(set(listed) & set(members)):
+        entry, data = listed[name], members[name]
+        if not isinstance(entry, Mapping) or entry.get("size") != len(data):
+            problems.append(Problem(f"{where}.{name}", f"size {len(data)}", str(entry)[:100]))
+        elif entry.get("sha256") != hashlib.sha256(data).hexdigest():
+            problems.append(Problem(name, f"sha256 {str(entry.get('sha256'))[:64]}", hashlib.sha256(data).hexdigest()))
+    return problems
+
+
+def _tensors(members: Mapping[str, bytes], name: str) -> dict[str, np.ndarray]:
+    return tensors.load(members[name], name) if name in members else {}
+
+
+def _expected(layers: list[LayerInfo]) -> list[tuple[str, ParamSpec, Any]]:
+    return [
+        (f"{layer.name}.{spec.name}", spec, layer.params[spec.name])
+        for layer in layers
+        for spec in layer.node.op.params(layer.node.options)
+    ]
+
+
+def _check_members(
+    model: Model,
+    parameters: Mapping[str, Any],
+    state: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    frozen: frozenset[str],
+) -> None:
+    """Every tensor in the file of its kind, none unused."""
+    problems = []
+    for name in sorted(set(constants) - {n for node, n in model.names().items() if node.op.name == "constant"}):
+        problems.append(Problem(f"{archive.CONSTANTS}: {name[:100]}", "the name of a constant node", "an unknown one"))
+    kinds = {path: spec.kind for path, spec, _ in _expected(check_size(model))}
+    for where, kind, found in ((archive.PARAMS, "parameter", parameters), (archive.STATE, "state", state)):
+        problems += [
+            Problem(f"{where}: {path}", f"{kind} tensors only", f"a {kinds[path]} tensor")
+            for path in sorted(found)
+            if kinds.get(path, kind) != kind
+        ]
+    problems += [Problem("frozen", "paths of the model", repr(path)) for path in sorted(frozen - set(kinds))]
+    if problems:
+        raise BundleError(problems)
+
+
+def _check_tensors(model: Model, found: Mapping[str, Any], limits: Limits) -> None:
+    """Exactly the tensors the graph needs, with its shapes and dtypes."""
+    expected = {path: leaf for path, _, leaf in _expected(check_size(model, limits))}
+    problems = []
+    for path in sorted(set(expected) | set(found)):
+        if path not in expected:
+            problems.append(Problem(f"tensor {path[:200]}", "a path of the graph's parameters", "an unknown one"))
+        elif path not in found:
+            leaf = expected[path]
+            problems.append(Problem(f"tensor {path}", f"{name_of(leaf.dtype)}{list(leaf.shape)}", "nothing"))
+        elif found[path].shape != expected[path].shape or found[path].dtype != expected[path].dtype:
+            want, got = expected[path], found[path]
+            problems.append(
+                Problem(
+                    f"tensor {path}",
+                    f"{name_of(want.dtype)}{list(want.shape)}",
+                    f"{name_of(got.dtype)}{list(got.shape)}",
+                )
+            )
+    if problems:
+        raise BundleError(problems[:100])

@@ -1,0 +1,189 @@
+"""The graph: frozen nodes that know their inputs. Nothing here computes or allocates.
+
+A `Node` is identified by being itself: using one node twice is sharing it. Names are worked out from the
+finished graph (`names`), so building needs no counter and no global.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.errors import GraphError, OptionError
+from engine.model.options import Option
+from engine.shapes import Shape
+
+Mode = Literal["train", "inference"]
+Namer = str | Callable[[str, Mapping[str, int]], str] | None
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """A parameter of an op: `shape` is a function of the input shapes.
+
+    `initializer` is a name, `{"name": ..., options}` or a callable `(shape, dtype, key)`; `kind` says whether
+    gradients reach it; `dtype` None means that of the computation. `layout` tells the initializer where a kernel's
+    `in` and `out` axes are.
+    """
+
+    name: str
+    shape: Callable[..., Shape]
+    initializer: Any
+    kind: Literal["parameter", "state"] = "parameter"
+    dtype: str | None = None
+    layout: Literal["first", "last"] = "last"
+
+
+def _no_params(options: Mapping[str, Any]) -> tuple[ParamSpec, ...]:
+    return ()
+
+
+def _no_check(*shapes: Shape, **options: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """What a node does, in one place.
+
+    Attributes:
+        name: as graphs spell it.
+        apply: the formula, `(*inputs, **parameters, **options) -> array`; gets `mode` too when `has_modes`.
+        options: every option a graph may give, with its domain.
+        apply_options: those of `options` that `apply` takes, as `{option: argument}`.
+        params: the parameters for given options.
+        check: the shape rule, `(*shapes, **apply options)`; raises `ShapeError` before XLA can.
+        arity: least and most inputs (None: any number).
+        has_modes: whether training and inference differ.
+        train_only: whether the node passes its input through in inference.
+        mixes_rows: `(options, input shapes) -> reason` why one row's answer depends on another's, else None.
+    """
+
+    name: str
+    apply: Callable[..., Any]
+    options: Mapping[str, Option]
+    apply_options: Mapping[str, str]
+    params: Callable[[Mapping[str, Any]], tuple[ParamSpec, ...]] = _no_params
+    check: Callable[..., None] = _no_check
+    arity: tuple[int, int | None] = (1, 1)
+    has_modes: bool = False
+    train_only: bool = False
+    mixes_rows: Callable[[Mapping[str, Any], Sequence[Shape]], str | None] = lambda options, shapes: None
+
+    def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments `apply` and `check` get for a node's options."""
+        return {argument: options[option] for option, argument in self.apply_options.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One step of a graph; immutable, compared by identity.
+
+    `name` None asks for `<op>_<n>`; `{n}` in a name is replaced by the same number. `built_at` is the user's line.
+    """
+
+    op: Op
+    inputs: tuple[Node, ...]
+    options: Mapping[str, Any]
+    name: Namer = None
+    built_at: str = ""
+
+    def __repr__(self) -> str:
+        return f"Node({self.op.name}, name={self.name!r}, built_at={self.built_at!r})"
+
+
+def make_node(op: Op, inputs: Sequence[Node], options: Mapping[str, Any], name: Namer = None) -> Node:
+    """A checked node; raises `OptionError` on a wrong option and `GraphError` on a wrong name or number of inputs."""
+    if isinstance(name, str) and not NAME.fullmatch(name.replace("{n}", "0")):
+        raise GraphError(f"{op.name}: expected a name matching {NAME.pattern}, got {name!r}")
+    least, most = op.arity
+    if len(inputs) < least or (most is not None and len(inputs) > most):
+        wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
+        raise GraphError(f"{op.name}: expected {wanted} inputs, got {len(inputs)}")
+    checked: dict[str, Any] = {}
+    for option, domain in op.options.items():
+        try:
+            checked[option] = domain.parse(options[option])
+        except (TypeError, ValueError) as error:
+            detail = f" ({error})" if isinstance(error, OptionError) else ""
+            raise OptionError(
+                f"{op.name}: expected option {option} to be {domain.expected}, got {options[option]!r}{detail}"
+            ) from None
+    return Node(op, tuple(inputs), checked, name, caller())
+
+
+def caller() -> str:
+    """File and line of the innermost frame outside the engine, for error messages."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def post_order(*outputs: Node) -> list[Node]:
+    """Every node the outputs need, inputs before users, each once; first inputs first. Iterative: depth is free."""
+    done: dict[Node, None] = {}
+    stack: list[tuple[Node, Iterator[Node]]] = []
+    for output in outputs:
+        if output in done:
+            continue
+        stack.append((output, iter(output.inputs)))
+        while stack:
+            node, remaining = stack[-1]
+            following = next((n for n in remaining if n not in done), None)
+            if following is None:
+                stack.pop()
+                done[node] = None
+            else:
+                stack.append((following, iter(following.inputs)))
+    return list(done)
+
+
+def names(order: Sequence[Node]) -> dict[Node, str]:
+    """The name of every node of a graph given in `post_order`.
+
+    Unnamed nodes get `<op>_<n>` with n counting the nodes of that op before it; numbers that an explicit name
+    already uses are left out. Raises `GraphError` when two distinct nodes are given the same name.
+    """
+    counts: Counter[str] = Counter()
+    taken: dict[str, Node] = {}
+    result: dict[Node, str] = {}
+    for node in order:
+        number = counts[node.op.name]
+        explicit = _explicit_name(node, number, counts)
+        counts[node.op.name] += 1
+        if explicit is None:
+            continue
+        if explicit in taken:
+            first, second = taken[explicit].built_at, node.built_at
+            raise GraphError(
+                f"expected distinct names, got {explicit!r} for two nodes: {taken[explicit].op.name} built at {first} "
+                f"and {node.op.name} built at {second}; use one layer twice to share its parameters"
+            )
+        taken[explicit], result[node] = node, explicit
+    counts.clear()
+    for node in order:
+        number = counts[node.op.name]
+        counts[node.op.name] += 1
+        if node not in result:
+            while f"{node.op.name}_{number}" in taken:
+                number += 1
+            result[node] = f"{node.op.name}_{number}"
+            taken[result[node]] = node
+    return {node: result[node] for node in order}
+
+
+def _explicit_name(node: Node, number: int, counts: Mapping[str, int]) -> str | None:
+    if callable(node.name):
+        name = node.name(node.op.name, dict(counts))
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise GraphError(f"{node.op.name}: expected the naming function to return a valid name, got {name!r}")
+        return name
+    return None if node.name is None else node.name.replace("{n}", str(number))
