@@ -60,7 +60,13 @@ def test_published_version_reads_back_whole(store):
 @pytest.mark.parametrize("name", ["..", ".", "stats", "", "a/b", "a b", "x" * 129, "ä", "a\n", "a\0"])
 def test_every_method_refuses_a_name_that_could_be_a_path(store, name):
     """No path is made from unchecked text."""
-    for call in (store.state, store.versions, store.allocate, lambda n: store.version(n, 1), lambda n: store.delete(n, 1)):
+    for call in (
+        store.state,
+        store.versions,
+        store.allocate,
+        lambda n: store.version(n, 1),
+        lambda n: store.delete(n, 1),
+    ):
         with pytest.raises(InvalidRequest, match="model name"):
             call(name)
 

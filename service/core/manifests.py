@@ -1,0 +1,35 @@
+"""What is kept beside a published bundle, and what of it configures serving."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+from service.core.types import BundleReport, Json, ServingConfig, TensorSpec
+
+
+def bundle_manifest(path: Path, report: BundleReport, lineage: Mapping[str, Json]) -> dict[str, Json]:
+    """Digest, size, what the engine found, and where the bundle comes from; reads the whole file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "sha256": digest,
+        "size_bytes": path.stat().st_size,
+        "inputs": [_tensor(spec) for spec in report.inputs],
+        "outputs": [_tensor(spec) for spec in report.outputs],
+        "parameters": report.parameters,
+        "parameter_bytes": report.parameter_bytes,
+        "lineage": dict(lineage),
+    }
+
+
+def serving_config(defaults: ServingConfig, manifest: Mapping[str, Json]) -> ServingConfig:
+    """The settings' defaults with what the version's manifest says under `serving`."""
+    asked = manifest.get("serving") or {}
+    return replace(defaults, **{f.name: asked[f.name] for f in fields(defaults) if f.name in asked})
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Json]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
