@@ -1,0 +1,132 @@
+"""The inference service: one object under both wires.
+
+Routes and servicers convert, await a method of it, and convert back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, final
+
+from service.core.errors import NotFound, NotReady
+from service.core.ports import Clock
+from service.core.serving import ServedModel
+from service.core.types import InferRequest, InferResult, ModelSpec, TensorSpec
+
+PLATFORM = "jax_graph"
+
+EXTENSIONS: tuple[str, ...] = ("binary_tensor_data", "parameters", "schedule_policy")
+"""The protocol's extensions that are served, by their names in it."""
+
+
+class ServedModels(Protocol):
+    """What the inference service needs of the registry: look-ups that never block."""
+
+    def resolve(self, name: str, version: str | None) -> ServedModel:
+        """The version that answers; None: the server's choice. Raises `NotFound` or `NotReady`."""
+
+    def names(self) -> list[str]:
+        """All models, sorted."""
+
+    def versions(self, name: str) -> list[int]:
+        """The ready versions of a model in ascending order; raises `NotFound`."""
+
+    def ready(self) -> bool:
+        """Whether everything that shall be loaded is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    """Who serves, and which extensions of the protocol it knows."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a model takes and gives; `versions` are the ready ones."""
+
+    name: str
+    versions: tuple[int, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@final
+class InferenceService:
+    """Health, metadata and inference of everything that `registry` serves. Belongs to one event loop."""
+
+    def __init__(self, registry: ServedModels, server_name: str, version: str, clock: Clock) -> None:
+        self._registry = registry
+        self._metadata = ServerMetadata(server_name, version, EXTENSIONS)
+        self._clock = clock
+
+    def live(self) -> bool:
+        """Whether the process answers."""
+        return True
+
+    def ready(self) -> bool:
+        """Whether it can take traffic."""
+        return self._registry.ready()
+
+    def server_metadata(self) -> ServerMetadata:
+        """Name, version, extensions."""
+        return self._metadata
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+        return self._registry.names()
+
+    def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
+        """Metadata of one version (None: the server's choice); raises `NotFound` or `NotReady`."""
+        served = self._registry.resolve(name, version)
+        return ModelMetadata(
+            served.name,
+            tuple(self._registry.versions(name)),
+            PLATFORM,
+            served.spec.inputs,
+            served.spec.outputs,
+        )
+
+    def model_ready(self, name: str, version: str | None = None) -> bool:
+        """Whether a version (None: the server's choice) answers; raises `NotFound` when there is no such one."""
+        try:
+            self._registry.resolve(name, version)
+        except NotReady:
+            return False
+        return True
+
+    def spec(self, name: str, version: str | None = None) -> ModelSpec:
+        """What the version that would answer takes and gives; raises `NotFound` or `NotReady`."""
+        return self._registry.resolve(name, version).spec
+
+    def served(self) -> list[ServedModel]:
+        """Every ready version of every model."""
+        served = []
+        for name in self._registry.names():
+            for version in self._ready_versions(name):
+                try:
+                    served.append(self._registry.resolve(name, str(version)))
+                except (NotFound, NotReady):
+                    # It was unloaded between the two look-ups.
+                    continue
+        return served
+
+    def deadline(self, timeout_s: float) -> float:
+        """The moment `timeout_s` from now, as `InferRequest.deadline` wants it."""
+        return self._clock.monotonic() + timeout_s
+
+    async def infer(self, request: InferRequest) -> InferResult:
+        """Answer `request`; raises `NotFound`, `NotReady` and what `ServedModel.infer` raises."""
+        served = self._registry.resolve(request.model, request.version)
+        outputs = await served.infer(request.inputs, request.outputs, request.deadline, request.priority)
+        return InferResult(served.name, served.version, outputs, request.id)
+
+    def _ready_versions(self, name: str) -> list[int]:
+        try:
+            return self._registry.versions(name)
+        except NotFound:
+            return []

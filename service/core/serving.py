@@ -1,0 +1,160 @@
+"""A loaded version as the service serves it: validation against its spec, batching, statistics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import numpy as np
+
+from service.core.batching import Batcher, Tensors
+from service.core.datatypes import datatype, name_of
+from service.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.core.ports import Clock, LoadedModel
+from service.core.statistics import Statistics
+from service.core.types import ModelSpec, ServingConfig, TensorSpec
+
+_REASONS: tuple[tuple[type[ServiceError], str], ...] = (
+    (InvalidRequest, "invalid"),
+    (Overloaded, "overloaded"),
+    (DeadlineExceeded, "deadline"),
+    (NotReady, "not_ready"),
+)
+
+
+@final
+class ServedModel:
+    """One version of one model, ready to answer.
+
+    Owns `loaded`: it is closed once the last batch has run. Belongs to one event loop.
+    """
+
+    def __init__(self, name: str, version: int, loaded: LoadedModel, config: ServingConfig, clock: Clock) -> None:
+        self.name = name
+        self.version = version
+        self.config = config
+        self.spec: ModelSpec = loaded.spec
+        self.statistics = Statistics()
+        self.label = f"model {name!r} version {version}"
+        self._clock = clock
+        self._timeout_s = config.default_timeout_us * 1e-6
+        self._outputs = frozenset(tensor.name for tensor in self.spec.outputs)
+        self._batched = self.spec.max_batch_size > 0
+        self._expected = {tensor.name: (datatype(tensor.datatype).dtype, tensor.shape) for tensor in self.spec.inputs}
+        self._rows_of = {
+            tensor.name: (datatype(tensor.datatype).dtype, len(tensor.shape), tensor.shape[1:])
+            for tensor in self.spec.inputs
+        }
+        self._batcher = Batcher(loaded, config, clock, label=self.label, statistics=self.statistics)
+
+    @property
+    def queue_depth(self) -> int:
+        """Requests waiting for a batch."""
+        return self._batcher.depth
+
+    @property
+    def in_flight(self) -> int:
+        """Requests waiting or being computed."""
+        return self._batcher.depth + self._batcher.running
+
+    async def infer(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Tensors:
+        """Answer one request: the `outputs` asked for, in that order (None: all, in the model's order).
+
+        `deadline` is in seconds of the clock and can only shorten the model's default. Raises `InvalidRequest`,
+        `Overloaded`, `TooLarge`, `NotReady`, `DeadlineExceeded`, `ExecutionFailed`. Cancelling it frees its place.
+        """
+        latest = self._clock.monotonic() + self._timeout_s
+        try:
+            rows = self.validate(inputs)
+            if outputs is not None:
+                self._check_outputs(outputs)
+            pending = self._batcher.submit(
+                inputs,
+                rows,
+                deadline=latest if deadline is None or deadline > latest else deadline,
+                priority=priority,
+            )
+        except ServiceError as error:
+            reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "other")
+            self.statistics.record_failure(reason, 0.0)
+            raise
+        try:
+            answer = await pending.future
+        except asyncio.CancelledError:
+            self._batcher.discard(pending)
+            raise
+        return answer if outputs is None else {name: answer[name] for name in outputs}
+
+    def validate(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """Check `inputs` against the spec and return the number of rows (1 for a model that is not batched).
+
+        Raises `InvalidRequest` that names the model, the input, and the expected and given datatype or shape.
+        """
+        rows = -1
+        if self._batched and len(inputs) == len(self._rows_of):
+            for name, (dtype, rank, row_shape) in self._rows_of.items():
+                array = inputs.get(name)
+                if array is None or array.dtype != dtype or array.ndim != rank or array.shape[1:] != row_shape:
+                    break
+                if rows < 0:
+                    rows = array.shape[0]
+                elif array.shape[0] != rows:
+                    break
+            else:
+                if rows <= self.spec.max_batch_size:
+                    return rows
+        self._check_inputs(inputs)
+        return self._check_rows(inputs) if self._batched else 1
+
+    async def close(self, drain_s: float = 30.0) -> bool:
+        """Refuse new requests, answer the waiting ones for up to `drain_s` seconds, fail the rest, free the model.
+
+        Returns whether everything has ended; if not, the model is freed after the batch it is computing.
+        """
+        return await asyncio.to_thread(self._batcher.close, drain_s)
+
+    def _check_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        unknown = [name for name in inputs if name not in self._expected]
+        missing = [name for name in self._expected if name not in inputs]
+        if unknown or missing:
+            expected = ", ".join(map(repr, self._expected))
+            got = ", ".join(repr(name[:128]) for name in inputs) or "none"
+            raise InvalidRequest(f"{self.label}: expected the inputs {expected}, got {got}"[:2000])
+        for tensor in self.spec.inputs:
+            self._check_tensor(tensor, inputs[tensor.name])
+
+    def _check_tensor(self, tensor: TensorSpec, array: np.ndarray) -> None:
+        where = f"{self.label}: input {tensor.name!r}"
+        if array.dtype != self._expected[tensor.name][0]:
+            raise InvalidRequest(f"{where}: expected datatype {tensor.datatype}, got {name_of(array.dtype)}")
+        fits = array.ndim == len(tensor.shape) and all(
+            expected in (-1, got) for expected, got in zip(tensor.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InvalidRequest(f"{where}: expected shape {list(tensor.shape)}, got {list(array.shape)}")
+
+    def _check_rows(self, inputs: Mapping[str, np.ndarray]) -> int:
+        rows = {name: array.shape[0] for name, array in inputs.items()}
+        if len(set(rows.values())) > 1:
+            raise InvalidRequest(f"{self.label}: expected one leading size for all inputs, got {rows}")
+        count: int = next(iter(rows.values()))
+        if count > self.spec.max_batch_size:
+            raise InvalidRequest(
+                f"{self.label}: expected at most {self.spec.max_batch_size} rows in one request, got {count}"
+            )
+        return count
+
+    def _check_outputs(self, outputs: Sequence[str]) -> None:
+        known = ", ".join(repr(tensor.name) for tensor in self.spec.outputs)
+        for name in outputs:
+            if name not in self._outputs:
+                raise InvalidRequest(f"{self.label}: expected outputs among {known}, got {name[:128]!r}")
+        if len(set(outputs)) != len(outputs):
+            raise InvalidRequest(f"{self.label}: expected each output once, got {list(outputs)}"[:2000])
