@@ -1,1 +1,21 @@
-"""Training."""
+"""Training and evaluation: loops, their events and handlers, data, checkpoints."""
+
+from engine.train.data import ArrayData, Data
+from engine.train.events import Count, Event, Filter, Status
+from engine.train.loop import Loop, evaluator, trainer
+from engine.train.state import LoopState, Stage, TrainState
+
+__all__ = [
+    "ArrayData",
+    "Count",
+    "Data",
+    "Event",
+    "Filter",
+    "Loop",
+    "LoopState",
+    "Stage",
+    "Status",
+    "TrainState",
+    "evaluator",
+    "trainer",
+]

@@ -1,0 +1,319 @@
+"""`Loop`: an immutable description of a training or evaluation run, and its execution.
+
+    trainer(model, "categorical_cross_entropy", "adam").metric("accuracy").run(data, epochs=10)
+
+Every method returns another loop; `run` returns the final `LoopState`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+
+from engine.errors import OptionError
+from engine.functional.options import as_integer, require_choice
+from engine.model.model import Model
+from engine.train.data import Batch, Data, as_data
+from engine.train.events import Bound, Event, Filter, Handling, parse_events
+from engine.train.handlers import (
+    Handler,
+    Logging,
+    Monitor,
+    Validation,
+    describe,
+    halt,
+    reduce_learning_rate,
+    write_line,
+)
+from engine.train.metrics import Accumulate, Metric, accumulated, make_metric, zeros
+from engine.train.runner import Runner
+from engine.train.state import Accumulators, LoopState, Tree
+from engine.train.step import CustomStep, Losses, Step, TrainStep, evaluation_step, train_step
+
+OnNonfinite = Literal["raise", "ignore"]
+Events = str | Event | list[str | Event] | tuple[str | Event, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """A step, what is measured in it, and who is told about it. Made by `trainer`, `evaluator` or `from_step`.
+
+    Attributes:
+        step: what is repeated.
+        metrics: what is measured besides the step's own reports.
+        handlings: handlers with their events and filters, in the order in which they are called.
+        on_nonfinite: whether a loss that is not finite at the end of an epoch, or when logged, is an error.
+
+    Source: Axon.Loop.
+    """
+
+    step: Step
+    metrics: tuple[Metric, ...] = ()
+    handlings: tuple[Handling, ...] = ()
+    on_nonfinite: OnNonfinite = "raise"
+
+    @classmethod
+    def from_step(cls, step: Callable[[Any, Any], Any], init: Callable[[Any], Any] | None = None) -> Loop:
+        """A loop over a step of one's own, `step(step_state, batch) -> step_state`, pure and fit for jit.
+
+        `init(first batch)` makes the first step state unless `run` is given one. Metrics are called with the step
+        state. Source: Axon.Loop.loop/3.
+        """
+        return cls(CustomStep(step, init))
+
+    def metric(
+        self,
+        metric: str | Callable[..., Any],
+        name: str | None = None,
+        accumulate: str | Accumulate = "running_average",
+        **options: Any,
+    ) -> Loop:
+        """Measure something in every iteration, within the compiled step.
+
+        Args:
+            metric: a name out of `engine.functional.metrics`, or `metric(y_true, y_pred) -> array`.
+            name: under which it appears; needed for a function.
+            accumulate: `running_average` (batches weighed by their rows), `running_sum`, or
+                `accumulate(accumulated, value, i)`, which starts from zero in each epoch.
+            **options: of the metric, such as `sparse=True`.
+        Raises:
+            OptionError: an unknown metric, option or accumulator, or a name in use.
+        Source: Axon.Loop.metric/5.
+        """
+        added = make_metric(metric, name, accumulate, options)
+        taken = {m.name for m in self.metrics} | ({"loss"} if isinstance(self.step, TrainStep) else set())
+        if added.name in taken:
+            raise OptionError(f"metric: expected a name not in use, got {added.name!r} again")
+        return replace(self, metrics=(*self.metrics, added))
+
+    def handle_event(
+        self,
+        event: Events,
+        handler: Handler | Logging | Validation,
+        *,
+        every: Bound | None = None,
+        once: Bound | None = None,
+        before: Bound | None = None,
+        after: Bound | None = None,
+        first: bool = False,
+        when: Callable[[LoopState], bool] | None = None,
+    ) -> Loop:
+        """Call `handler(state)` at an event, at several, or at `"all"`.
+
+        The handler returns None, or a changed `LoopState`, or a `Status` (continue, halt_epoch, halt_loop), or both as
+        `(Status, LoopState)`. Handlers of one event run in the order of their adding; after one that halts the others
+        are not called. The filters are those of `Filter`. A handler that reads a value waits for the device; one that
+        does not costs no synchronisation, and an event without handlers costs nothing.
+
+        Raises:
+            OptionError: an unknown event or a filter outside its domain.
+        Source: Axon.Loop.handle_event/4.
+        """
+        if not callable(handler) and not isinstance(handler, (Logging, Validation)):
+            raise OptionError(f"handle_event: expected a function of the state, got {type(handler).__name__}")
+        chosen = Filter(every, once, before, after, first, when)
+        added = tuple(Handling(e, handler, chosen) for e in parse_events(event))
+        return replace(self, handlings=self.handlings + added)
+
+    def log(
+        self,
+        message: Callable[[LoopState], str] = describe,
+        *,
+        event: Events = Event.ITERATION_COMPLETED,
+        sink: Callable[[str], None] = write_line,
+        **filters: Any,
+    ) -> Loop:
+        """Send `message(state)` to `sink` at an event; by default one line of metrics to standard output.
+
+        Source: Axon.Loop.log/3.
+        """
+        return self.handle_event(event, Logging(message, sink), **filters)
+
+    def validate(self, data: Data | Iterable[Batch], *, event: Events = Event.EPOCH_COMPLETED, **filters: Any) -> Loop:
+        """Evaluate on `data` at the end of every epoch and add `validation_loss` and `validation_<metric>`.
+
+        All the loop's metrics are computed, with their accumulators and options, in inference mode. Add it before
+        handlers that read its results. Source: Axon.Loop.validate/4.
+        """
+        if not isinstance(self.step, TrainStep):
+            raise OptionError("validate: expected the loop of a trainer")
+        return self.handle_event(event, Validation(as_data(data)), **filters)
+
+    def monitor(
+        self,
+        metric: str,
+        handler: Handler,
+        name: str,
+        *,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
+        """Call `handler` when `metric` has not improved for more than `patience` events; see `Monitor`."""
+        return self.handle_event(event, Monitor(metric, handler, name, mode, patience), **filters)
+
+    def early_stop(
+        self,
+        metric: str,
+        *,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
+        """End the run when `metric` stalls (see `Monitor`); the last parameters stay.
+
+        Source: Axon.Loop.early_stop/3.
+        """
+        return self.monitor(metric, halt, "early_stop", mode=mode, patience=patience, event=event, **filters)
+
+    def reduce_lr_on_plateau(
+        self,
+        metric: str,
+        *,
+        factor: float = 0.1,
+        mode: Literal["min", "max"] = "min",
+        patience: int = 3,
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
+        """Multiply the learning rate by `factor` when `metric` stalls (see `Monitor`); not for schedules.
+
+        Source: Axon.Loop.reduce_lr_on_plateau/3.
+        """
+        handler = reduce_learning_rate(factor)
+        return self.monitor(
+            metric, handler, "reduce_lr_on_plateau", mode=mode, patience=patience, event=event, **filters
+        )
+
+    def start(self, data: Data | Iterable[Batch], state: Any = None, *, seed: int | None = None) -> LoopState:
+        """The state a run begins with; also the pattern for restoring a checkpoint of it.
+
+        Args:
+            data: its first batch gives shapes and types.
+            state: a `ModelState` to start from (an evaluator needs one); None makes one from the seed.
+            seed: of the parameters; None takes the trainer's.
+        """
+        batch = as_data(data).peek()
+        with self.step.context():
+            step_state = self.step.init(batch, state, seed)
+            return LoopState(step_state, self.new_accumulators(step_state, batch))
+
+    def run(
+        self,
+        data: Data | Iterable[Batch],
+        state: Any = None,
+        *,
+        epochs: int = 1,
+        iterations: int | None = None,
+        seed: int | None = None,
+        resume: LoopState | None = None,
+    ) -> LoopState:
+        """Execute the loop.
+
+        Steps are dispatched without waiting for their results; the device is waited for only where a handler asks for
+        a value and, for a trainer, at the end of each epoch (to see that the loss is finite). One executable is
+        compiled per shape of a batch.
+
+        Args:
+            data: `ArrayData` or other `Data`, or an iterable of batches that is iterated in every epoch.
+            state: a `ModelState` to start from; not changed.
+            epochs: how many epochs there shall be in all, those done before a resume included.
+            iterations: at most so many batches in each epoch.
+            seed: of the parameters; None takes the trainer's.
+            resume: a state of an earlier run (from a handler, a checkpoint, or returned), to go on from as if there had
+                been no interruption, given the same loop and data; not changed.
+        Returns: the final state, status `completed` or `halted`.
+        Raises:
+            DataError: no batches, or batches that are not pairs.
+            DivergedError: the loss of an epoch is not finite, unless `on_nonfinite` is `ignore`.
+            StateError, ShapeError, DtypeError: state or data do not fit the model.
+        Source: Axon.Loop.run/4.
+        """
+        as_integer("run", "epochs", epochs, at_least=0)
+        if iterations is not None:
+            as_integer("run", "iterations", iterations, at_least=1)
+        if resume is not None and state is not None:
+            raise OptionError("run: expected either a state to start from or one to resume, got both")
+        data = as_data(data)
+        with self.step.context():
+            begin = self.start(data, state, seed=seed) if resume is None else resume.copy()
+            runner = Runner(self, data, begin, epochs, iterations)
+            return runner.run()
+
+    def evaluation(self) -> Loop:
+        """The evaluator with a trainer's model, metrics and loss."""
+        return self._evaluation
+
+    @cached_property
+    def _evaluation(self) -> Loop:
+        assert isinstance(self.step, TrainStep)
+        step = evaluation_step(self.step.model, self.step.objective)
+        return Loop(step, self.metrics, on_nonfinite="ignore")
+
+    @cached_property
+    def compiled(self) -> Callable[[Tree, Accumulators, Batch], tuple[Tree, Accumulators]]:
+        """One iteration as an executable per batch shape, kept for the life of the loop."""
+        return jax.jit(self._iteration, donate_argnums=0 if self.step.donates else ())
+
+    def _iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
+        step_state, observation = self.step.step(step_state, batch)
+        measured = observation.measure(self.metrics)
+        return step_state, accumulated(so_far, measured, self.metrics, _rows(batch))
+
+    @cached_property
+    def _measured(self) -> Any:
+        return jax.jit(lambda step_state, batch: self.step.step(step_state, batch)[1].measure(self.metrics))
+
+    def new_accumulators(self, step_state: Tree, batch: Batch) -> Accumulators:
+        """Accumulators at zero, for the metrics of batches like `batch`."""
+        return zeros(self._measured.eval_shape(step_state, batch), self.metrics)
+
+
+def _rows(batch: Batch) -> int:
+    leaves = [leaf for leaf in jax.tree.leaves(batch) if leaf.ndim > 0]
+    return leaves[0].shape[0] if leaves else 1
+
+
+def trainer(
+    model: Model,
+    loss: Losses,
+    optimizer: Any,
+    *,
+    seed: int = 0,
+    log: int = 0,
+    on_nonfinite: OnNonfinite = "raise",
+) -> Loop:
+    """Supervised training on batches `(inputs, targets)`, with the metric `loss`.
+
+    Args:
+        model: what to train; only parameters that are not frozen change.
+        loss: a name out of `engine.functional.losses` or `{"name": ..., options}` (reduction `mean` unless said
+            otherwise), or `loss(y_true, y_pred) -> scalar`, or a list of `(loss, weight)` for a tuple of outputs. A
+            model that ends in softmax (sigmoid) with categorical (binary) cross entropy is trained on its logits.
+        optimizer: what `engine.optim.from_spec` takes: a name, `{"name": ..., options}` or a transformation.
+        seed: of the initial parameters.
+        log: log the metrics at every so many iterations of an epoch; 0 never.
+        on_nonfinite: `raise` a `DivergedError`, or `ignore`, when an epoch's loss is not finite.
+    Raises:
+        OptionError: an unknown loss, optimizer or option, or a value outside its domain.
+    Source: Axon.Loop.trainer/4.
+    """
+    as_integer("trainer", "log", log, at_least=0)
+    require_choice("trainer", "on_nonfinite", on_nonfinite, ("raise", "ignore"))
+    as_integer("trainer", "seed", seed, at_least=0)
+    loop = Loop(train_step(model, loss, optimizer, seed=seed), on_nonfinite=on_nonfinite)
+    return loop.log(every=("epoch", log)) if log else loop
+
+
+def evaluator(model: Model) -> Loop:
+    """Evaluation in inference mode: `evaluator(model).metric("accuracy").run(data, state).metrics`.
+
+    Source: Axon.Loop.evaluator/1.
+    """
+    return Loop(evaluation_step(model))

@@ -1,0 +1,197 @@
+"""Running a loop: epochs, batches, events. The only mutable object of training, and it lives for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from engine.errors import DataError, OptionError
+from engine.train.data import BatchIterator, Data
+from engine.train.events import Count, Event, Filter, Status
+from engine.train.handlers import Handler, bound, read_answer, require_finite
+from engine.train.state import LoopState, Metrics, Stage
+
+if TYPE_CHECKING:
+    from engine.train.loop import Loop
+
+_NO_BATCH = object()
+
+
+class Runner:
+    """One execution of a loop from a given state."""
+
+    def __init__(self, loop: Loop, data: Data, begin: LoopState, epochs: int, iterations: int | None) -> None:
+        self._loop = loop
+        self._data = data
+        self._epochs = epochs
+        self._iterations = iterations
+        self._handlers: dict[Event, list[tuple[Filter, Handler]]] = {event: [] for event in Event}
+        for handling in loop.handlings:
+            self._handlers[handling.event].append((handling.filter, bound(handling.handler, loop)))
+        measured = [metric.name for metric in loop.metrics]
+        reports = [name for name in begin.accumulators.values if name not in measured]
+        self._names = (*reports, *measured)  # a compiled step gives them back sorted
+        self._step_state = begin.step_state
+        self._accumulators = begin.accumulators
+        self._added: Metrics = {k: v for k, v in begin.metrics.items() if k not in begin.accumulators.values}
+        self._epoch = begin.epoch
+        self._iteration = begin.iteration
+        self._total = begin.total_iterations
+        self._history = begin.history
+        self._counts = {event: [c.epoch, c.total] for event, c in begin.event_counts.items()}
+        self._handler_state = begin.handler_state
+        self._stage = begin.stage
+        self._event = begin.event
+        self._data_state = begin.data_state
+        self._iterator: BatchIterator | None = None
+
+    def run(self) -> LoopState:
+        """Run to the end, or to where a handler halts it."""
+        halted = False
+        if self._stage is Stage.NEW:
+            self._stage = Stage.BETWEEN
+            halted = self._fire(Event.STARTED) is Status.HALT_LOOP
+        while not halted and self._epoch < self._epochs:
+            halted = self._run_epoch() is Status.HALT_LOOP
+        last = Event.HALTED if halted else Event.COMPLETED
+        self._fire(last, str(last))
+        return self._snapshot(last, str(last))
+
+    def _run_epoch(self) -> Status:
+        status = self._open_epoch() if self._stage is Stage.BETWEEN else Status.CONTINUE
+        if self._stage is Stage.OPEN and status is Status.CONTINUE:
+            status = self._iterate()
+        if self._stage is Stage.OPEN and status is Status.CONTINUE:
+            status = self._complete_epoch()
+        if status is Status.HALT_EPOCH:
+            self._stage = Stage.CLOSING
+            self._iteration = self._counts[Event.ITERATION_COMPLETED][0]
+            status = self._fire(Event.EPOCH_HALTED)
+        if self._stage is Stage.CLOSING and len(self._history) == self._epoch:
+            self._history = (*self._history, self._metrics())
+        if status is not Status.HALT_LOOP:
+            self._next_epoch()
+        return status
+
+    def _open_epoch(self) -> Status:
+        self._stage = Stage.OPEN
+        self._iterator = self._data.epoch(self._epoch)
+        self._accumulators = jax.tree.map(jnp.zeros_like, self._accumulators)
+        self._added = {}
+        return self._fire(Event.EPOCH_STARTED)
+
+    def _complete_epoch(self) -> Status:
+        if self._counts[Event.ITERATION_COMPLETED][0] == 0:
+            raise DataError(f"data: expected at least one batch in epoch {self._epoch}, got none")
+        self._stage = Stage.CLOSING
+        self._iteration = self._counts[Event.ITERATION_COMPLETED][0]
+        loss = self._accumulators.values.get("loss")
+        if loss is not None and self._loop.on_nonfinite == "raise":
+            require_finite("loss", loss.item(), self._snapshot(Event.EPOCH_COMPLETED))
+        return self._fire(Event.EPOCH_COMPLETED)
+
+    def _next_epoch(self) -> None:
+        self._stage = Stage.BETWEEN
+        self._epoch += 1
+        self._iteration = 0
+        self._iterator = None
+        self._data_state = None
+        for count in self._counts.values():
+            count[0] = 0
+
+    def _iterate(self) -> Status:
+        iterator = self._resumed_iterator()
+        step = self._loop.compiled
+        watched = bool(self._handlers[Event.ITERATION_STARTED])
+        started, completed = self._counts[Event.ITERATION_STARTED], self._counts[Event.ITERATION_COMPLETED]
+        announced = started[0] > completed[0]
+        while self._iterations is None or completed[0] < self._iterations:
+            if watched:
+                self._data_state = iterator.get_state()
+            batch = next(iterator, _NO_BATCH)
+            if batch is _NO_BATCH:
+                break
+            self._iteration = completed[0]
+            if not announced and (status := self._fire(Event.ITERATION_STARTED)) is not Status.CONTINUE:
+                return status
+            announced = False
+            try:
+                self._step_state, self._accumulators = step(self._step_state, self._accumulators, batch)
+            except Exception as error:
+                error.add_note(f"in iteration {self._iteration} of epoch {self._epoch}")
+                raise
+            self._total += 1
+            if (status := self._fire(Event.ITERATION_COMPLETED)) is not Status.CONTINUE:
+                return status
+        return Status.CONTINUE
+
+    def _resumed_iterator(self) -> BatchIterator:
+        if self._iterator is None:
+            self._iterator = self._data.epoch(self._epoch)
+            if self._data_state is not None:
+                self._iterator.set_state(self._data_state)
+        return self._iterator
+
+    def _fire(self, event: Event, status: str = "running") -> Status:
+        count = self._counts[event]
+        count[0] += 1
+        count[1] += 1
+        handlers = self._handlers[event]
+        if not handlers:
+            return Status.CONTINUE
+        occurrence = Count(*count)
+        state: LoopState | None = None
+        for chosen, handler in handlers:
+            if not chosen.counts_pass(occurrence):
+                continue
+            state = self._snapshot(event, status) if state is None else state
+            if chosen.when is not None and not chosen.when(state):
+                continue
+            answer, changed = read_answer(handler(state), state)
+            if changed is not state:
+                state = changed
+                self._adopt(state)
+            if answer is not Status.CONTINUE:
+                return self._allowed(answer, event)
+        return Status.CONTINUE
+
+    def _allowed(self, status: Status, event: Event) -> Status:
+        if status is Status.HALT_EPOCH and self._stage not in (Stage.OPEN, Stage.CLOSING):
+            raise OptionError(f"handler of {event}: expected halt_epoch only within an epoch")
+        if status is Status.HALT_EPOCH and event is Event.EPOCH_HALTED:
+            return Status.CONTINUE
+        return status
+
+    def _adopt(self, state: LoopState) -> None:
+        self._step_state = state.step_state
+        self._handler_state = state.handler_state
+        self._added = {k: v for k, v in state.metrics.items() if k not in self._accumulators.values}
+
+    def _metrics(self) -> Metrics:
+        values = self._accumulators.values
+        return {**{name: values[name] for name in self._names}, **self._added}
+
+    def _position(self, event: Event) -> Mapping[str, Any] | None:
+        if event is Event.ITERATION_STARTED or self._iterator is None:
+            return self._data_state
+        return self._iterator.get_state()
+
+    def _snapshot(self, event: Event, status: str = "running") -> LoopState:
+        return LoopState(
+            step_state=self._step_state,
+            accumulators=self._accumulators,
+            epoch=self._epoch,
+            iteration=self._iteration,
+            total_iterations=self._total,
+            metrics=self._metrics(),
+            history=self._history,
+            event=event,
+            event_counts={event: Count(*count) for event, count in self._counts.items()},
+            handler_state=self._handler_state,
+            data_state=self._position(event),
+            stage=self._stage,
+            status=status,
+        )

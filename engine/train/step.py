@@ -1,0 +1,237 @@
+"""What a loop repeats: a training step, an evaluation step, or any step of one's own. All are pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from engine.errors import DataError, OptionError, ShapeError, StateError
+from engine.functional.losses import FUSED_ACTIVATION, LOSSES
+from engine.model.build import build, x64
+from engine.model.graph import Node
+from engine.model.layers.basics import rebuild
+from engine.model.model import Model
+from engine.model.state import ModelState
+from engine.optim import apply_updates, from_spec
+from engine.train.metrics import Observation, check_options
+from engine.train.state import TrainState, Tree
+
+Batch = Any
+LossFunction = Callable[[Any, Any], jax.Array]
+LossSpec = str | Mapping[str, Any] | LossFunction
+Losses = LossSpec | Sequence[tuple[LossSpec, float]]
+
+
+class Step(Protocol):
+    """A repeated computation.
+
+    `init(batch, state, seed)` makes the first step state; `step(step_state, batch)` is pure and traced, and gives the
+    next one with what metrics may see. `donates` says whether the memory of a step state is used again for the next.
+    `context()` is entered around everything that computes.
+    """
+
+    @property
+    def donates(self) -> bool: ...
+    def context(self) -> AbstractContextManager[Any]: ...
+    def init(self, batch: Batch, state: Any, seed: int | None) -> Tree: ...
+    def step(self, step_state: Tree, batch: Batch) -> tuple[Tree, Observation]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CustomStep:
+    """A step of one's own: `function(step_state, batch) -> step_state`; metrics see the step state."""
+
+    function: Callable[[Any, Any], Any]
+    initial: Callable[[Any], Any] | None = None
+    donates: bool = False
+
+    def context(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def init(self, batch: Batch, state: Any, seed: int | None) -> Tree:
+        if self.initial is not None and state is None:
+            state = self.initial(batch)
+        if state is None:
+            raise StateError("loop: expected an initial state, got none")
+        return jax.tree.map(jnp.array, state)
+
+    def step(self, step_state: Tree, batch: Batch) -> tuple[Tree, Observation]:
+        following = self.function(step_state, batch)
+        return following, Observation((following,))
+
+
+def split_batch(batch: Batch) -> tuple[Any, Any]:
+    """`(inputs, targets)`; raises `DataError` for anything but a pair."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise DataError(f"data: expected batches (inputs, targets), got {type(batch).__name__}")
+    return batch[0], batch[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss together with the part of the model it is computed on.
+
+    Where a loss takes the logits of the model's last activation in its place, `raw` is the model without that
+    activation and `finish` applies it; elsewhere `raw` is the model and `finish` the identity. The loss of the logits
+    is exact where that of the probabilities overflows.
+    """
+
+    raw: Model
+    finish: Callable[[Any], Any]
+    loss: LossFunction
+
+
+def objective(model: Model, loss: Losses) -> Objective:
+    """The objective of a model; a list of `(loss, weight)` goes with a tuple of outputs.
+
+    Raises:
+        OptionError: an unknown loss or option, or a list that does not fit the outputs.
+    """
+    if isinstance(loss, Sequence) and not isinstance(loss, str):
+        return _weighted_objective(model, loss)
+    node, finish, function = _single_objective(model.node, loss)
+    return Objective(Model(node), finish, function)
+
+
+def _single_objective(node: Node, loss: LossSpec) -> tuple[Node, Callable[[Any], Any], LossFunction]:
+    if callable(loss):
+        return node, _identity, loss
+    options: dict[str, Any] = {"name": loss} if isinstance(loss, str) else dict(loss)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in LOSSES:
+        raise OptionError(f"loss: expected one of {', '.join(LOSSES)}, or a function; got {name!r}")
+    check_options(f"loss {name}", LOSSES[name], options)
+    if options.setdefault("reduction", "mean") == "none":
+        raise OptionError(f"loss {name}: expected the reduction mean or sum for training, got none")
+    fused = FUSED_ACTIVATION.get(name) == node.op.name and node.options.get("axis", -1) == -1
+    if fused and not options.get("from_logits"):
+        finish = partial(node.op.apply, **node.op.arguments(node.options))
+        return node.inputs[0], finish, partial(LOSSES[name], **{**options, "from_logits": True})
+    return node, _identity, partial(LOSSES[name], **options)
+
+
+def _identity(prediction: Any) -> Any:
+    return prediction
+
+
+def _weighted_objective(model: Model, losses: Sequence[Any]) -> Objective:
+    node = model.node
+    structure: Any = node.options.get("structure") if node.op.name == "container" else None
+    flat = isinstance(structure, tuple) and all(isinstance(position, int) for position in structure)
+    if not flat or len(structure) != len(losses):
+        raise OptionError(f"loss: expected a model whose output is a tuple of {len(losses)} arrays for as many losses")
+    nodes, functions, weights = list(node.inputs), [], []
+    finishes: list[Callable[[Any], Any]] = [_identity] * len(node.inputs)
+    for position, pair in zip(structure, losses, strict=True):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[1], (int, float)):
+            raise OptionError(f"loss: expected pairs (loss, weight), got {pair!r}")
+        nodes[position], finishes[position], function = _single_objective(node.inputs[position], pair[0])
+        functions.append(function)
+        weights.append(pair[1])
+
+    def loss(y_true: Any, y_pred: Any) -> jax.Array:
+        parts = zip(weights, functions, y_true, y_pred, strict=True)
+        return sum((w * f(t, p) for w, f, t, p in parts), start=jnp.zeros(()))
+
+    def finish(raw: Any) -> Any:
+        return jax.tree.map(lambda apply, value: apply(value), rebuild(structure, finishes), raw)
+
+    return Objective(Model(replace(node, inputs=tuple(nodes))), finish, loss)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStep:
+    """One optimizer update on one batch; see `train_step`."""
+
+    model: Model
+    objective: Objective
+    optimizer: Any
+    seed: int
+    make: Callable[..., ModelState]
+    predict: Callable[[ModelState, Any], Any]
+    donates: bool = True
+
+    def context(self) -> AbstractContextManager[Any]:
+        return x64(self.model)
+
+    def init(self, batch: Batch, state: Any, seed: int | None) -> TrainState:
+        """Model and optimizer state, the model's made for inputs like `batch`'s unless given."""
+        inputs, _ = split_batch(batch)
+        if state is None:
+            state = self.make(inputs, self.seed if seed is None else seed)
+        if not isinstance(state, ModelState):
+            raise StateError(f"trainer: expected a ModelState to start from, got {type(state).__name__}")
+        # A copy: the first step takes over the memory of what it is given.
+        state = jax.tree.map(jnp.array, state)
+        return TrainState(state, self.optimizer.init(state.trainable()))
+
+    def step(self, step_state: TrainState, batch: Batch) -> tuple[TrainState, Observation]:
+        inputs, targets = split_batch(batch)
+        before = step_state.model_state
+        trainable = before.trainable()
+
+        def loss_of(trainable: Tree) -> tuple[jax.Array, Any]:
+            raw, changed = self.predict(before.with_trainable(trainable), inputs)
+            return _scalar(self.objective.loss(targets, raw)), (raw, changed)
+
+        (loss, (raw, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        updates, optimizer_state = self.optimizer.update(gradients, step_state.optimizer_state, trainable)
+        after = before.with_trainable(apply_updates(trainable, updates)).update(state=changed)
+        observation = Observation((targets, self.objective.finish(raw)), {"loss": loss})
+        return TrainState(after, optimizer_state), observation
+
+
+def _scalar(loss: jax.Array) -> jax.Array:
+    if jnp.shape(loss) != ():
+        raise ShapeError(f"loss: expected one number for a batch, got shape {jnp.shape(loss)}; take its mean")
+    return loss
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationStep:
+    """One prediction on one batch in inference mode; `objective` adds the report `loss`."""
+
+    model: Model
+    predict: Callable[[ModelState, Any], Any]
+    objective: Objective | None = None
+    donates: bool = False
+
+    def context(self) -> AbstractContextManager[Any]:
+        return x64(self.model)
+
+    def init(self, batch: Batch, state: Any, seed: int | None) -> ModelState:
+        split_batch(batch)
+        if not isinstance(state, ModelState):
+            raise StateError(f"evaluator: expected a ModelState to evaluate, got {type(state).__name__}")
+        return state
+
+    def step(self, step_state: ModelState, batch: Batch) -> tuple[ModelState, Observation]:
+        inputs, targets = split_batch(batch)
+        raw = self.predict(step_state, inputs)
+        if self.objective is None:
+            return step_state, Observation((targets, raw))
+        loss = _scalar(self.objective.loss(targets, raw))
+        return step_state, Observation((targets, self.objective.finish(raw)), {"loss": loss})
+
+
+def train_step(model: Model, loss: Losses, optimizer: Any, *, seed: int = 0) -> TrainStep:
+    """The step of a trainer: gradients of the loss with respect to the trainable parameters, one optimizer update.
+
+    Raises: `OptionError` for an unknown loss, optimizer or option. Source: Axon.Loop.train_step/4.
+    """
+    goal = objective(model, loss)
+    make, _ = build(model, mode="train")
+    _, predict = build(goal.raw, mode="train")
+    return TrainStep(model, goal, from_spec(optimizer), seed, make, predict)
+
+
+def evaluation_step(model: Model, goal: Objective | None = None) -> EvaluationStep:
+    """The step of an evaluator. Source: Axon.Loop.eval_step/1."""
+    _, predict = build(model if goal is None else goal.raw, mode="inference")
+    return EvaluationStep(model, predict, goal)
