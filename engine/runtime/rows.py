@@ -1,0 +1,64 @@
+"""Whether every row of a model's answer depends on the same row of its inputs alone.
+
+Only such models may be batched: with any other, one caller's answer would show another's data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.model.build import LayerInfo, infer, template_of
+from engine.model.graph import Node
+from engine.model.model import Model
+
+_ELEMENTWISE = frozenset({"add", "subtract", "multiply"})
+
+
+def mixing_reason(model: Model) -> str | None:
+    """Why the rows of a batch depend on each other, naming the layer; None when they do not.
+
+    Works on the graph alone, from each op's own rule (`Op.mixes_rows`) and on which values carry the batch.
+    """
+    for name, node in model.inputs().items():
+        shape = node.options["shape"]
+        if not shape or shape[0] is not None:
+            return f"input {name!r} declares no open batch size: shape {shape}"
+    carries: dict[Node, bool] = {}
+    for layer in infer(model, template_of(model, batch=2)):
+        node = layer.node
+        if node.op.name == "input":
+            carries[node] = True
+            continue
+        carries[node] = any(carries[parent] for parent in node.inputs)
+        reason = _reason(layer, [carries[parent] for parent in node.inputs]) if carries[node] else None
+        if reason is not None:
+            return f"layer {layer.name!r}: {reason}"
+    return None if _all_carry(model.node, carries) else "an output does not depend on the batch"
+
+
+def _all_carry(node: Node, carries: dict[Node, bool]) -> bool:
+    return all(carries[parent] for parent in node.inputs) if node.op.name == "container" else carries[node]
+
+
+def _reason(layer: LayerInfo, carries: Sequence[bool]) -> str | None:
+    node = layer.node
+    if node.op.name == "container":
+        return None
+    shapes = [getattr(value, "shape", ()) for value in layer.inputs]
+    rows = [shape for shape, carry in zip(shapes, carries, strict=True) if carry]
+    fixed = [shape for shape, carry in zip(shapes, carries, strict=True) if not carry]
+    if node.op.name in _ELEMENTWISE:
+        return _broadcast_reason(rows, fixed)
+    if fixed:
+        return f"it joins a batch with a constant of shape {fixed[0]}"
+    return node.op.mixes_rows(node.options, shapes)
+
+
+def _broadcast_reason(rows: Sequence[Any], fixed: Sequence[Any]) -> str | None:
+    rank = max(map(len, rows))
+    if any(len(shape) != rank for shape in rows):
+        return f"it broadcasts batches of different ranks: {' and '.join(map(str, rows))}"
+    if any(len(shape) > rank or (len(shape) == rank and shape[0] != 1) for shape in fixed):
+        return f"it combines the batch with constants of shape {' and '.join(map(str, fixed))}"
+    return None
