@@ -1,0 +1,170 @@
+"""The engine behind the service's `Engine` port: checking, writing and loading bundles with JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import engine
+from engine.bundle import Bundle, Limits
+from engine.errors import BundleError, EngineError
+from engine.model import display
+from engine.model.model import Model
+from engine.runtime import Executable, Signature, signature
+from service.core import datatypes
+from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
+from service.core.types import BundleReport, Json, ModelSpec, ServingConfig, TensorSpec
+
+
+def use_compile_cache(folder: Path) -> None:
+    """Let JAX keep every compiled program in `folder`, one sub-folder per jaxlib and device kind.
+
+    The folder must be private: JAX's cache entries are trusted code. Process-wide, so only entry points call it.
+    """
+    import jaxlib
+
+    kind = jax.local_devices()[0].device_kind.replace(" ", "-").replace("/", "-")
+    private = folder / f"jaxlib-{jaxlib.__version__}-{kind}"
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(private))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """The engine's errors in the service's words."""
+    try:
+        yield
+    except BundleError as error:
+        problems = [Problem(p.path, p.expected, p.got) for p in error.problems]
+        raise InvalidModel.from_problems(what, problems) from error
+    except EngineError as error:
+        raise InvalidModel(f"{what}: {error}") from error
+
+
+class EngineRuntime:
+    """Checks, writes and loads bundles; safe to call from several threads."""
+
+    def __init__(self, *, limits: Limits = engine.bundle.DEFAULT_LIMITS, device: str | None = None) -> None:
+        """`device` names a JAX platform (`cpu`, `cuda`); None takes JAX's default."""
+        self._limits = limits
+        self._platform = device
+
+    def check_graph(self, graph: bytes) -> BundleReport:
+        """Validate a graph's JSON; raises `InvalidModel` with every problem."""
+        with _translated("graph"):
+            return self._report(self._graph(graph))
+
+    def check_bundle(self, path: Path) -> BundleReport:
+        """Validate a bundle completely; raises `InvalidModel` with every problem."""
+        with _translated("bundle"):
+            return self._report(self._read(path).model)
+
+    def write_bundle(
+        self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
+    ) -> None:
+        """Write a bundle from a graph and safetensors bytes (None: initialise with `seed`)."""
+        with _translated("model"):
+            model = self._graph(graph)
+            engine.bundle.check_size(model, self._limits)
+            if params is None:
+                state = engine.build(model)[0](seed=seed)
+            else:
+                state = engine.bundle.read_params(params, model, limits=self._limits)
+            engine.bundle.write(path, model, state, lineage=lineage, limits=self._limits)
+
+    def load(self, path: Path, config: ServingConfig) -> LoadedExecutable:
+        """Put a bundle on the device and compile every batch size up to `config.max_batch_size`."""
+        with _translated("bundle"):
+            bundle = self._read(path)
+            limits = dataclasses.replace(self._limits, activation_batch=config.max_batch_size)
+            engine.bundle.check_size(bundle.model, limits)
+            device = jax.local_devices(backend=self._platform)[0]
+            executable = Executable(bundle.model, bundle.state, buckets=_buckets(config.max_batch_size), device=device)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state))
+        return LoadedExecutable(executable, parameter_bytes=size)
+
+    def describe(self, path: Path) -> tuple[bytes, str]:
+        """A stored bundle's graph JSON and its summary table."""
+        import json
+
+        with _translated("bundle"):
+            bundle = self._read(path)
+            graph, _ = engine.bundle.graph_to_json(bundle.model, frozen=bundle.state.frozen)
+            return json.dumps(graph).encode(), display.as_table(bundle.model)
+
+    def _graph(self, graph: bytes) -> Model:
+        value = engine.bundle.read_json(graph, "graph.json", self._limits)
+        return engine.bundle.graph_from_json(value, limits=self._limits)
+
+    def _read(self, path: Path) -> Bundle:
+        return engine.bundle.read(path, limits=self._limits)
+
+    def _report(self, model: Model) -> BundleReport:
+        layers = engine.bundle.check_size(model, self._limits)
+        inputs, outputs = signature(model)
+        leaves = [leaf for layer in layers for leaf in layer.params.values()]
+        return BundleReport(
+            inputs=tuple(map(_tensor_spec, inputs)),
+            outputs=tuple(map(_tensor_spec, outputs)),
+            parameters=sum(leaf.size for leaf in leaves),
+            parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+            summary=display.as_table(model),
+        )
+
+
+def _tensor_spec(s: Signature) -> TensorSpec:
+    shape = tuple(-1 if size is None else size for size in s.shape)
+    return TensorSpec(s.name, datatypes.name_of(np.dtype(s.dtype)), shape)
+
+
+def _buckets(largest: int) -> list[int]:
+    """Powers of two up to `largest`, and `largest` itself."""
+    sizes = [1]
+    while sizes[-1] * 2 < largest:
+        sizes.append(sizes[-1] * 2)
+    return sorted({*sizes, max(largest, 1)})
+
+
+class LoadedExecutable:
+    """A loaded version: the `LoadedModel` port over an `Executable`."""
+
+    def __init__(self, executable: Executable, *, parameter_bytes: int) -> None:
+        self._run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = executable
+        self._close = executable.close
+        self._buckets = executable.buckets
+        reason = executable.mixes_rows
+        self._spec = ModelSpec(
+            inputs=tuple(map(_tensor_spec, executable.inputs)),
+            outputs=tuple(map(_tensor_spec, executable.outputs)),
+            max_batch_size=0 if reason else executable.buckets[-1],
+            buckets=executable.buckets,
+            batching_reason=reason or "",
+            parameter_bytes=parameter_bytes,
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What it takes and gives."""
+        return self._spec
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute one batch and wait for it; raises `InvalidRequest` for a size that was not compiled."""
+        rows = next(iter(inputs.values())).shape[0]
+        if rows not in self._buckets:
+            sizes = ", ".join(map(str, self._buckets))
+            raise InvalidRequest(f"inputs: expected a batch size out of {sizes}, got {rows}")
+        try:
+            return self._run(inputs)
+        except (EngineError, RuntimeError, ValueError, TypeError) as error:
+            raise ExecutionFailed("the model failed while computing") from error
+
+    def close(self) -> None:
+        """Free the device memory."""
+        self._close()
