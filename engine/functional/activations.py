@@ -1,0 +1,222 @@
+r"""Activation functions: the 22 of Axon, element-wise unless they have an `axis`.
+
+All take an array of any shape and any numeric dtype (integers are promoted where the result is not an integer), keep
+the shape (`log_sumexp` keeps the reduced axis with size 1) and can be differentiated everywhere without NaN, far from
+zero too. Source: Axon.Activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import expit
+
+from engine.errors import OptionError
+from engine.shapes import Shape, normalize_axis
+
+Axis = int | Sequence[int]
+
+
+def _axes(op: str, axis: Axis, rank: int) -> tuple[int, ...]:
+    axes = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    result = tuple(normalize_axis(op, item, rank) for item in axes)
+    if len(set(result)) != len(result):
+        raise OptionError(f"{op}: expected axes that differ, got {axes} for rank {rank}")
+    return result
+
+
+def check_softmax(x: Shape, *, axis: Axis = -1) -> None:
+    """Raise `OptionError` unless every axis lies within the rank of `x`."""
+    _axes("softmax", axis, len(x))
+
+
+def check_log_softmax(x: Shape, *, axis: Axis = -1) -> None:
+    """Raise `OptionError` unless every axis lies within the rank of `x`."""
+    _axes("log_softmax", axis, len(x))
+
+
+def check_log_sumexp(x: Shape, *, axis: Axis = -1) -> None:
+    """Raise `OptionError` unless every axis lies within the rank of `x`."""
+    _axes("log_sumexp", axis, len(x))
+
+
+def check_celu(x: Shape, *, alpha: float = 1.0) -> None:
+    """Raise `OptionError` when `alpha` is zero."""
+    if alpha == 0:
+        raise OptionError(f"celu: expected alpha other than zero, got {alpha!r}")
+
+
+def _negative_part(x: jax.Array) -> jax.Array:
+    # A plain minimum would give gradient 1/2 at zero, and expm1 of the branch not taken would overflow.
+    return jnp.where(x > 0, 0, x)
+
+
+def celu(x: jax.Array, *, alpha: float = 1.0) -> jax.Array:
+    """Continuously differentiable ELU: `x` where x > 0, else `alpha * expm1(x / alpha)`.
+
+    Raises `OptionError` when `alpha` is 0. Source: Barron 2017, arXiv:1704.07483; Axon.Activations.celu.
+    """
+    check_celu(jnp.shape(x), alpha=alpha)
+    return jnp.where(x > 0, x, alpha * jnp.expm1(_negative_part(x) / alpha))
+
+
+def elu(x: jax.Array, *, alpha: float = 1.0) -> jax.Array:
+    """Exponential linear unit: `x` where x > 0, else `alpha * expm1(x)`.
+
+    Source: Clevert et al. 2015, arXiv:1511.07289; Axon.Activations.elu.
+    """
+    return jnp.where(x > 0, x, alpha * jnp.expm1(_negative_part(x)))
+
+
+def exp(x: jax.Array) -> jax.Array:
+    """Exponential, `e^x`. Source: Axon.Activations.exp."""
+    return jnp.exp(x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Gaussian error linear unit in its exact form: `x / 2 * (1 + erf(x / sqrt(2)))`.
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Axon.Activations.gelu.
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+def hard_sigmoid(x: jax.Array, *, alpha: float = 0.2, beta: float = 0.2) -> jax.Array:
+    """Piecewise linear sigmoid: `clip(alpha * x + beta, 0, 1)`; `beta` is 0.2, not 0.5 as in other libraries.
+
+    Source: Axon.Activations.hard_sigmoid.
+    """
+    return jnp.clip(alpha * x + beta, 0, 1)
+
+
+def hard_silu(x: jax.Array, *, alpha: float = 0.2, beta: float = 0.2) -> jax.Array:
+    """Piecewise linear SiLU: `x * hard_sigmoid(x, alpha, beta)`. Source: Axon.Activations.hard_silu."""
+    return x * hard_sigmoid(x, alpha=alpha, beta=beta)
+
+
+def hard_tanh(x: jax.Array) -> jax.Array:
+    """Clip to [-1, 1], with gradient 1 at both bounds. Source: Axon.Activations.hard_tanh."""
+    # jnp.clip halves the gradient at the bounds.
+    return jnp.where(x < -1, -1, jnp.where(x > 1, 1, x))
+
+
+def leaky_relu(x: jax.Array, *, alpha: float = 0.01) -> jax.Array:
+    """Leaky rectifier: `x` where x > 0, else `alpha * x`. Source: Maas et al. 2013; Axon.Activations.leaky_relu."""
+    return jnp.where(x > 0, x, alpha * x)
+
+
+def linear(x: jax.Array) -> jax.Array:
+    """The identity. Source: Axon.Activations.linear."""
+    return jnp.asarray(x)
+
+
+def log_sigmoid(x: jax.Array) -> jax.Array:
+    """Logarithm of the sigmoid: `-softplus(-x)`. Source: Axon.Activations.log_sigmoid."""
+    return -softplus(-x)
+
+
+def log_softmax(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
+    """Logarithm of softmax: `x - max - log(sum(e^(x - max)))` along `axis` (one or several).
+
+    Raises `OptionError` when an axis lies outside the rank. Source: Axon.Activations.log_softmax.
+    """
+    return jax.nn.log_softmax(x, axis=_axes("log_softmax", axis, jnp.ndim(x)))
+
+
+def log_sumexp(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
+    """`log(sum(e^x))` along `axis` (one or several), which stays with size 1.
+
+    Raises `OptionError` when an axis lies outside the rank. Source: Axon.Activations.log_sumexp.
+    """
+    return jax.nn.logsumexp(x, axis=_axes("log_sumexp", axis, jnp.ndim(x)), keepdims=True)
+
+
+def mish(x: jax.Array) -> jax.Array:
+    """`x * tanh(softplus(x))`. Source: Misra 2019, arXiv:1908.08681; Axon.Activations.mish."""
+    return x * jnp.tanh(softplus(x))
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """Rectifier, `max(x, 0)`, with gradient 0 at 0. Source: Axon.Activations.relu."""
+    return jax.nn.relu(x)
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """Rectifier capped at 6: `min(max(x, 0), 6)`. Source: Axon.Activations.relu6."""
+    return jnp.minimum(jnp.maximum(x, 0), 6)
+
+
+def selu(x: jax.Array, *, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> jax.Array:
+    """Scaled ELU: `gamma * elu(x, alpha)`. Source: Klambauer et al. 2017, arXiv:1706.02515; Axon.Activations.selu."""
+    return gamma * elu(x, alpha=alpha)
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """Logistic function, `1 / (1 + e^-x)`. Source: Axon.Activations.sigmoid."""
+    return expit(x)
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """`x * sigmoid(x)`. Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Axon.Activations.silu."""
+    return x * expit(x)
+
+
+def softmax(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
+    """`e^(x - max) / sum(e^(x - max))` along `axis` (one or several); the maximum carries no gradient.
+
+    Raises `OptionError` when an axis lies outside the rank. Source: Axon.Activations.softmax.
+    """
+    return jax.nn.softmax(x, axis=_axes("softmax", axis, jnp.ndim(x)))
+
+
+def softplus(x: jax.Array) -> jax.Array:
+    """`log(1 + e^x)`, computed as `max(x, 0) + log1p(e^-|x|)`, with gradient sigmoid(x) at 0 too.
+
+    Source: Axon.Activations.softplus.
+    """
+    return jnp.logaddexp(x, 0)
+
+
+def softsign(x: jax.Array) -> jax.Array:
+    """`x / (1 + |x|)`. Source: Axon.Activations.softsign."""
+    return x / (1 + jnp.abs(x))
+
+
+def tanh(x: jax.Array) -> jax.Array:
+    """Hyperbolic tangent. Source: Axon.Activations.tanh."""
+    return jnp.tanh(x)
+
+
+ACTIVATIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {
+        function.__name__: function
+        for function in (
+            celu,
+            elu,
+            exp,
+            gelu,
+            hard_sigmoid,
+            hard_silu,
+            hard_tanh,
+            leaky_relu,
+            linear,
+            log_sigmoid,
+            log_softmax,
+            log_sumexp,
+            mish,
+            relu,
+            relu6,
+            selu,
+            sigmoid,
+            silu,
+            softmax,
+            softplus,
+            softsign,
+            tanh,
+        )
+    }
+)
+"""Every activation by its name."""

@@ -1,0 +1,108 @@
+r"""Linear maps: dense, bias, bilinear and the lookup of an embedding. Source: Axon.Layers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from engine.errors import DtypeError, ShapeError
+from engine.shapes import Shape, require_rank
+
+
+def check_bias_shape(op: str, bias: Shape | None, units: int) -> None:
+    """Raise `ShapeError` unless `bias` is missing, a scalar, or holds one value per unit."""
+    if bias is not None and bias not in ((), (units,)):
+        raise ShapeError(f"{op}: expected a bias of shape ({units},), got {bias}")
+
+
+def check_dense(x: Shape, kernel: Shape, bias: Shape | None = None) -> None:
+    """The shape rule of `dense`."""
+    require_rank("dense", x, at_least=2)
+    if len(kernel) != 2 or x[-1] != kernel[0]:
+        raise ShapeError(f"dense: expected a kernel of shape ({x[-1]}, units) for x of shape {x}, got {kernel}")
+    check_bias_shape("dense", bias, kernel[1])
+
+
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    r"""Affine map of the last axis: $y = x W + b$.
+
+    Args:
+        x: `[..., in]`, rank 2 or more.
+        kernel: `[in, out]`.
+        bias: `[out]`, a scalar, or `None` for no bias.
+    Returns: `[..., out]`.
+    Raises:
+        ShapeError: shapes do not fit.
+    Source: Axon.Layers.dense.
+    """
+    check_dense(jnp.shape(x), jnp.shape(kernel), None if bias is None else jnp.shape(bias))
+    y = jnp.matmul(x, kernel)
+    return y if bias is None else y + bias
+
+
+def check_bias(x: Shape, bias: Shape) -> None:
+    """The shape rule of `bias`."""
+    require_rank("bias", x, at_least=1)
+    check_bias_shape("bias", bias, x[-1])
+
+
+def bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add a vector `[n]` to the last axis of `x`, `[..., n]`. Source: Axon.Layers.bias."""
+    check_bias(jnp.shape(x), jnp.shape(bias))
+    return x + bias
+
+
+def check_bilinear(input1: Shape, input2: Shape, kernel: Shape, bias: Shape | None = None) -> None:
+    """The shape rule of `bilinear`."""
+    require_rank("bilinear", input1, at_least=2)
+    if input1[:-1] != input2[:-1]:
+        raise ShapeError(f"bilinear: expected inputs of equal leading sizes, got {input1} and {input2}")
+    if len(kernel) != 3 or kernel[1:] != (input1[-1], input2[-1]):
+        raise ShapeError(
+            f"bilinear: expected a kernel of shape (units, {input1[-1]}, {input2[-1]}) "
+            f"for inputs of shape {input1} and {input2}, got {kernel}"
+        )
+    check_bias_shape("bilinear", bias, kernel[0])
+
+
+def bilinear(input1: jax.Array, input2: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    r"""Bilinear form of two inputs: $y_o = x_1^T K_o x_2 + b_o$.
+
+    Args:
+        input1: `[..., in1]`, rank 2 or more.
+        input2: `[..., in2]`, with the same leading axes.
+        kernel: `[out, in1, in2]`.
+        bias: `[out]`, a scalar, or `None` for no bias.
+    Returns: `[..., out]`.
+    Raises:
+        ShapeError: shapes do not fit.
+    Source: Axon.Layers.bilinear (rank 2 only there).
+    """
+    shapes = (jnp.shape(input1), jnp.shape(input2), jnp.shape(kernel))
+    check_bilinear(*shapes, None if bias is None else jnp.shape(bias))
+    y = jnp.einsum("...i,oij,...j->...o", input1, kernel, input2)
+    return y if bias is None else y + bias
+
+
+def check_embedding(x: Shape, kernel: Shape) -> None:
+    """The shape rule of `embedding`."""
+    if len(kernel) != 2 or 0 in kernel:
+        raise ShapeError(f"embedding: expected a kernel of shape (vocabulary, size), got {kernel}")
+
+
+def embedding(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Rows of the kernel at the indices in `x`; an index outside the vocabulary takes the nearest row inside.
+
+    Args:
+        x: integers, any shape `[...]`.
+        kernel: `[vocabulary, size]`.
+    Returns: `[..., size]`.
+    Raises:
+        DtypeError: `x` is not of an integer dtype.
+    Source: Axon.Layers.embedding.
+    """
+    check_embedding(jnp.shape(x), jnp.shape(kernel))
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise DtypeError(f"embedding: expected integer indices, got dtype {x.dtype}")
+    # "clip" would still read a negative index from the end.
+    return jnp.take(kernel, jnp.maximum(x, 0), axis=0, mode="clip")

@@ -1,0 +1,230 @@
+r"""Pooling over windows, and over all spatial axes at once.
+
+Inputs are `[batch, *spatial, channels]`, or `[batch, channels, *spatial]` with `channels="first"`. Source: Axon.Layers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from engine.functional.options import Channels, Padding
+from engine.functional.windows import WindowPlan, plan_pool, spatial_axes
+from engine.shapes import Shape, require_rank
+
+# Up to this many elements the slices of a window are unrolled in max_pool's gradient.
+_UNROLLED_WINDOW = 16
+
+
+def _window_max(x: jax.Array, plan: WindowPlan) -> jax.Array:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    lowest = np.asarray(-np.inf if floating else np.iinfo(x.dtype).min, x.dtype)
+    return _reduce_window(x, lowest, lax.max, plan)
+
+
+def _reduce_window(x: jax.Array, start: np.ndarray, operation: Callable[..., Any], plan: WindowPlan) -> jax.Array:
+    result: jax.Array = lax.reduce_window(
+        x, start, operation, plan.window, plan.strides, plan.padding, window_dilation=plan.dilations
+    )
+    return result
+
+
+def _tiles(x: Shape, plan: WindowPlan) -> bool:
+    """Whether the windows lie side by side within `x`, few enough elements each to be unrolled."""
+    return (
+        plan.strides == plan.window
+        and set(plan.dilations) == {1}
+        and all(low == 0 for low, _ in plan.padding)
+        and all(n * k <= size for n, k, size in zip(plan.output, plan.window, x, strict=True))
+        and math.prod(plan.window) <= _UNROLLED_WINDOW
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _block_max(x: jax.Array, plan: WindowPlan) -> jax.Array:
+    """Maximum over windows that tile the input.
+
+    Its derivative belongs to the first element of a window that equals the maximum, as in XLA's select-and-scatter;
+    without the scatter it is many times faster on the CPU.
+    """
+    return _window_max(x, plan)
+
+
+@_block_max.defjvp
+def _block_max_jvp(
+    plan: WindowPlan, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (x_dot,) = primals, tangents
+    y = _block_max(x, plan)
+    blocked = [size for pair in zip(plan.output, plan.window, strict=True) for size in pair]
+    covered = tuple(slice(n * k) for n, k in zip(plan.output, plan.window, strict=True))
+    x, x_dot = x[covered].reshape(blocked), x_dot[covered].reshape(blocked)
+    taken = jnp.zeros(y.shape, bool)
+    y_dot = jnp.zeros(y.shape, x_dot.dtype)
+    for offset in itertools.product(*map(range, plan.window)):
+        at = tuple(index for item in offset for index in (slice(None), item))
+        chosen = (x[at] == y) & ~taken
+        y_dot = y_dot + jnp.where(chosen, x_dot[at], 0)
+        taken |= chosen
+    return y, y_dot
+
+
+def check_max_pool(
+    x: Shape,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "valid",
+    window_dilations: int | Sequence[int] = 1,
+    channels: Channels = "last",
+) -> None:
+    """The shape rule of `max_pool`."""
+    plan_pool(
+        "max_pool",
+        x,
+        kernel_size=kernel_size,
+        strides=strides,
+        padding=padding,
+        window_dilations=window_dilations,
+        channels=channels,
+    )
+
+
+def max_pool(
+    x: jax.Array,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "valid",
+    window_dilations: int | Sequence[int] = 1,
+    channels: Channels = "last",
+) -> jax.Array:
+    """Maximum of each window; padding never wins. The gradient goes to the first maximum of a window.
+
+    Args:
+        x: `[batch, *spatial, channels]` (see the module's head), rank 3 or more.
+        kernel_size: the window, per spatial axis or one for all; likewise strides and dilations.
+        strides: step of the window; the window's size when `None`.
+        padding: `valid`, `same`, or a pair (before, after) per spatial axis, smaller than the window.
+        window_dilations: distance of the window's elements.
+        channels: `last` or `first`.
+    Returns: `[batch, *out, channels]`, `out = (size + padding - window) // stride + 1` with dilated windows.
+    Raises:
+        ShapeError: rank below 3, or no window fits into the padded input.
+        OptionError: an option outside its domain.
+    Source: Axon.Layers.max_pool.
+    """
+    plan = plan_pool(
+        "max_pool",
+        jnp.shape(x),
+        kernel_size=kernel_size,
+        strides=strides,
+        padding=padding,
+        window_dilations=window_dilations,
+        channels=channels,
+    )
+    if _tiles(jnp.shape(x), plan) and jnp.issubdtype(x.dtype, jnp.floating):
+        y: jax.Array = _block_max(x, plan)
+        return y
+    return _window_max(x, plan)
+
+
+def _window_sum(x: jax.Array, plan: WindowPlan) -> jax.Array:
+    """Sum over windows in float32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return _reduce_window(x, np.zeros((), x.dtype), lax.add, plan)
+
+
+def _float_dtype(x: jax.Array) -> Any:
+    return x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+
+
+def check_avg_pool(
+    x: Shape,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "valid",
+    window_dilations: int | Sequence[int] = 1,
+    channels: Channels = "last",
+) -> None:
+    """The shape rule of `avg_pool`."""
+    plan_pool(
+        "avg_pool",
+        x,
+        kernel_size=kernel_size,
+        strides=strides,
+        padding=padding,
+        window_dilations=window_dilations,
+        channels=channels,
+    )
+
+
+def avg_pool(
+    x: jax.Array,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "valid",
+    window_dilations: int | Sequence[int] = 1,
+    channels: Channels = "last",
+) -> jax.Array:
+    """Mean of each window, in which padding counts as zeros; integers give float32.
+
+    Arguments, result and errors as in `max_pool`. Source: Axon.Layers.avg_pool.
+    """
+    plan = plan_pool(
+        "avg_pool",
+        jnp.shape(x),
+        kernel_size=kernel_size,
+        strides=strides,
+        padding=padding,
+        window_dilations=window_dilations,
+        channels=channels,
+    )
+    return (_window_sum(x, plan) / math.prod(plan.window)).astype(_float_dtype(x))
+
+
+def check_global_avg_pool(x: Shape, *, keep_axes: bool = False, channels: Channels = "last") -> None:
+    """The shape rule of `global_avg_pool`."""
+    require_rank("global_avg_pool", x, at_least=3)
+    spatial_axes("global_avg_pool", len(x), channels)
+
+
+def global_avg_pool(x: jax.Array, *, keep_axes: bool = False, channels: Channels = "last") -> jax.Array:
+    """Mean over all spatial axes.
+
+    Args:
+        x: `[batch, *spatial, channels]` (see the module's head), rank 3 or more.
+        keep_axes: keep the spatial axes with size 1.
+        channels: `last` or `first`.
+    Returns: `[batch, channels]`, or with `keep_axes` `[batch, 1, ..., channels]`.
+    Raises:
+        ShapeError: rank below 3.
+    Source: Axon.Layers.global_avg_pool.
+    """
+    check_global_avg_pool(jnp.shape(x), keep_axes=keep_axes, channels=channels)
+    return jnp.mean(x, axis=spatial_axes("global_avg_pool", x.ndim, channels), keepdims=keep_axes)
+
+
+def check_global_max_pool(x: Shape, *, keep_axes: bool = False, channels: Channels = "last") -> None:
+    """The shape rule of `global_max_pool`."""
+    require_rank("global_max_pool", x, at_least=3)
+    spatial_axes("global_max_pool", len(x), channels)
+
+
+def global_max_pool(x: jax.Array, *, keep_axes: bool = False, channels: Channels = "last") -> jax.Array:
+    """Maximum over all spatial axes; arguments, result and errors as in `global_avg_pool`.
+
+    The gradient is shared equally by equal maxima. Source: Axon.Layers.global_max_pool.
+    """
+    check_global_max_pool(jnp.shape(x), keep_axes=keep_axes, channels=channels)
+    return jnp.max(x, axis=spatial_axes("global_max_pool", x.ndim, channels), keepdims=keep_axes)
