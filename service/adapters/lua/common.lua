@@ -1,0 +1,98 @@
+-- Put in front of every other job script: the keys, the server's clock, and the moves that several scripts make.
+--
+-- KEYS   1 job hash   2 its events   3 queue of its tag   4 all jobs   5-9 jobs by state   10 ended jobs   11 dead letters
+-- ARGV   1 job id     2 milliseconds a finished job is kept            3 events kept per job
+-- Only the server's clock counts, so workers' clocks may differ.
+
+local GROUP = 'workers'
+local CONSUMER = 'axon'
+local MAX_DEAD = 1000
+
+local JOB, EVENTS, QUEUE, ALL, ENDED, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[10], KEYS[11]
+local BY_STATE = { queued = KEYS[5], running = KEYS[6], succeeded = KEYS[7], failed = KEYS[8], cancelled = KEYS[9] }
+local ID, KEEP_MS, MAX_EVENTS = ARGV[1], ARGV[2], ARGV[3]
+
+local time = redis.call('TIME')
+local NOW_MS = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local NOW_S = string.format('%.3f', NOW_MS / 1000)
+
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+local function get(field)
+  return redis.call('HGET', JOB, field)
+end
+
+local function final(state)
+  return state == 'succeeded' or state == 'failed' or state == 'cancelled'
+end
+
+local function record(kind, data)
+  return redis.call('XADD', EVENTS, 'MAXLEN', '~', MAX_EVENTS, '*', 'kind', kind, 'data', data)
+end
+
+local function move(state)
+  redis.call('ZREM', BY_STATE[get('state')], ID)
+  redis.call('ZADD', BY_STATE[state], get('created_at'), ID)
+  redis.call('HSET', JOB, 'state', state)
+end
+
+-- Take an entry out of the queue; an empty stream goes as well, so that tags nobody uses leave nothing behind.
+local function acknowledge(entry)
+  redis.call('XACK', QUEUE, GROUP, entry)
+  redis.call('XDEL', QUEUE, entry)
+  if redis.call('XLEN', QUEUE) == 0 then
+    redis.call('DEL', QUEUE)
+  end
+end
+
+local function enqueue()
+  if redis.call('EXISTS', QUEUE) == 0 then
+    redis.call('XGROUP', 'CREATE', QUEUE, GROUP, '0', 'MKSTREAM')
+  end
+  redis.call('HSET', JOB, 'entry', redis.call('XADD', QUEUE, '*', 'job', ID))
+end
+
+-- The one way into a final state: it acknowledges, tells, and starts the clock of forgetting.
+local function finish(state, result, reason)
+  acknowledge(get('entry'))
+  move(state)
+  redis.call('HSET', JOB, 'finished_at', NOW_S, 'ended_by', get('token') or '')
+  redis.call('HDEL', JOB, 'token', 'lease_until', 'entry')
+  local told = '"state":"' .. state .. '"'
+  if result and result ~= '' then
+    redis.call('HSET', JOB, 'result', result)
+    told = told .. ',"result":' .. result
+  end
+  if reason and reason ~= '' then
+    redis.call('HSET', JOB, 'error', reason)
+    told = told .. ',"error":' .. cjson.encode(reason)
+  end
+  record('state', '{' .. told .. '}')
+  redis.call('PEXPIRE', JOB, KEEP_MS)
+  redis.call('PEXPIRE', EVENTS, KEEP_MS)
+  redis.call('ZADD', ENDED, digits(NOW_MS + tonumber(KEEP_MS)), ID)
+end
+
+-- Failed because its attempts are used up, not by its own fault: kept on a list of its own for the operator.
+local function bury(reason)
+  finish('failed', '', reason)
+  redis.call('XADD', DEAD, 'MAXLEN', '~', MAX_DEAD, '*', 'job', ID, 'reason', reason)
+end
+
+local function used_up()
+  return tonumber(get('attempt')) - tonumber(get('released')) >= tonumber(get('max_attempts'))
+end
+
+-- nil when the writer owns the job, else the error to return.
+local function refuse(attempt, token)
+  local found = redis.call('HMGET', JOB, 'state', 'attempt', 'token')
+  if not found[1] then
+    return redis.error_reply('NOJOB there is no job \'' .. ID .. '\'')
+  end
+  if found[1] ~= 'running' or found[2] ~= attempt or found[3] ~= token then
+    return redis.error_reply('STALE job ' .. ID .. ': attempt ' .. attempt .. ' no longer holds the lease')
+  end
+  return nil
+end

@@ -1,0 +1,311 @@
+"""The job queue in this process's memory: the same rules as in Redis, for tests and for a single process."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from service.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, StaleLease
+from service.core.jobs import check_move
+from service.core.ports import Clock
+from service.core.types import Job, JobEvent, JobState, Json, Lease, WorkerInfo
+
+_EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One job with what belongs to it; `order` is its place in the queue."""
+
+    job: Job
+    order: int
+    token: str = ""
+    ended_by: str = ""
+    lease_until: float = 0.0
+    events: list[JobEvent] = field(default_factory=list)
+    dropped: int = 0
+
+
+class MemoryJobQueue:
+    """The `JobQueue` port without a server. Not safe across threads.
+
+    `lease_s`: how long a claim lasts without renewal; `max_jobs`: unfinished jobs per tag; `keep_s`: how long a
+    finished job can be read; `max_events`: events kept per job.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        lease_s: float = 15.0,
+        max_jobs: int = 10_000,
+        keep_s: float = 7 * 86_400.0,
+        max_events: int = 10_000,
+    ) -> None:
+        self._clock = clock
+        self._lease_s = lease_s
+        self._max_jobs = max_jobs
+        self._keep_s = keep_s
+        self._max_events = max_events
+        self._entries: dict[str, _Entry] = {}
+        self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._order = 0
+        self._last_event = (0, 0)
+        self._changed = asyncio.Event()
+
+    async def submit(self, job: Job) -> Job:
+        """Store a queued job; raises `Conflict` on a known id, `Overloaded` when its tag has too many."""
+        self._expire()
+        if job.id in self._entries:
+            raise Conflict(f"job {job.id}: it exists already")
+        unfinished = sum(e.job.tag == job.tag and not e.job.state.final for e in self._entries.values())
+        if unfinished >= self._max_jobs:
+            raise Overloaded(f"jobs with tag {job.tag!r}: expected fewer than {self._max_jobs} unfinished ones")
+        entry = self._entries[job.id] = _Entry(job, self._next_order())
+        self._record(entry, "state", {"state": str(job.state)})
+        return job
+
+    async def get(self, job_id: str) -> Job:
+        """One job; raises `NotFound`."""
+        return self._entry(job_id).job
+
+    async def find(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
+        """Newest first."""
+        self._expire()
+        jobs = [entry.job for entry in self._entries.values() if state is None or entry.job.state is state]
+        return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
+
+    async def cancel(self, job_id: str) -> Job:
+        """Queued: becomes cancelled. Running: marks it. Raises `Conflict` when final or publishing."""
+        entry = self._entry(job_id)
+        job = entry.job
+        if job.state is not JobState.RUNNING:
+            check_move(job_id, job.state, JobState.CANCELLED)
+            self._end(entry, JobState.CANCELLED)
+        elif job.reserved is not None:
+            raise Conflict(f"job {job_id}: it publishes version {job.reserved[1]} already and cannot be cancelled")
+        elif not job.cancel_requested:
+            entry.job = replace(job, cancel_requested=True)
+            self._record(entry, "state", {"state": "running", "cancel_requested": True})
+        return entry.job
+
+    async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
+        """Take a queued job, or one whose lease has run out; None after `wait_s`."""
+        deadline = self._clock.monotonic() + wait_s
+        while True:
+            changed = self._changed
+            if (lease := self._take(worker, tags)) is not None:
+                return lease
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return None
+            try:
+                async with asyncio.timeout(min(left, self._lease_s / 3)):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+    async def renew(self, lease: Lease) -> Job:
+        """Extend the lease; returns the job as stored."""
+        entry = self._fenced(lease)
+        entry.lease_until = self._clock.monotonic() + self._lease_s
+        return entry.job
+
+    async def append(self, lease: Lease, kind: str, data: Mapping[str, Json]) -> str:
+        """Append to the job's events; returns the event's id."""
+        return self._record(self._fenced(lease), kind, data)
+
+    async def commit_checkpoint(self, lease: Lease, pointer: Mapping[str, Json]) -> Mapping[str, Json] | None:
+        """Make `pointer` the job's checkpoint; returns the one before."""
+        entry = self._fenced(lease)
+        before = entry.job.checkpoint
+        entry.job = replace(entry.job, checkpoint=dict(pointer))
+        self._record(entry, "checkpoint", pointer)
+        return before
+
+    async def reserve(self, lease: Lease, model: str, version: int) -> tuple[str, int]:
+        """Tie the job to a version number, once; raises `Conflict` when it is to be cancelled."""
+        entry = self._fenced(lease)
+        if entry.job.reserved is None:
+            if entry.job.cancel_requested:
+                raise Conflict(f"job {lease.job.id}: it is to be cancelled")
+            entry.job = replace(entry.job, reserved=(model, version))
+        return entry.job.reserved or (model, version)
+
+    async def settle(
+        self,
+        lease: Lease,
+        state: JobState,
+        *,
+        result: Mapping[str, Json] | None = None,
+        error: str | None = None,
+    ) -> Job:
+        """End the job; repeating it with the same lease returns the job as it ended."""
+        if not state.final:
+            raise Conflict(f"job {lease.job.id}: expected a final state to settle it, got {state}")
+        entry = self._entry(lease.job.id)
+        if entry.job.state.final and entry.ended_by == lease.token:
+            return entry.job
+        entry = self._fenced(lease)
+        if entry.job.cancel_requested:
+            state, result = JobState.CANCELLED, None
+        elif state is JobState.CANCELLED:
+            raise Conflict(f"job {lease.job.id}: nobody asked to cancel it")
+        check_move(lease.job.id, entry.job.state, state)
+        self._end(entry, state, result=result, error=error)
+        return entry.job
+
+    async def release(self, lease: Lease, *, reason: str, counts: bool = False) -> Job:
+        """Give a running job back to the queue, without counting against its attempts unless `counts`."""
+        entry = self._fenced(lease)
+        if entry.job.cancel_requested:
+            self._end(entry, JobState.CANCELLED)
+        elif counts and _used_up(entry.job):
+            self._end(entry, JobState.FAILED, error=reason)
+        else:
+            entry.job = replace(entry.job, released=entry.job.released + (not counts))
+            self._requeue(entry, reason)
+            entry.order = self._next_order()
+        return entry.job
+
+    async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
+        """Replay after an id, then follow; ends after a final state's event."""
+        last = _event_key(after)
+        entry = self._entry(job_id)
+        position = 0
+        while True:
+            changed = self._changed
+            position = max(position, entry.dropped)
+            while position - entry.dropped < len(entry.events):
+                event = entry.events[position - entry.dropped]
+                position += 1
+                if _event_key(event.id) > last:
+                    yield event
+                position = max(position, entry.dropped)
+            if entry.job.state.final:
+                return
+            await changed.wait()
+
+    async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
+        """Show a worker as alive for `ttl_s`."""
+        self._workers[worker.id] = (worker, self._clock.monotonic() + ttl_s)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Workers whose heartbeat is fresh."""
+        now = self._clock.monotonic()
+        self._workers = {key: value for key, value in self._workers.items() if value[1] > now}
+        return sorted((info for info, _ in self._workers.values()), key=lambda info: info.id)
+
+    async def ping(self) -> None:
+        """Memory is always there."""
+
+    def _take(self, worker: str, tags: Sequence[str]) -> Lease | None:
+        now = self._clock.monotonic()
+        for entry in sorted(self._entries.values(), key=lambda e: (e.job.state is JobState.QUEUED, e.order)):
+            if entry.job.tag not in tags or entry.job.state.final:
+                continue
+            if entry.job.state is JobState.RUNNING and (entry.lease_until > now or not self._recover(entry)):
+                continue
+            return self._start(entry, worker)
+        return None
+
+    def _recover(self, entry: _Entry) -> bool:
+        """Treat a lost lease; False when the job has ended by it."""
+        job = entry.job
+        reason = f"the lease of attempt {job.attempt} was lost"
+        if job.cancel_requested:
+            self._end(entry, JobState.CANCELLED)
+        elif _used_up(job):
+            self._end(entry, JobState.FAILED, error=f"{reason}; no attempt of {job.max_attempts} is left")
+        else:
+            self._requeue(entry, reason)
+        return not entry.job.state.final
+
+    def _start(self, entry: _Entry, worker: str) -> Lease:
+        job = entry.job
+        check_move(job.id, job.state, JobState.RUNNING)
+        entry.token = secrets.token_hex(16)
+        entry.lease_until = self._clock.monotonic() + self._lease_s
+        started_at = job.started_at if job.started_at is not None else self._clock.time()
+        entry.job = replace(job, state=JobState.RUNNING, attempt=job.attempt + 1, worker=worker, started_at=started_at)
+        self._record(entry, "state", {"state": "running", "attempt": entry.job.attempt, "worker": worker})
+        return Lease(entry.job, entry.job.attempt, entry.token, worker)
+
+    def _requeue(self, entry: _Entry, reason: str) -> None:
+        check_move(entry.job.id, entry.job.state, JobState.QUEUED)
+        entry.job = replace(entry.job, state=JobState.QUEUED, worker=None)
+        entry.token = ""
+        self._record(entry, "state", {"state": "queued", "reason": reason})
+
+    def _end(
+        self,
+        entry: _Entry,
+        state: JobState,
+        *,
+        result: Mapping[str, Json] | None = None,
+        error: str | None = None,
+    ) -> None:
+        entry.ended_by, entry.token = entry.token, ""
+        entry.job = replace(
+            entry.job,
+            state=state,
+            finished_at=self._clock.time(),
+            result=None if result is None else dict(result),
+            error=error,
+        )
+        data: dict[str, Json] = {"state": str(state)}
+        if result is not None:
+            data["result"] = dict(result)
+        if error is not None:
+            data["error"] = error
+        self._record(entry, "state", data)
+
+    def _entry(self, job_id: str) -> _Entry:
+        self._expire()
+        if (entry := self._entries.get(job_id)) is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        return entry
+
+    def _fenced(self, lease: Lease) -> _Entry:
+        entry = self._entry(lease.job.id)
+        if (entry.job.state, entry.job.attempt, entry.token) != (JobState.RUNNING, lease.attempt, lease.token):
+            raise StaleLease(f"job {lease.job.id}: attempt {lease.attempt} no longer holds the lease")
+        return entry
+
+    def _expire(self) -> None:
+        now = self._clock.time()
+        for job_id, entry in list(self._entries.items()):
+            if entry.job.finished_at is not None and entry.job.finished_at + self._keep_s <= now:
+                del self._entries[job_id]
+
+    def _record(self, entry: _Entry, kind: str, data: Mapping[str, Json]) -> str:
+        now_ms = int(self._clock.time() * 1000)
+        last_ms, count = self._last_event
+        self._last_event = (now_ms, 0) if now_ms > last_ms else (last_ms, count + 1)
+        event_id = "{}-{}".format(*self._last_event)
+        entry.events.append(JobEvent(event_id, kind, self._last_event[0] / 1000, dict(data)))
+        if len(entry.events) > self._max_events:
+            del entry.events[0]
+            entry.dropped += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+        return event_id
+
+    def _next_order(self) -> int:
+        self._order += 1
+        return self._order
+
+
+def _used_up(job: Job) -> bool:
+    return job.attempt - job.released >= job.max_attempts
+
+
+def _event_key(event_id: str) -> tuple[int, int]:
+    """The order of event ids; raises `InvalidRequest` when it is none."""
+    if _EVENT_ID.fullmatch(event_id) is None:
+        raise InvalidRequest(f"event id: expected digits, or digits-digits, got {event_id[:60]!r}")
+    milliseconds, _, count = event_id.partition("-")
+    return int(milliseconds), int(count or 0)

@@ -1,0 +1,352 @@
+"""The job queue in Redis 7 (or Valkey): a stream with a consumer group per tag, a hash and an event stream per job.
+
+Keys (`{axon}` keeps them in one slot of a cluster):
+
+    {axon}:queue:<tag>     stream of unfinished jobs, gone when empty; an entry stays pending while its job runs
+    {axon}:job:<id>        hash: the job; expires `keep_s` after its end
+    {axon}:events:<id>     stream: state, progress, log lines, checkpoints; capped, expires with the job
+    {axon}:jobs            sorted set of all jobs by creation; {axon}:jobs:<state> the same by state
+    {axon}:ended           sorted set: when each finished job may be forgotten in the sets above
+    {axon}:dead            stream of jobs whose attempts were used up; capped
+    {axon}:worker:<id>     a worker's last heartbeat; expires
+    {axon}:workers         sorted set of workers by the end of their heartbeat
+
+Every change is one Lua script under `lua/`, so it happens whole or not at all. Calls may be repeated by the client
+after a lost connection: submit, start and settle recognise their own repetition, an event may appear twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from service.core.errors import Conflict, InvalidRequest, NotFound, NotReady, Overloaded, ServiceError, StaleLease
+from service.core.ports import Clock
+from service.core.types import Job, JobEvent, JobState, Json, Lease, WorkerInfo
+
+PREFIX: Final = "{axon}"
+_SCRIPTS: Final = ("submit", "start", "renew", "append", "checkpoint", "reserve", "settle", "release", "cancel")
+_ALONE: Final = ("take", "beat")
+_REFUSALS: Final[Mapping[str, type[ServiceError]]] = {
+    "STALE": StaleLease,
+    "NOJOB": NotFound,
+    "CONFLICT": Conflict,
+    "FULL": Overloaded,
+}
+_EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
+_AWAY: Final = (
+    RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, ClusterDownError, OSError,
+)  # fmt: skip
+_MAX_BLOCK_S = 5.0  # below the socket's time limit, so that a quiet stream does not look like a dead server
+_SOCKET_TIMEOUT_S = 10.0
+_PAGE = 200
+
+
+def connect(url: str, *, retries: int = 5) -> Redis:
+    """A client for `redis://`, `rediss://` or `unix://` that repeats calls lost with their connection.
+
+    Five repetitions with growing pauses bridge about two seconds, a restart of the server.
+    """
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=3.0,
+        health_check_interval=30,
+        retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.1), retries),
+    )
+
+
+class RedisJobQueue:
+    """The `JobQueue` port on a Redis server.
+
+    `lease_s`: how long a claim lasts without renewal (the same for all workers of a server); `max_jobs`: unfinished
+    jobs per tag; `keep_s`: how long a finished job and its events can be read; `max_events`: about how many events
+    are kept per job.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        clock: Clock,
+        *,
+        prefix: str = PREFIX,
+        lease_s: float = 15.0,
+        max_jobs: int = 10_000,
+        keep_s: float = 7 * 86_400.0,
+        max_events: int = 10_000,
+    ) -> None:
+        self._redis: Any = client  # its annotations cover every protocol and decoding at once
+        self._clock = clock
+        self._prefix = prefix
+        self._lease_ms = int(lease_s * 1000)
+        self._max_jobs = max_jobs
+        self._common = (str(int(keep_s * 1000)), str(max_events))
+        folder = files("service.adapters") / "lua"
+        prelude = (folder / "common.lua").read_text()
+        self._scripts = {
+            name: client.register_script(prelude + (folder / f"{name}.lua").read_text()) for name in _SCRIPTS
+        }
+        self._scripts |= {name: client.register_script((folder / f"{name}.lua").read_text()) for name in _ALONE}
+
+    async def close(self) -> None:
+        """Close the client's connections."""
+        await self._redis.aclose()
+
+    async def submit(self, job: Job) -> Job:
+        """Store a queued job; raises `Conflict` on a known id, `Overloaded` when its tag has too many."""
+        stored = {
+            "spec": json.dumps(job.spec),
+            "tag": job.tag,
+            "max_attempts": str(job.max_attempts),
+        }
+        flat = [part for pair in stored.items() for part in pair]
+        created_at = repr(job.created_at)
+        nonce = secrets.token_hex(16)
+        return _job(job.id, await self._call("submit", job.id, job.tag, nonce, self._max_jobs, created_at, *flat))
+
+    async def get(self, job_id: str) -> Job:
+        """One job; raises `NotFound`."""
+        with _translated():
+            found = await self._redis.hgetall(self._key("job", job_id))
+        if not found:
+            raise _no_job(job_id)
+        return _job(job_id, found)
+
+    async def find(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
+        """Newest first."""
+        index = self._key("jobs") if state is None else self._key("jobs", state)
+        jobs: list[Job] = []
+        start = 0
+        while len(jobs) < limit:
+            with _translated():
+                ids = await self._redis.zrange(index, start, start + _PAGE - 1, desc=True)
+                pipeline = self._redis.pipeline(transaction=False)
+                for job_id in ids:
+                    pipeline.hgetall(self._key("job", job_id))
+                found = [_job(job_id, one) for job_id, one in zip(ids, await pipeline.execute(), strict=True) if one]
+            jobs += [job for job in found if state is None or job.state is state]
+            start += _PAGE
+            if len(ids) < _PAGE:
+                break
+        return jobs[:limit]
+
+    async def cancel(self, job_id: str) -> Job:
+        """Queued: becomes cancelled. Running: marks it. Raises `Conflict` when final or publishing."""
+        tag = (await self.get(job_id)).tag
+        return _job(job_id, await self._call("cancel", job_id, tag))
+
+    async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
+        """Take a queued job, or one whose lease has run out; None after `wait_s`.
+
+        Waiting reads the streams without their group: nothing is handed to a call that is given up meanwhile. Those
+        who wait look again at least three times per lease, for leases that have run out.
+        """
+        deadline = self._clock.monotonic() + wait_s
+        while True:
+            seen: dict[str, str] = {}
+            for tag in tags:
+                lease, seen[self._key("queue", tag)] = await self._take(worker, tag)
+                if lease is not None:
+                    return lease
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return None
+            block_ms = max(1, int(min(left * 1000, self._lease_ms / 3, _MAX_BLOCK_S * 1000)))
+            with _translated():
+                await self._redis.xread(seen, count=1, block=block_ms)
+
+    async def renew(self, lease: Lease) -> Job:
+        """Extend the lease; returns the job as stored."""
+        return _job(lease.job.id, await self._fenced("renew", lease, self._lease_ms))
+
+    async def append(self, lease: Lease, kind: str, data: Mapping[str, Json]) -> str:
+        """Append to the job's events; returns the event's id."""
+        return str(await self._fenced("append", lease, kind, _dumps(data)))
+
+    async def commit_checkpoint(self, lease: Lease, pointer: Mapping[str, Json]) -> Mapping[str, Json] | None:
+        """Make `pointer` the job's checkpoint; returns the one before."""
+        before = await self._fenced("checkpoint", lease, _dumps(pointer))
+        return None if before is None else json.loads(before)
+
+    async def reserve(self, lease: Lease, model: str, version: int) -> tuple[str, int]:
+        """Tie the job to a version number, once; raises `Conflict` when it is to be cancelled."""
+        name, number = await self._fenced("reserve", lease, model, version)
+        return name, int(number)
+
+    async def settle(
+        self,
+        lease: Lease,
+        state: JobState,
+        *,
+        result: Mapping[str, Json] | None = None,
+        error: str | None = None,
+    ) -> Job:
+        """End the job and acknowledge it in one step; repeating it with the same lease returns the job as it ended."""
+        if not state.final:
+            raise Conflict(f"job {lease.job.id}: expected a final state to settle it, got {state}")
+        encoded = "" if result is None else _dumps(result)
+        return _job(lease.job.id, await self._fenced("settle", lease, state, encoded, _text(error or "")))
+
+    async def release(self, lease: Lease, *, reason: str, counts: bool = False) -> Job:
+        """Give a running job back to the queue, without counting against its attempts unless `counts`."""
+        return _job(lease.job.id, await self._fenced("release", lease, int(counts), _text(reason)))
+
+    async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
+        """Replay after an id, then follow; ends after a final state's event."""
+        if _EVENT_ID.fullmatch(after) is None:
+            raise InvalidRequest(f"event id: expected digits, or digits-digits, got {after[:60]!r}")
+        key = self._key("events", job_id)
+        state = (await self.get(job_id)).state
+        while True:
+            block = None if state.final else int(_MAX_BLOCK_S * 1000)
+            with _translated():
+                found = await self._redis.xread({key: after}, count=_PAGE, block=block)
+            for event in (_event(*entry) for entry in (found[0][1] if found else ())):
+                yield event
+                after = event.id
+                if event.kind == "state" and JobState(event.data["state"]).final:
+                    return
+            if not found and state.final:
+                return
+            if not found:
+                try:
+                    state = (await self.get(job_id)).state
+                except NotFound:  # forgotten meanwhile
+                    return
+
+    async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
+        """Show a worker as alive for `ttl_s`."""
+        keys = [self._key("workers"), self._key("worker", worker.id)]
+        with _translated():
+            await self._scripts["beat"](keys=keys, args=[worker.id, _dumps(asdict(worker)), int(ttl_s * 1000)])
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Workers whose heartbeat is fresh, by name."""
+        with _translated():
+            ids = sorted(await self._redis.zrange(self._key("workers"), 0, -1))
+            found = await self._redis.mget([self._key("worker", worker) for worker in ids]) if ids else []
+        infos = [json.loads(text) for text in found if text is not None]
+        return [WorkerInfo(**{**info, "tags": tuple(info["tags"])}) for info in infos]
+
+    async def ping(self) -> None:
+        """Raise `NotReady` when the server is away."""
+        with _translated():
+            await self._redis.ping()
+
+    async def _take(self, worker: str, tag: str) -> tuple[Lease | None, str]:
+        """A lease on a job of `tag` if there is one to take, and the id after which new ones come."""
+        queue = self._key("queue", tag)
+        while True:
+            with _translated():
+                last, entry, job_id = await self._scripts["take"](keys=[queue], args=[self._lease_ms])
+            if entry is None:
+                return None, last
+            starting = asyncio.ensure_future(self._start(job_id, tag, entry, worker))
+            try:
+                lease = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                if (lease := await starting) is not None:
+                    await self.release(lease, reason="the worker went away")
+                raise
+            if lease is not None:
+                return lease, last
+
+    async def _start(self, job_id: str, tag: str, entry: str, worker: str) -> Lease | None:
+        token = secrets.token_hex(16)
+        found = await self._call("start", job_id, tag, entry, token, worker, self._lease_ms)
+        if not found:
+            return None
+        job = _job(job_id, found)
+        return Lease(job, job.attempt, token, worker)
+
+    async def _fenced(self, script: str, lease: Lease, *args: Any) -> Any:
+        return await self._call(script, lease.job.id, lease.job.tag, lease.attempt, lease.token, *args)
+
+    async def _call(self, script: str, job_id: str, tag: str, *args: Any) -> Any:
+        keys = [
+            self._key("job", job_id),
+            self._key("events", job_id),
+            self._key("queue", tag),
+            self._key("jobs"),
+            *(self._key("jobs", state) for state in JobState),
+            self._key("ended"),
+            self._key("dead"),
+        ]
+        with _translated():
+            return await self._scripts[script](keys=keys, args=[job_id, *self._common, *args])
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the scripts' refusals and an absent server into the service's errors."""
+    try:
+        yield
+    except _AWAY as error:
+        raise NotReady(f"the job queue's server is away: {error}", retry_after_s=1.0) from error
+    except ResponseError as error:
+        code, _, text = str(error).partition(" ")
+        if code in _REFUSALS:
+            raise _REFUSALS[code](text) from None
+        if code in ("LOADING", "MISCONF", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN"):
+            raise NotReady(f"the job queue's server is not ready: {error}", retry_after_s=1.0) from error
+        raise
+
+
+def _job(job_id: str, found: Any) -> Job:
+    """A job out of its hash: a mapping, or a script's flat list."""
+    one: Mapping[str, str] = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
+    reserved = one.get("reserved_version")
+    return Job(
+        id=job_id,
+        spec=json.loads(one["spec"]),
+        state=JobState(one["state"]),
+        tag=one["tag"],
+        attempt=int(one["attempt"]),
+        max_attempts=int(one["max_attempts"]),
+        created_at=float(one["created_at"]),
+        started_at=float(one["started_at"]) if "started_at" in one else None,
+        finished_at=float(one["finished_at"]) if "finished_at" in one else None,
+        worker=one.get("worker"),
+        cancel_requested="cancel_requested" in one,
+        checkpoint=json.loads(one["checkpoint"]) if "checkpoint" in one else None,
+        reserved=None if reserved is None else (one["reserved_model"], int(reserved)),
+        result=json.loads(one["result"]) if "result" in one else None,
+        error=one.get("error"),
+        released=int(one["released"]),
+    )
+
+
+def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
+    return JobEvent(event_id, fields["kind"], int(event_id.partition("-")[0]) / 1000, json.loads(fields["data"]))
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _text(text: str) -> str:
+    """What UTF-8 can carry."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _no_job(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id!r}")
