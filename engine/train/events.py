@@ -35,7 +35,11 @@ class Event(StrEnum):
 
 
 class Status(StrEnum):
-    """What a handler asks for: go on, end this epoch, or end the run."""
+    """What a handler asks for: go on, end this epoch, or end the run.
+
+    Before the first epoch `HALT_EPOCH` ends the run; in `epoch_halted` it changes nothing, and after the run no status
+    does.
+    """
 
     CONTINUE = "continue"
     HALT_EPOCH = "halt_epoch"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from engine.errors import DataError, OptionError
+from engine.errors import DataError
 from engine.train.data import BatchIterator, Data
 from engine.train.events import Count, Event, Filter, Status
 from engine.train.handlers import Handler, bound, read_answer, require_finite
@@ -70,8 +70,8 @@ class Runner:
             self._stage = Stage.CLOSING
             self._iteration = self._counts[Event.ITERATION_COMPLETED][0]
             status = self._fire(Event.EPOCH_HALTED)
-        if self._stage is Stage.CLOSING and len(self._history) == self._epoch:
-            self._history = (*self._history, self._metrics())
+        if self._stage is Stage.CLOSING:
+            self._record_epoch()
         if status is not Status.HALT_LOOP:
             self._next_epoch()
         return status
@@ -93,14 +93,18 @@ class Runner:
             require_finite("loss", loss.item(), self._snapshot(Event.EPOCH_COMPLETED))
         return self._fire(Event.EPOCH_COMPLETED)
 
+    def _record_epoch(self) -> None:
+        if len(self._history) == self._epoch:
+            self._history = (*self._history, self._metrics())
+        for count in self._counts.values():
+            count[0] = 0
+
     def _next_epoch(self) -> None:
         self._stage = Stage.BETWEEN
         self._epoch += 1
         self._iteration = 0
         self._iterator = None
         self._data_state = None
-        for count in self._counts.values():
-            count[0] = 0
 
     def _iterate(self) -> Status:
         iterator = self._resumed_iterator()
@@ -155,12 +159,13 @@ class Runner:
                 state = changed
                 self._adopt(state)
             if answer is not Status.CONTINUE:
-                return self._allowed(answer, event)
+                return self._meaning(answer, event)
         return Status.CONTINUE
 
-    def _allowed(self, status: Status, event: Event) -> Status:
-        if status is Status.HALT_EPOCH and self._stage not in (Stage.OPEN, Stage.CLOSING):
-            raise OptionError(f"handler of {event}: expected halt_epoch only within an epoch")
+    @staticmethod
+    def _meaning(status: Status, event: Event) -> Status:
+        if status is Status.HALT_EPOCH and event is Event.STARTED:
+            return Status.HALT_LOOP
         if status is Status.HALT_EPOCH and event is Event.EPOCH_HALTED:
             return Status.CONTINUE
         return status

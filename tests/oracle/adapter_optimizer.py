@@ -20,7 +20,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         schedule = build_schedule(case["name"], args)
         return {"output": np.array([schedule(np.int32(step)) for step in case["inputs"]["steps"]], np.float32)}
     if case.get("random"):
-        raise Different("noise is drawn from one key per step: docs/differences.md, optimizers")
+        raise Different("noise-keys")
     name = case["name"].removeprefix("updates.")
     if name == "apply_updates":
         return {"output": optim.apply_updates(**case["inputs"])}
