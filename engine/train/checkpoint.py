@@ -1,0 +1,187 @@
+"""Checkpoints of a loop, over Orbax: everything a run needs to go on as if it had not been interrupted.
+
+A checkpoint is a folder that appears whole or not at all: Orbax writes beside it and renames. It holds each array under
+a number, and one JSON document with their paths and types, the plain values of the `LoopState`, and a SHA-256 of all
+of it, so that damage is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine.errors import CheckpointError
+from engine.precision import dtype_of, name_of
+from engine.train.events import Count, Event
+from engine.train.state import LoopState, Stage
+
+FORMAT = "axon.checkpoint"
+VERSION = 1
+
+
+def save(path: str | Path, state: LoopState) -> None:
+    """Write a checkpoint of `state` to the new folder `path`; waits for the device.
+
+    The state may be that of a handler, or the one a run returned; with it go the position in the data, the metrics
+    so far, the history, event counts and what handlers remember.
+
+    Raises:
+        CheckpointError: `path` exists already, or cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(path).absolute()
+    if folder.exists():
+        raise CheckpointError(f"checkpoint {folder}: expected a new folder, got one that exists")
+    arrays: dict[str, np.ndarray] = {}
+    leaves: list[dict[str, Any]] = []
+    for name, leaf in _leaves(state):
+        array, entry = _to_host(leaf)
+        arrays[str(len(leaves))] = array
+        leaves.append({"path": name, **entry})
+    document = {"format": FORMAT, "version": VERSION, "leaves": leaves, "loop": _plain(state)}
+    document["sha256"] = _digest(document, arrays)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            contents = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), loop=ocp.args.JsonSave(document))
+            checkpointer.save(folder, args=contents)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder}: cannot be written: {error}") from error
+
+
+def restore(path: str | Path, like: LoopState) -> LoopState:
+    """The state that `save` wrote, bit for bit.
+
+    Args:
+        path: the checkpoint's folder.
+        like: a state of the same loop, such as `loop.start(data)`; gives structure, shapes and types.
+    Raises:
+        CheckpointError: missing, damaged, or of another model, optimizer or set of metrics.
+    """
+    folder = Path(path).absolute()
+    document, arrays = _read(folder)
+    leaves = {}
+    for index, entry in enumerate(document["leaves"]):
+        leaves[entry["path"]] = _to_device(arrays[str(index)], entry)
+    plain = document["loop"]
+    return LoopState(
+        step_state=_filled("step_state", like.step_state, leaves, folder),
+        accumulators=_filled("accumulators", like.accumulators, leaves, folder),
+        epoch=plain["epoch"],
+        iteration=plain["iteration"],
+        total_iterations=plain["total_iterations"],
+        metrics={name: leaves[f"metrics/{name}"] for name in plain["metrics"]},
+        history=tuple(
+            {name: leaves[f"history/{epoch}/{name}"] for name in names} for epoch, names in enumerate(plain["history"])
+        ),
+        event=None if plain["event"] is None else Event(plain["event"]),
+        event_counts={Event(event): Count(*count) for event, count in plain["event_counts"].items()},
+        handler_state=plain["handler_state"],
+        data_state=plain["data_state"],
+        stage=Stage(plain["stage"]),
+        status=plain["status"],
+    )
+
+
+def _leaves(state: LoopState) -> Iterator[tuple[str, Any]]:
+    for part in ("step_state", "accumulators"):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, part)):
+            yield part + jax.tree_util.keystr(path), leaf
+    for name, value in state.metrics.items():
+        yield f"metrics/{name}", value
+    for epoch, metrics in enumerate(state.history):
+        for name, value in metrics.items():
+            yield f"history/{epoch}/{name}", value
+
+
+def _plain(state: LoopState) -> dict[str, Any]:
+    return {
+        "epoch": state.epoch,
+        "iteration": state.iteration,
+        "total_iterations": state.total_iterations,
+        "metrics": list(state.metrics),
+        "history": [list(metrics) for metrics in state.history],
+        "event": state.event,
+        "event_counts": {event: [count.epoch, count.total] for event, count in state.event_counts.items()},
+        "handler_state": dict(state.handler_state),
+        "data_state": None if state.data_state is None else dict(state.data_state),
+        "stage": state.stage,
+        "status": state.status,
+    }
+
+
+def _to_host(leaf: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    key = None
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        key, leaf = str(jax.random.key_impl(leaf)), jax.random.key_data(leaf)
+    array = np.asarray(jax.device_get(leaf))
+    return array, {"dtype": name_of(array.dtype), "shape": list(array.shape), "key": key}
+
+
+def _to_device(array: Any, entry: Mapping[str, Any]) -> jax.Array:
+    # With 64-bit types switched off, 64-bit leaves would be cut to 32.
+    with jax.enable_x64(True):
+        leaf = jnp.asarray(np.asarray(array), dtype_of(entry["dtype"]))
+    return leaf if entry["key"] is None else jax.random.wrap_key_data(leaf, impl=entry["key"])
+
+
+def _digest(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for index in range(len(arrays)):
+        digest.update(np.ascontiguousarray(arrays[str(index)]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    import orbax.checkpoint as ocp
+
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {folder}: expected a folder, got none")
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            document = checkpointer.restore(folder, args=ocp.args.Composite(loop=ocp.args.JsonRestore())).loop
+            _check_document(document)
+            template = {
+                str(index): np.empty(entry["shape"], dtype_of(entry["dtype"]))
+                for index, entry in enumerate(document["leaves"])
+            }
+            contents = ocp.args.Composite(arrays=ocp.args.StandardRestore(template))
+            arrays = {
+                key: np.asarray(value) for key, value in checkpointer.restore(folder, args=contents).arrays.items()
+            }
+        damaged = _digest(document, arrays) != document["sha256"]
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint {folder}: {error}") from None
+    except Exception as error:  # Orbax and its storage raise whatever they run into
+        raise CheckpointError(f"checkpoint {folder}: cannot be read: {error}") from error
+    if damaged:
+        raise CheckpointError(f"checkpoint {folder}: damaged, its contents do not have the SHA-256 written with them")
+    return document, arrays
+
+
+def _check_document(document: Any) -> None:
+    got = (document.get("format"), document.get("version")) if isinstance(document, dict) else document
+    if got != (FORMAT, VERSION):
+        raise CheckpointError(f"expected format {FORMAT} of version {VERSION}, got {got!r}")
+
+
+def _filled(part: str, like: Any, leaves: Mapping[str, jax.Array], folder: Path) -> Any:
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    wanted = {part + jax.tree_util.keystr(path): leaf for path, leaf in paths}
+    found = {name for name in leaves if name.startswith(part)}
+    if missing := sorted(set(wanted) ^ found):
+        raise CheckpointError(f"checkpoint {folder}: expected the state of the same loop, differs in {missing[:8]}")
+    for name, leaf in wanted.items():
+        expected, got = (leaf.shape, leaf.dtype), (leaves[name].shape, leaves[name].dtype)
+        if expected != got:
+            raise CheckpointError(f"checkpoint {folder}: expected {name} of {expected}, got {got}")
+    return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
