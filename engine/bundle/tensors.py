@@ -32,7 +32,7 @@ def dump(tensors: Mapping[str, Any]) -> bytes:
     """Tensors (NumPy or JAX arrays) by path as one safetensors file; the same tensors give the same bytes."""
     import safetensors
 
-    arrays = {path: np.ascontiguousarray(tensors[path]) for path in sorted(tensors)}
+    arrays = {path: np.asarray(tensors[path], order="C") for path in sorted(tensors)}
     return bytes(
         safetensors.serialize(
             {
@@ -57,7 +57,7 @@ def load(data: bytes, where: str) -> dict[str, np.ndarray]:
     except Exception as error:
         raise BundleError([Problem(where, "a valid safetensors file", str(error)[:200])]) from None
     tensors = {}
-    for path, entry in entries:
+    for path, entry in sorted(entries, key=lambda item: str(item[0])):
         short = _DTYPES.get(entry["dtype"])
         if short is None:
             raise BundleError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -26,14 +28,15 @@ def use_compile_cache(folder: Path) -> None:
 
     The folder must be private: JAX's cache entries are trusted code. Process-wide, so only entry points call it.
     """
-    import jaxlib
-
     kind = jax.local_devices()[0].device_kind.replace(" ", "-").replace("/", "-")
-    private = folder / f"jaxlib-{jaxlib.__version__}-{kind}"
+    private = folder / f"jaxlib-{version('jaxlib')}-{kind}"
     private.mkdir(mode=0o700, parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str(private))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for setting, value in (
+        ("jax_compilation_cache_dir", str(private)),
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        jax.config.update(setting, value)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -92,8 +95,6 @@ class EngineRuntime:
 
     def describe(self, path: Path) -> tuple[bytes, str]:
         """A stored bundle's graph JSON and its summary table."""
-        import json
-
         with _translated("bundle"):
             bundle = self._read(path)
             graph, _ = engine.bundle.graph_to_json(bundle.model, frozen=bundle.state.frozen)

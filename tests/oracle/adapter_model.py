@@ -1,0 +1,177 @@
+"""Reference cases of kind model: one Python builder per case name, checked against the case's own graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import engine as ax
+from engine.model.state import flatten, unflatten
+from tests.oracle.support import Different, Unsupported, as_arrays, precision_of
+
+Builder = Callable[[], ax.Model]
+
+DIFFERENT = {
+    "shared_by_name": "duplicate-names",
+}
+
+
+def _residual() -> ax.Model:
+    def block(x: ax.Model) -> ax.Model:
+        return x.dense(4, activation="relu").dense(4).add(x).relu()
+
+    return block(block(ax.input("x").dense(4))).dense(2)
+
+
+def _residual_conv() -> ax.Model:
+    x = ax.input("x").conv(3, kernel_size=3, padding="same")
+    y = x.batch_norm().relu().conv(3, kernel_size=3, padding="same").batch_norm()
+    return ax.add(x, y).relu().global_avg_pool().dense(2)
+
+
+def _shared_subgraph() -> ax.Model:
+    h = ax.input("x").dense(3, activation="relu")
+    return ax.add(h.dense(2), h.dense(2))
+
+
+def _container_map() -> ax.Model:
+    x = ax.input("x")
+    return ax.container({"a": x.dense(2), "b": (x.dense(3), {"c": x.relu()})})
+
+
+def _container_tuple() -> ax.Model:
+    x = ax.input("x").dense(3)
+    return ax.container((x.softmax(), x))
+
+
+def _subtract_multiply() -> ax.Model:
+    a, b = ax.input("a"), ax.input("b")
+    return ax.subtract(a, b).dense(3).multiply(b.dense(3))
+
+
+def _init_random() -> ax.Model:
+    head = ax.input("x").dense(4).dense(3, kernel_initializer="he_normal", name="head")
+    return head.batch_norm(gamma_initializer="glorot_uniform").dense(2, kernel_initializer="uniform")
+
+
+BUILDERS: dict[str, Builder] = {
+    "activations_chain": lambda: (
+        ax.input("x").dense(3).activation("leaky_relu", alpha=0.2).dense(3).elu(alpha=0.5).dense(3).selu().dense(3)
+    ).log_softmax(),
+    "add": lambda: ax.add(ax.input("a").dense(3), ax.input("b").dense(3)).dense(2),
+    "add_list": lambda: ax.add([ax.input(n).dense(2) for n in "abc"]),
+    "ambiguous_single_tensor": lambda: ax.add(ax.input("a"), ax.input("b")),
+    "cnn": lambda: (
+        (ax.input("x").conv(3, kernel_size=3, padding="same", activation="relu").max_pool(kernel_size=2))
+        .conv(4, kernel_size=2)
+        .relu()
+        .flatten()
+        .dense(2, activation="softmax")
+    ),
+    "concatenate": lambda: ax.concatenate(ax.input("a").dense(3), ax.input("b").dense(2)).dense(2),
+    "concatenate_axis": lambda: ax.concatenate([ax.input(n) for n in "abc"], axis=1),
+    "constant": lambda: ax.input("x").add(ax.constant([[1.0, 2.0, 3.0]])).dense(2),
+    "container_map": _container_map,
+    "container_tuple": _container_tuple,
+    "conv1d_causal": lambda: (
+        (ax.input("x").conv(4, kernel_size=3, padding=[(4, 0)], kernel_dilation=2, activation="gelu"))
+        .global_avg_pool()
+        .dense(1)
+    ),
+    "conv_grouped": lambda: ax.input("x").conv(4, kernel_size=2, feature_group_size=2, use_bias=False).relu6(),
+    "init_random": _init_random,
+    "missing_input": lambda: ax.add(ax.input("a"), ax.input("b")),
+    "mlp": lambda: ax.input("x").dense(4, activation="relu").dense(3, activation="softmax"),
+    "mlp_batch_norm": lambda: ax.input("x").dense(4).batch_norm().relu().dense(2, activation="sigmoid"),
+    "mlp_dropout": lambda: (
+        ax.input("x").dense(4, activation="relu").dropout(rate=0.5).dense(4).dropout(rate=0.25, name="drop").dense(2)
+    ),
+    "mlp_names": lambda: (
+        ax.input("x").dense(4, name="first").relu(name="act").dense(3).dense(2, name="head_{n}").bias()
+    ),
+    "mlp_no_bias": lambda: ax.input("x").dense(4, use_bias=False).tanh().dense(2, use_bias=False),
+    "mlp_single_input_tensor": lambda: ax.input("x", shape=(None, 3)).dense(4, activation="relu").dense(2),
+    "optional_unhandled_absent": lambda: ax.add(ax.input("x"), ax.input("o", optional=True)),
+    "optional_unhandled_present": lambda: ax.add(ax.input("x"), ax.input("o", optional=True)),
+    "residual": _residual,
+    "residual_conv": _residual_conv,
+    "shared_subgraph": _shared_subgraph,
+    "subtract_multiply": _subtract_multiply,
+    "text_classifier_pool": lambda: (
+        ax.input("tokens", dtype="s32").embedding(8, 4).global_avg_pool().dense(3, activation="relu")
+    ).dense(2, activation="softmax"),
+    "unused_extra_input_key": lambda: ax.input("a").dense(2),
+}
+
+
+def det(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The fixed values of the reference cases, as their README defines them."""
+    state = (seed * 7919 + 12345) % 2**31
+    values = []
+    for _ in range(int(np.prod(shape))):
+        state = (state * 1103515245 + 12345) % 2**31
+        values.append((((state // 65536) % 511) - 255) / 256)
+    return np.array(values, np.float32).reshape(shape)
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    """Build the case's model and compute its result fields."""
+    name = case["name"]
+    if name in DIFFERENT:
+        raise Different(DIFFERENT[name])
+    if name not in BUILDERS:
+        raise Unsupported(f"model {name}")
+    with precision_of(case):
+        model = BUILDERS[name]()
+        _check_graph(model, case)
+        if name == "init_random":
+            return {"output": _nested(ax.build(model)[0](case["inputs"], seed=case["args"]["seed"]))}
+        return _results(model, case)
+
+
+def _nested(state: ax.ModelState) -> dict[str, Any]:
+    return unflatten(dict([*flatten(state.parameters), *flatten(state.state)]))
+
+
+def _results(model: ax.Model, case: dict[str, Any]) -> dict[str, Any]:
+    inputs = case["inputs"]
+    if "error" in case:
+        ax.build(model)[0](inputs)
+    state = _state(model, case)
+    prediction = ax.build(model)[1](state, inputs)
+    _, train = ax.build(model, mode="train")
+    trained = train(state, inputs)
+    result = {"output": prediction, "train_output": {"prediction": trained.prediction, "state": trained.state}}
+    if "grad" in case:
+
+        def objective(parameters: Any) -> jax.Array:
+            output = train(state.with_trainable(parameters), inputs).prediction
+            return sum((leaf * det(leaf.shape, 777)).sum() for leaf in jax.tree.leaves(output))
+
+        result["grad"] = {"wrt": jax.grad(objective)(state.trainable())}
+    return result
+
+
+def _state(model: ax.Model, case: dict[str, Any]) -> ax.ModelState:
+    """The case's parameters, sorted into parameters and state by the model's own account."""
+    template = ax.build(model)[0](case["inputs"])
+    given = dict(flatten(as_arrays(case["params"])))
+    if set(given) != set(template.paths()):
+        raise AssertionError(f"parameters expected {sorted(given)}, got {sorted(template.paths())}")
+    kinds = {path for path, _ in flatten(template.parameters)}
+    return ax.ModelState(
+        unflatten({path: jnp.asarray(value) for path, value in given.items() if path in kinds}),
+        unflatten({path: jnp.asarray(value) for path, value in given.items() if path not in kinds}),
+    )
+
+
+def _check_graph(model: ax.Model, case: dict[str, Any]) -> None:
+    """The case's nodes, but for the hidden containers in which upstream joins the inputs of add and its kin."""
+    expected = [(n["name"], n["op"]) for n in case.get("nodes", []) if n["op"] != "container"]
+    got = [(name, node.op.name) for node, name in model.names().items() if node.op.name != "container"]
+    if expected and expected != got:
+        raise AssertionError(f"nodes expected {expected}, got {got}")
