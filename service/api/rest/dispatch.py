@@ -1,0 +1,220 @@
+"""The hot path: inference over plain ASGI, in front of the application that answers everything else.
+
+A request costs what it must: one look at the path, one read, one decode, one hop to the model's thread, one write.
+See `docs/decisions/003-asgi-hot-path.md` for the measurements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, final
+
+from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_headers
+from service.api.rest.tensors import WireRequest, decode_raw_request, decode_request, encode_result
+from service.api.status import failure_of
+from service.core.errors import InvalidRequest, TooLarge
+from service.core.inference import InferenceService
+from service.core.types import InferRequest
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_PREFIX, _SUFFIX = "/v2/models/", "/infer"
+_BINARY_TYPE = (b"content-type", b"application/octet-stream")
+_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_LOOK_EVERY_S = 0.025
+
+
+class _Gone(Exception):
+    """The client closed its connection before it had sent everything."""
+
+
+@final
+class Dispatcher:
+    """An ASGI application: inference requests are answered here, everything else goes to `app`.
+
+    `max_body_bytes` bounds a request's body, before and after decompression.
+    """
+
+    def __init__(self, app: App, inference: InferenceService, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._inference = inference
+        self._max_body_bytes = max_body_bytes
+        self._watch = _DisconnectWatch()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI connection."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path.endswith(_SUFFIX) and path.startswith(_PREFIX):
+                parts = path[len(_PREFIX) : -len(_SUFFIX)].split("/")
+                if len(parts) == 1:
+                    return await self._answer(parts[0], None, scope, receive, send)
+                if len(parts) == 3 and parts[1] == "versions":
+                    return await self._answer(parts[0], parts[2], scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    async def _answer(self, model: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+        try:
+            if scope["method"] != "POST":
+                return await _send(send, 405, [JSON_TYPE, (b"allow", b"POST")], b'{"error":"expected the method POST"}')
+            headers = dict(scope["headers"])
+            body = await self._read(headers, receive)
+            request = self._decode(model, version, headers, body)
+            infer = InferRequest(model, version, request.inputs, request.outputs, request.id)
+            if request.schedule.timeout_us is not None:
+                infer.deadline = self._inference.deadline(request.schedule.timeout_us * 1e-6)
+            infer.priority = request.schedule.priority
+            self._watch.enter(task, receive)
+            try:
+                result = await self._inference.infer(infer)
+            finally:
+                gone = self._watch.leave(task)
+            reply, header_length = encode_result(result, request)
+        except _Gone:
+            return None
+        except asyncio.CancelledError:
+            if gone:
+                return None
+            raise
+        except Exception as error:
+            failure = failure_of(error)
+            return await _send(send, failure.status.http, error_headers(failure), error_body(failure))
+        if header_length is None:
+            reply_headers = [JSON_TYPE]
+        else:
+            reply_headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % header_length)]
+        return await _send(send, 200, *_compressed(headers, reply_headers, reply))
+
+    def _decode(self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes) -> WireRequest:
+        given = headers.get(b"inference-header-content-length")
+        if given is None:
+            return decode_request(body, None)
+        if not given.isdigit() or len(given) > 18:
+            raise InvalidRequest(f"Inference-Header-Content-Length: expected an integer >= 0, got {given[:64]!r}")
+        header_length = int(given)
+        if header_length == 0:
+            return decode_raw_request(body, self._inference.spec(model, version))
+        return decode_request(body, header_length)
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole body, decompressed; raises `TooLarge` before holding more than the limit, `_Gone`."""
+        limit = self._max_body_bytes
+        declared = headers.get(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > limit:
+            raise TooLarge(f"body: expected at most {limit} bytes, got {int(declared)}")
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] != "http.request" or message.get("more_body", False):
+            body = await self._read_on(message, receive)
+        elif len(body) > limit:
+            raise TooLarge(f"body: expected at most {limit} bytes, got {len(body)}")
+        encoding = headers.get(b"content-encoding")
+        return body if encoding is None else _decompress(body, encoding.strip().lower(), limit)
+
+    async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] != "http.request":
+                raise _Gone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                raise TooLarge(f"body: expected at most {self._max_body_bytes} bytes, got more")
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+            message = await receive()
+
+
+@final
+class _DisconnectWatch:
+    """Cancels the tasks of clients that went away while they wait for their answer.
+
+    Listening for a disconnect takes a task of its own, which costs more than most requests do. So only those that
+    have waited through two looks get one.
+    """
+
+    def __init__(self) -> None:
+        self._fresh: dict[asyncio.Task[Any], Receive] = {}
+        self._seen: dict[asyncio.Task[Any], Receive] = {}
+        self._listeners: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        self._gone: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, task: asyncio.Task[Any], receive: Receive) -> None:
+        """`task` begins to wait; `receive` is its ASGI connection's, with the body already read."""
+        self._fresh[task] = receive
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
+
+    def leave(self, task: asyncio.Task[Any]) -> bool:
+        """`task` no longer waits; returns whether it was cancelled because its client went away."""
+        if self._fresh.pop(task, None) is not None or self._seen.pop(task, None) is not None:
+            return False
+        listener = self._listeners.pop(task, None)
+        if listener is not None:
+            listener.cancel()
+        if task in self._gone:
+            self._gone.remove(task)
+            return True
+        return False
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        for task, receive in self._seen.items():
+            self._listeners[task] = loop.create_task(self._listen(task, receive))
+        self._seen, self._fresh = self._fresh, {}
+        self._timer = loop.call_later(_LOOK_EVERY_S, self._look) if self._seen else None
+
+    async def _listen(self, task: asyncio.Task[Any], receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone.add(task)
+        task.cancel()
+
+
+def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+    if encoding in (b"", b"identity"):
+        return body
+    bits = _WINDOW_BITS.get(encoding)
+    if bits is None:
+        raise InvalidRequest(f"Content-Encoding: expected gzip or deflate, got {encoding[:64]!r}")
+    inflater = zlib.decompressobj(bits)
+    try:
+        inflated = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"body: expected {encoding.decode()} data: {error}") from error
+    if len(inflated) > limit:
+        raise TooLarge(f"body: expected at most {limit} bytes after decompression, got more")
+    if not inflater.eof or inflater.unused_data:
+        raise InvalidRequest(f"body: expected one complete {encoding.decode()} stream and nothing behind it")
+    return inflated
+
+
+def _compressed(request_headers: dict[bytes, bytes], headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+    """Compress a reply for a client that accepts nothing else.
+
+    Many clients announce gzip with every request out of habit; numbers hardly shrink and compressing costs more than
+    inference, so only the explicit wish for a single encoding counts.
+    """
+    accepted = request_headers.get(b"accept-encoding")
+    bits = _WINDOW_BITS.get(accepted) if accepted is not None else None
+    if accepted is None or bits is None:
+        return headers, body
+    deflater = zlib.compressobj(level=1, wbits=bits)
+    return [*headers, (b"content-encoding", accepted)], deflater.compress(body) + deflater.flush()
+
+
+async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,152 @@
+"""Numbers of one tensor as JSON: exact both ways, at the tensor's own precision."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.core.datatypes import Datatype
+from service.core.errors import InvalidRequest
+
+MAX_DEPTH = 100
+"""How deeply `data` may be nested."""
+
+_NON_FINITE = {
+    None: math.nan,
+    "NaN": math.nan,
+    "Infinity": math.inf,
+    "-Infinity": -math.inf,
+}
+
+# `struct` converts a list of Python numbers several times faster than NumPy and refuses what does not fit.
+_FORMATS = {
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "FP16": "e",
+    "BF16": "f",
+    "FP32": "f",
+    "FP64": "d",
+}
+
+
+def read_values(data: object, entry: Datatype, count: int, where: str) -> np.ndarray:
+    """A flat array of `count` values of `entry` from JSON `data`, flat or nested in row-major order.
+
+    Raises `InvalidRequest` naming `where` and the first value that is wrong or does not fit.
+    """
+    if not isinstance(data, list):
+        raise InvalidRequest(f"{where}: expected data to be a list, got {type(data).__name__}")
+    values, kinds = _flatten(data, where)
+    if len(values) != count:
+        raise InvalidRequest(f"{where}: expected {count} values as the shape says, got {len(values)}")
+    if entry.name == "BYTES":
+        return _strings(values, kinds, where)
+    if entry.name == "BOOL":
+        if not kinds <= {bool, int} or not all(value in (0, 1) for value in values):
+            raise _wrong(values, "true or false", where, lambda value: type(value) in (bool, int) and value in (0, 1))
+        return np.array(values, np.bool_)
+    return _numbers(values, kinds, entry, where)
+
+
+def write_values(array: np.ndarray) -> bytes:
+    """The JSON text of `array`'s values as one flat list; non-finite ones as "NaN", "Infinity" and "-Infinity".
+
+    Raises `InvalidRequest` when bytes are no UTF-8, which JSON cannot carry.
+    """
+    flat = array.reshape(-1)
+    if flat.dtype.hasobject:
+        try:
+            return orjson.dumps([bytes(value).decode() for value in flat])
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("output: its bytes are not UTF-8; ask for it with binary_data: true") from error
+    if flat.dtype.kind == "V":
+        # bfloat16, which orjson does not know: widening is exact.
+        flat = flat.astype(np.float32)
+    text = orjson.dumps(np.ascontiguousarray(flat), option=orjson.OPT_SERIALIZE_NUMPY)
+    return _with_non_finite(text, flat) if b"null" in text else text
+
+
+def _with_non_finite(text: bytes, flat: np.ndarray) -> bytes:
+    tokens = text[1:-1].split(b",")
+    for index in np.flatnonzero(~np.isfinite(flat)):
+        value = flat[index]
+        tokens[index] = b'"NaN"' if np.isnan(value) else b'"Infinity"' if value > 0 else b'"-Infinity"'
+    return b"[" + b",".join(tokens) + b"]"
+
+
+def _flatten(data: list[Any], where: str) -> tuple[list[Any], set[type]]:
+    depth = 1
+    while True:
+        kinds = set(map(type, data))
+        if list not in kinds:
+            return data, kinds
+        if len(kinds) > 1:
+            raise InvalidRequest(f"{where}: expected data nested evenly, got values beside lists")
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(f"{where}: expected data nested at most {MAX_DEPTH} deep")
+        data = list(chain.from_iterable(data))
+
+
+def _numbers(values: list[Any], kinds: set[type], entry: Datatype, where: str) -> np.ndarray:
+    floating = entry.name in ("FP16", "BF16", "FP32", "FP64")
+    allowed = {int, float} if floating else {int}
+    if not kinds <= allowed:
+        expected = "numbers" if floating else "integers"
+        if not floating or not kinds <= {int, float, str, type(None)}:
+            raise _wrong(values, expected, where, lambda value: type(value) in allowed)
+        if any(type(value) is str and value not in _NON_FINITE for value in values):
+            raise _wrong(values, expected, where, lambda value: type(value) is not str or value in _NON_FINITE)
+        values = [_NON_FINITE[value] if value is None or type(value) is str else value for value in values]
+    code = _FORMATS[entry.name]
+    try:
+        packed = struct.pack(f"<{len(values)}{code}", *values)
+    except (struct.error, OverflowError) as error:
+        raise _wrong(values, f"values of {entry.name}", where, lambda value: _fits(value, code)) from error
+    read = np.frombuffer(packed, np.float32 if entry.name == "BF16" else entry.dtype)
+    return read.astype(entry.dtype) if entry.name == "BF16" else read
+
+
+def _fits(value: Any, code: str) -> bool:
+    try:
+        struct.pack(f"<{code}", value)
+    except (struct.error, OverflowError):
+        return False
+    return True
+
+
+def _strings(values: list[Any], kinds: set[type], where: str) -> np.ndarray:
+    if not kinds <= {str}:
+        raise _wrong(values, "strings", where, lambda value: type(value) is str)
+    read = np.empty(len(values), object)
+    try:
+        read[:] = [value.encode() for value in values]
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{where}: expected strings of Unicode, got a lone surrogate") from error
+    return read
+
+
+def _wrong(values: list[Any], expected: str, where: str, right: Callable[[Any], bool]) -> InvalidRequest:
+    index = next(i for i, value in enumerate(values) if not right(value))
+    return InvalidRequest(f"{where}: expected {expected}, got {_shown(values[index])} at position {index}")
+
+
+def _shown(value: object) -> str:
+    # An integer may have more digits than Python agrees to print.
+    return (
+        f"an integer of {value.bit_length()} bits"
+        if isinstance(value, int) and value.bit_length() > 128
+        else repr(value)[:64]
+    )

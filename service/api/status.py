@@ -1,0 +1,88 @@
+"""One table from the core's errors to both wires, and the one place that words what a client gets to read."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from grpc import StatusCode
+
+from service.core.errors import (
+    Cancelled,
+    Conflict,
+    DeadlineExceeded,
+    ExecutionFailed,
+    InvalidModel,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PermissionDenied,
+    Problem,
+    ServiceError,
+    StaleLease,
+    TooLarge,
+    Unsupported,
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an error is on either wire."""
+
+    http: HTTPStatus
+    grpc: StatusCode
+
+
+INTERNAL = Status(HTTPStatus.INTERNAL_SERVER_ERROR, StatusCode.INTERNAL)
+
+STATUS: dict[type[BaseException], Status] = {
+    ServiceError: INTERNAL,
+    InvalidRequest: Status(HTTPStatus.BAD_REQUEST, StatusCode.INVALID_ARGUMENT),
+    InvalidModel: Status(HTTPStatus.BAD_REQUEST, StatusCode.INVALID_ARGUMENT),
+    PermissionDenied: Status(HTTPStatus.FORBIDDEN, StatusCode.PERMISSION_DENIED),
+    NotFound: Status(HTTPStatus.NOT_FOUND, StatusCode.NOT_FOUND),
+    Conflict: Status(HTTPStatus.CONFLICT, StatusCode.ALREADY_EXISTS),
+    TooLarge: Status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, StatusCode.RESOURCE_EXHAUSTED),
+    Overloaded: Status(HTTPStatus.TOO_MANY_REQUESTS, StatusCode.RESOURCE_EXHAUSTED),
+    Unsupported: Status(HTTPStatus.NOT_IMPLEMENTED, StatusCode.UNIMPLEMENTED),
+    NotReady: Status(HTTPStatus.SERVICE_UNAVAILABLE, StatusCode.UNAVAILABLE),
+    DeadlineExceeded: Status(HTTPStatus.GATEWAY_TIMEOUT, StatusCode.DEADLINE_EXCEEDED),
+    # Nobody reads this one: the caller has gone. 499 would be taken for the client's own timeout by some clients.
+    Cancelled: Status(HTTPStatus.BAD_REQUEST, StatusCode.CANCELLED),
+    ExecutionFailed: INTERNAL,
+    StaleLease: Status(HTTPStatus.CONFLICT, StatusCode.ABORTED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What the client gets to read; `request_id` finds the log entry of an unplanned one."""
+
+    status: Status
+    message: str
+    problems: Sequence[Problem] = ()
+    retry_after_s: float | None = None
+    request_id: str | None = None
+
+
+def status_of(error: BaseException) -> Status:
+    """The row of the nearest ancestor; an unplanned error is internal."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What to tell the client. An unplanned error is logged under a fresh request id and shows no details."""
+    if isinstance(error, ServiceError):
+        problems = error.problems if isinstance(error, InvalidRequest) else ()
+        return Failure(status_of(error), str(error), problems, error.retry_after_s)
+    request_id = secrets.token_hex(8)
+    _log.error("request %s: unplanned error", request_id, exc_info=error)
+    return Failure(
+        INTERNAL, f"internal error; the server's log has it under request {request_id}", request_id=request_id
+    )

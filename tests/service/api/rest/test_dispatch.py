@@ -1,0 +1,442 @@
+"""Inference over HTTP as clients speak it: JSON, binary tensors, compression, limits, hostile bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import struct
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from fastapi import FastAPI
+
+from service.api.rest import v2
+from service.api.rest.dispatch import App, Dispatcher
+from service.api.rest.errors import install
+from service.core.inference import InferenceService
+from service.core.types import ModelSpec, TensorSpec
+from tests.service.api.asgi import Reply, call
+from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
+
+INFER = "/v2/models/fake/infer"
+X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+MAX_BODY = 100_000
+
+
+def echo_spec(datatype: str, *, max_batch_size: int = 0) -> ModelSpec:
+    """One input `x` and one output `y` of the same kind."""
+    shape = (-1, -1)
+    return ModelSpec((TensorSpec("x", datatype, shape),), (TensorSpec("y", datatype, shape),), max_batch_size, ())
+
+
+class Server:
+    """A dispatcher over fakes."""
+
+    def __init__(self) -> None:
+        self.model = HeldModel(spec(max_batch_size=4))
+        self.served = [serve(self.model, version=3)]
+        for datatype in ("BYTES", "BOOL", "INT64", "BF16", "FP16"):
+            echo = HeldModel(echo_spec(datatype), lambda inputs: {"y": inputs["x"]})
+            self.served.append(serve(echo, name=datatype))
+        inference = InferenceService(FakeRegistry(*self.served, loading=("slow",)), "axon", "1", RealClock())
+        app = FastAPI()
+        app.include_router(v2.router(inference))
+        install(app)
+        self.app: App = Dispatcher(app, inference, max_body_bytes=MAX_BODY)
+
+    async def post(self, body: Any, headers: Mapping[str, str] | None = None, path: str = INFER) -> Reply:
+        """POST bytes, chunks or an object as JSON."""
+        if isinstance(body, dict):
+            body = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        reply = await asyncio.wait_for(call(self.app, "POST", path, body, headers), WAIT_S)
+        assert reply is not None
+        assert int(reply.headers["content-length"]) == len(reply.body)
+        return reply
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """A server that is closed at the end."""
+    made = Server()
+    yield made
+    made.model.gate.set()
+    for served in made.served:
+        assert await served.close(WAIT_S)
+
+
+def request(**more: Any) -> dict[str, Any]:
+    """A JSON request with X."""
+    return {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": X.ravel()}], **more}
+
+
+def binary(content: dict[str, Any], *segments: bytes) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of the binary tensor data extension."""
+    header = orjson.dumps(content)
+    return b"".join((header, *segments)), {"Inference-Header-Content-Length": str(len(header))}
+
+
+def binary_input(array: np.ndarray, datatype: str = "FP32", name: str = "x") -> dict[str, Any]:
+    """An input whose bytes follow the JSON."""
+    return {
+        "name": name,
+        "shape": list(array.shape),
+        "datatype": datatype,
+        "parameters": {"binary_data_size": array.nbytes},
+    }
+
+
+def split(reply: Reply) -> tuple[Any, bytes]:
+    """JSON and bytes of a binary reply."""
+    length = int(reply.headers["inference-header-content-length"])
+    return orjson.loads(reply.body[:length]), reply.body[length:]
+
+
+async def test_json_in_json_out(server: Server) -> None:
+    """The whole reply, to the byte."""
+    reply = await server.post(request(id="a-1"))
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.body == (
+        b'{"model_name":"fake","model_version":"3","id":"a-1","outputs":['
+        b'{"name":"doubled","datatype":"FP32","shape":[2,3],"data":[2.0,4.0,6.0,8.0,10.0,12.0]},'
+        b'{"name":"total","datatype":"FP64","shape":[2],"data":[6.0,15.0]}]}'
+    )
+
+
+async def test_binary_in_binary_out(server: Server) -> None:
+    """Segments follow the JSON in its order; the header's name may have any case; no id, no id back."""
+    body, headers = binary({"inputs": [binary_input(X)], "parameters": {"binary_data_output": True}}, X.tobytes())
+    reply = await server.post(body, headers)
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/octet-stream"
+    content, segments = split(reply)
+    assert content == {
+        "model_name": "fake",
+        "model_version": "3",
+        "outputs": [
+            {"name": "doubled", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}},
+            {"name": "total", "datatype": "FP64", "shape": [2], "parameters": {"binary_data_size": 16}},
+        ],
+    }
+    assert segments == (X * 2).tobytes() + np.array([6.0, 15.0]).tobytes()
+
+
+async def test_mixed_outputs(server: Server) -> None:
+    """Per-output binary_data beats binary_data_output; outputs come in the order asked for."""
+    body = request(
+        outputs=[{"name": "total"}, {"name": "doubled", "parameters": {"binary_data": False}}],
+        parameters={"binary_data_output": True},
+    )
+    content, segments = split(await server.post(body))
+    assert [output["name"] for output in content["outputs"]] == ["total", "doubled"]
+    assert content["outputs"][0]["parameters"] == {"binary_data_size": 16}
+    assert content["outputs"][1]["data"] == [2, 4, 6, 8, 10, 12]
+    assert "parameters" not in content["outputs"][1]
+    assert len(segments) == 16
+
+
+async def test_version_in_the_path(server: Server) -> None:
+    """The same answer with the version named; another one is not found."""
+    assert (await server.post(request(), path="/v2/models/fake/versions/3/infer")).json["model_version"] == "3"
+    reply = await server.post(request(), path="/v2/models/fake/versions/9/infer")
+    assert (reply.status, reply.headers["content-type"]) == (404, "application/json")
+    assert (await server.post(request(), path="/v2/models/none/infer")).status == 404
+
+
+async def test_header_length_of_the_whole_body_is_json(server: Server) -> None:
+    """The C++ client always sends the header."""
+    body = orjson.dumps(request(), option=orjson.OPT_SERIALIZE_NUMPY)
+    assert (await server.post(body, {"inference-header-content-length": str(len(body))})).status == 200
+
+
+async def test_raw_request_is_the_only_inputs_bytes(server: Server) -> None:
+    """N = 0: one row, everything back in binary."""
+    reply = await server.post(X[:1].tobytes(), {"Inference-Header-Content-Length": "0"})
+    content, segments = split(reply)
+    assert content["outputs"][0]["shape"] == [1, 3]
+    assert segments[:12] == (X[:1] * 2).tobytes()
+    wrong = await server.post(b"12345", {"Inference-Header-Content-Length": "0"})
+    assert wrong.status == 400
+    assert "expected 12 bytes" in wrong.json["error"]
+
+
+async def test_content_type_is_never_looked_at(server: Server) -> None:
+    """Some clients send none, some a wrong one."""
+    for content_type in ("text/html", "multipart/form-data", ""):
+        assert (await server.post(request(), {"Content-Type": content_type})).status == 200
+
+
+async def test_non_finite_values_travel_in_json(server: Server) -> None:
+    """Bare tokens, null and strings in; strings out."""
+    for values in ("NaN, Infinity, -Infinity", 'null, "Infinity", "-Infinity"'):
+        body = f'{{"inputs":[{{"name":"x","shape":[1,3],"datatype":"FP32","data":[{values}]}}]}}'.encode()
+        reply = await server.post(body)
+        assert reply.status == 200
+        assert reply.json["outputs"][0]["data"] == ["NaN", "Infinity", "-Infinity"]
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 7])
+async def test_body_may_come_in_pieces(server: Server, chunks: int) -> None:
+    """However the server cuts it."""
+    body, headers = binary({"inputs": [binary_input(X)]}, X.tobytes())
+    size = -(-len(body) // chunks)
+    reply = await server.post([body[start : start + size] for start in range(0, len(body), size)], headers)
+    assert reply.json["outputs"][0]["data"] == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_compressed_request_and_reply(server: Server, encoding: str, compress: Any) -> None:
+    """N counts the uncompressed JSON; a reply is compressed for a client that accepts only that."""
+    body, headers = binary({"inputs": [binary_input(X)], "parameters": {"binary_data_output": True}}, X.tobytes())
+    headers |= {"Content-Encoding": encoding, "Accept-Encoding": encoding}
+    reply = await server.post(compress(body), headers)
+    assert reply.headers["content-encoding"] == encoding
+    reply.body = zlib.decompress(reply.body, 47)
+    assert split(reply)[1][:24] == (X * 2).tobytes()
+
+
+async def test_announcing_every_encoding_gets_a_plain_reply(server: Server) -> None:
+    """A habit, not a wish."""
+    reply = await server.post(request(), {"Accept-Encoding": "gzip, deflate, br"})
+    assert "content-encoding" not in reply.headers
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status"),
+    [
+        (gzip.compress(b"x" * (MAX_BODY + 1)), "gzip", 413),
+        (b"not compressed", "gzip", 400),
+        (gzip.compress(b"{}")[:-4], "gzip", 400),
+        (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (b"{}", "br", 400),
+    ],
+)
+async def test_bad_compression_is_refused(server: Server, body: bytes, encoding: str, status: int) -> None:
+    """Bombs, garbage, truncation, trailing bytes, unknown encodings."""
+    assert (await server.post(body, {"Content-Encoding": encoding})).status == status
+
+
+async def test_body_over_the_limit_is_refused(server: Server) -> None:
+    """By its declared length before it is read, and by what really comes."""
+    declared = await server.post(b"", {"Content-Length": str(MAX_BODY + 1)})
+    assert declared.status == 413
+    assert f"at most {MAX_BODY} bytes" in declared.json["error"]
+    assert (await server.post(b"x" * (MAX_BODY + 1))).status == 413
+    assert (await server.post([b"x" * MAX_BODY, b"x"])).status == 413
+
+
+@pytest.mark.parametrize("datatype", ["INT64", "FP16", "BF16", "BOOL"])
+async def test_every_width_travels_in_binary(server: Server, datatype: str) -> None:
+    """Bits in, the same bits out."""
+    payload = {"INT64": struct.pack("<2q", -1, 2**62), "BOOL": b"\x00\x01"}.get(datatype, b"\x00\x3c\x80\xbf")
+    content = {
+        "inputs": [
+            {"name": "x", "shape": [1, 2], "datatype": datatype, "parameters": {"binary_data_size": len(payload)}}
+        ],
+        "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+    }
+    body, headers = binary(content, payload)
+    reply = await server.post(body, headers, path=f"/v2/models/{datatype}/infer")
+    assert split(reply)[1] == payload
+
+
+async def test_bytes_tensors_in_both_forms(server: Server) -> None:
+    """Any bytes in binary, UTF-8 in JSON; the rest is told to ask for binary."""
+    elements = [b"", b"a\0b", b"\xff\xfe", "é".encode()]
+    payload = b"".join(struct.pack("<I", len(each)) + each for each in elements)
+    item = {"name": "x", "shape": [2, 2], "datatype": "BYTES", "parameters": {"binary_data_size": len(payload)}}
+    body, headers = binary({"inputs": [item], "parameters": {"binary_data_output": True}}, payload)
+    assert split(await server.post(body, headers, path="/v2/models/BYTES/infer"))[1] == payload
+    body, headers = binary({"inputs": [item]}, payload)
+    reply = await server.post(body, headers, path="/v2/models/BYTES/infer")
+    assert reply.status == 400
+    assert "binary_data" in reply.json["error"]
+    text = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "BYTES", "data": ["a", "é"]}]}
+    assert (await server.post(text, path="/v2/models/BYTES/infer")).json["outputs"][0]["data"] == ["a", "é"]
+
+
+async def test_empty_binary_tensor(server: Server) -> None:
+    """Zero rows are legal, and say their zero bytes."""
+    empty = np.zeros((0, 3), np.float32)
+    body, headers = binary({"inputs": [binary_input(empty)], "parameters": {"binary_data_output": True}})
+    content, segments = split(await server.post(body, headers))
+    assert content["outputs"][0]["shape"] == [0, 3]
+    assert content["outputs"][0]["parameters"] == {"binary_data_size": 0}
+    assert segments == b""
+
+
+def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
+    """Bodies, headers, and what the error must say."""
+    good = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": X.ravel().tolist()}
+    sized = binary_input(X)
+    cases: list[tuple[Any, dict[str, str], str]] = [
+        (b"", {}, "expected JSON"),
+        (b"{", {}, "expected JSON"),
+        (b"[]", {}, "expected a JSON object, got list"),
+        (b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}", {}, "expected JSON"),
+        (b'{"inputs":NaN' + b"[" * 5000, {}, "expected JSON"),
+        ({}, {}, "inputs: expected a list"),
+        ({"inputs": []}, {}, "inputs: expected a list"),
+        ({"inputs": [3]}, {}, r"inputs\[0\]: expected an object"),
+        ({"inputs": [{**good, "name": 3}]}, {}, r"inputs\[0\].name"),
+        ({"inputs": [good, good]}, {}, "each input once"),
+        ({"inputs": [good, {**good, "name": "y"}]}, {}, "expected the inputs 'x', got 'x', 'y'"),
+        ({"inputs": [{**good, "datatype": "FLOAT"}]}, {}, "datatype: expected one of"),
+        ({"inputs": [{**good, "shape": [3, 2]}]}, {}, r"expected shape \[-1, 3\], got \[3, 2\]"),
+        ({"inputs": [{**good, "shape": [-2, -3]}]}, {}, "integers >= 0"),
+        ({"inputs": [{**good, "shape": [2**32, 2**32]}]}, {}, r"fewer than 2\*\*63"),
+        ({"inputs": [{**good, "shape": "23"}]}, {}, "expected a shape"),
+        ({"inputs": [{**good, "data": "x"}]}, {}, "expected data to be a list"),
+        ({"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32"}]}, {}, "got neither"),
+        ({"inputs": [{**good, "parameters": 3}]}, {}, "parameters to be an object"),
+        ({"inputs": [{**good, "parameters": {"binary_data_size": 24}}]}, {}, "got both"),
+        ({"inputs": [{**good, "parameters": {"shared_memory_region": "r"}}]}, {}, "shared memory"),
+        ({"inputs": [good], "id": 3}, {}, "id: expected a string"),
+        ({"inputs": [good], "parameters": {"triton_x": 1}}, {}, "reserved"),
+        ({"inputs": [good], "parameters": {"timeout": -1}}, {}, "parameters.timeout"),
+        ({"inputs": [good], "parameters": {"sequence_start": True}}, {}, "sequence_id"),
+        ({"inputs": [good], "parameters": {"binary_data_output": 1}}, {}, "binary_data_output"),
+        ({"inputs": [good], "outputs": {}}, {}, "outputs: expected a list"),
+        ({"inputs": [good], "outputs": [{}]}, {}, r"outputs\[0\]"),
+        ({"inputs": [good], "outputs": [{"name": "total"}] * 2}, {}, "each output once"),
+        ({"inputs": [good], "outputs": [{"name": "nope"}]}, {}, "got 'nope'"),
+        (b"{}", {"Inference-Header-Content-Length": "-1"}, "integer >= 0"),
+        (b"{}", {"Inference-Header-Content-Length": "1_0"}, "integer >= 0"),
+        (b"{}", {"Inference-Header-Content-Length": "3"}, "at most the body's 2 bytes"),
+        (b"{}", {"Inference-Header-Content-Length": "9" * 5000}, "integer >= 0"),
+        (*binary({"inputs": [sized]}, X.tobytes() + b"!"), "expected .* bytes as the binary_data_sizes say"),
+        (*binary({"inputs": [sized]}, X.tobytes()[:-1]), "bytes left in the body"),
+        (*binary({"inputs": [{**sized, "shape": [1, 3]}]}, X.tobytes()), r"expected 12 bytes for shape \[1, 3\]"),
+        (*binary({"inputs": [{**sized, "parameters": {"binary_data_size": -4}}]}, X.tobytes()), "binary_data_size"),
+        (
+            *binary({"inputs": [{**sized, "parameters": {"binary_data_size": 2**63}}]}, b""),
+            "binary_data_size",
+        ),
+    ]
+    return cases
+
+
+@pytest.mark.parametrize(("body", "headers", "message"), wrong_bodies())
+async def test_wrong_body_is_explained(server: Server, body: Any, headers: dict[str, str], message: str) -> None:
+    """Never a 5xx, always what was expected, and the server answers on."""
+    reply = await server.post(body, headers)
+    assert reply.status == (501 if message == "shared memory" else 400)
+    assert reply.headers["content-type"] == "application/json"
+    error = reply.json["error"]
+    assert re.search(message, error), error
+    assert len(error) < 2500
+    assert (await server.post(request())).status == 200
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\x01", struct.pack("<I", 5) + b"abc", struct.pack("<I", 2**32 - 1), struct.pack("<I", 0) + b"!"],
+)
+async def test_bad_framing_of_bytes_is_refused(server: Server, payload: bytes) -> None:
+    """Lengths are checked against what is there, before anything is allocated."""
+    item = {"name": "x", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(payload)}}
+    body, headers = binary({"inputs": [item]}, payload)
+    assert (await server.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
+    huge = {**item, "shape": [2**40, 1]}
+    body, headers = binary({"inputs": [huge]}, payload)
+    assert (await server.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
+
+
+async def test_bool_bytes_other_than_0_and_1_are_refused(server: Server) -> None:
+    """They would be undefined values inside NumPy."""
+    item = {"name": "x", "shape": [1, 2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}}
+    body, headers = binary({"inputs": [item]}, b"\x01\x02")
+    assert (await server.post(body, headers, path="/v2/models/BOOL/infer")).status == 400
+
+
+async def test_other_methods_on_the_infer_path(server: Server) -> None:
+    """405 with the protocol's body and the method that is allowed."""
+    reply = await call(server.app, "GET", INFER)
+    assert reply is not None
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert "POST" in reply.json["error"]
+
+
+async def test_not_ready_says_when_to_retry(server: Server) -> None:
+    """503 with Retry-After."""
+    reply = await server.post(request(), path="/v2/models/slow/infer")
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+
+
+async def test_timeout_parameter_is_enforced(server: Server) -> None:
+    """Microseconds; 504 although the model hangs."""
+    server.model.gate.clear()
+    reply = await server.post(request(parameters={"timeout": 20_000}))
+    assert reply.status == 504
+    assert "time" in reply.json["error"]
+
+
+async def test_unplanned_error_shows_no_details(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours is a 500 with a request id."""
+
+    async def broken(*_: object) -> None:
+        raise KeyError("/secret")
+
+    monkeypatch.setattr(server.served[0].__class__, "infer", broken)
+    reply = await server.post(request())
+    assert reply.status == 500
+    assert "secret" not in reply.json["error"]
+    assert reply.json["request_id"] in reply.json["error"]
+
+
+async def test_client_that_goes_away_leaves_the_queue(server: Server) -> None:
+    """A disconnect cancels what waits; nothing is sent."""
+    server.model.gate.clear()
+    body = orjson.dumps(request(), option=orjson.OPT_SERIALIZE_NUMPY)
+    running = asyncio.create_task(call(server.app, "POST", INFER, body))
+    assert await asyncio.to_thread(server.model.started.acquire, timeout=WAIT_S)
+    disconnect = asyncio.Event()
+    gone = asyncio.create_task(call(server.app, "POST", INFER, body, disconnect=disconnect))
+    kept = asyncio.create_task(call(server.app, "POST", INFER, body))
+    while server.served[0].queue_depth < 2:
+        await asyncio.sleep(0)
+    disconnect.set()
+    assert await asyncio.wait_for(gone, WAIT_S) is None
+    assert server.served[0].queue_depth == 1
+    server.model.gate.set()
+    for task in (running, kept):
+        reply = await asyncio.wait_for(task, WAIT_S)
+        assert reply is not None
+        assert reply.status == 200
+    assert len(server.model.batches) == 2
+
+
+async def test_client_that_goes_away_while_sending(server: Server) -> None:
+    """Half a body and a disconnect: no answer, no error."""
+    event = asyncio.Event()
+    event.set()
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nothing may be sent")
+
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    await server.app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send)
+
+
+async def test_concurrent_callers_get_their_own_rows(server: Server) -> None:
+    """Many at once, batched together, each with its own numbers."""
+
+    async def one(number: int) -> None:
+        x = np.full((1, 3), number, np.float32)
+        body, headers = binary(
+            {"inputs": [binary_input(x)], "outputs": [{"name": "doubled", "parameters": {"binary_data": True}}]},
+            x.tobytes(),
+        )
+        assert split(await server.post(body, headers))[1] == (x * 2).tobytes()
+
+    await asyncio.gather(*(one(number) for number in range(100)))
+    assert len(server.model.batches) < 100
