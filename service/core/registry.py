@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -127,11 +127,17 @@ class Registry:
     ) -> StoredVersion:
         """Make a bundle of a graph and its parameters (None: initialised with `seed`), then `submit` it."""
         check_name(name)
-        folder = await self._call(self._store.scratch)
-        try:
+        async with self.scratch() as folder:
             path = folder / "bundle.axon"
             await self._call(lambda: self._engine.write_bundle(path, graph, params, seed=seed, lineage={}))
             return await self.submit(name, path, load=load, alias=alias)
+
+    @contextlib.asynccontextmanager
+    async def scratch(self) -> AsyncIterator[Path]:
+        """A private folder on the store's file system for an upload; removed at the end."""
+        folder = await self._call(self._store.scratch)
+        try:
+            yield folder
         finally:
             await self._call(shutil.rmtree, folder, ignore_errors=True)
 
@@ -198,12 +204,18 @@ class Registry:
     # Reading what is stored
 
     async def stored(self, name: str) -> tuple[ModelState, list[StoredVersion]]:
-        """The desired state and the versions of a model as the store has them; raises `NotFound`."""
+        """The desired state and the versions of a model as the store has them; raises `NotFound`.
+
+        What it returns is known to `status` and `aliases` from now on.
+        """
+        await self._refresh(name)
         state = await self._call(self._store.state, name)
         return state, await self._call(self._store.versions, name)
 
     async def stored_version(self, name: str, version: int) -> StoredVersion:
         """One version as the store has it; raises `NotFound`."""
+        if name not in self._entries or version not in self._entries[name].versions:
+            await self._refresh(name)  # a worker may have published it a moment ago
         return await self._call(self._store.version, name, version)
 
     async def stored_names(self) -> list[str]:

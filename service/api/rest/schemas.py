@@ -1,0 +1,234 @@
+"""The small JSON of /v1: what goes out, and the little that comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.core.registry import Registry
+from service.core.routing import VersionStatus
+from service.core.types import BundleReport, Dataset, Job, Json, ModelState, StoredVersion, TensorSpec, WorkerInfo
+
+
+class Tensor(BaseModel):
+    """A named tensor; -1 stands for a size that each request chooses."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+    @classmethod
+    def from_core(cls, spec: TensorSpec) -> Tensor:
+        return cls(name=spec.name, datatype=spec.datatype, shape=list(spec.shape))
+
+
+class GraphReport(BaseModel):
+    """What a valid graph is: its inputs and outputs, its size, and its summary table as text."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    parameters: int
+    parameter_bytes: int
+    summary: str
+
+    @classmethod
+    def from_core(cls, report: BundleReport) -> GraphReport:
+        return cls(
+            inputs=[Tensor.from_core(spec) for spec in report.inputs],
+            outputs=[Tensor.from_core(spec) for spec in report.outputs],
+            parameters=report.parameters,
+            parameter_bytes=report.parameter_bytes,
+            summary=report.summary,
+        )
+
+
+class VersionInfo(BaseModel):
+    """A published version: `state` and `reason` are those of the answering process, `aliases` those in effect there."""
+
+    name: str
+    version: int
+    state: str
+    reason: str = ""
+    aliases: list[str]
+    created_at: float
+    manifest: dict[str, Json]
+
+    @classmethod
+    def from_core(cls, stored: StoredVersion, status: VersionStatus, aliases: Mapping[str, int]) -> VersionInfo:
+        return cls(
+            name=stored.name,
+            version=stored.version,
+            state=status.state.value,
+            reason=status.reason,
+            aliases=sorted(alias for alias, target in aliases.items() if target == stored.version),
+            created_at=stored.created_at,
+            manifest=dict(stored.manifest),
+        )
+
+
+class ModelInfo(BaseModel):
+    """A model: `aliases` and `loaded` are what is wanted, `versions` say what is."""
+
+    name: str
+    aliases: dict[str, int]
+    loaded: list[int]
+    versions: list[VersionInfo]
+
+    @classmethod
+    def from_core(cls, state: ModelState, versions: Iterable[StoredVersion], registry: Registry) -> ModelInfo:
+        known = {status.version: status for status in registry.status(state.name)}
+        aliases = registry.aliases(state.name)
+        return cls(
+            name=state.name,
+            aliases=dict(state.aliases),
+            loaded=sorted(state.loaded),
+            versions=[VersionInfo.from_core(v, known[v.version], aliases) for v in versions if v.version in known],
+        )
+
+
+class ModelList(BaseModel):
+    """All models."""
+
+    models: list[ModelInfo]
+
+
+class AliasRequest(BaseModel):
+    """Where an alias shall point."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: int = Field(ge=1, lt=2**63)
+
+
+class AliasInfo(BaseModel):
+    """Where an alias points."""
+
+    model: str
+    alias: str
+    version: int
+
+
+class ColumnInfo(BaseModel):
+    """One column; `shape` is that of one row."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class DatasetInfo(BaseModel):
+    """A stored data set; `sha256` is that of its content, whatever the form it was uploaded in."""
+
+    id: str
+    name: str
+    rows: int
+    columns: list[ColumnInfo]
+    sha256: str
+    size_bytes: int
+    created_at: float
+
+    @classmethod
+    def from_core(cls, dataset: Dataset) -> DatasetInfo:
+        columns = [ColumnInfo(name=c.name, datatype=c.datatype, shape=list(c.shape)) for c in dataset.columns]
+        return cls(
+            id=dataset.id,
+            name=dataset.name,
+            rows=dataset.rows,
+            columns=columns,
+            sha256=dataset.sha256,
+            size_bytes=dataset.size_bytes,
+            created_at=dataset.created_at,
+        )
+
+
+class DatasetList(BaseModel):
+    """All data sets, oldest first."""
+
+    datasets: list[DatasetInfo]
+
+
+class JobInfo(BaseModel):
+    """A training job; times are seconds since the epoch, `result` holds model, version and metrics of a success."""
+
+    id: str
+    model: str
+    state: str
+    tag: str
+    attempt: int
+    max_attempts: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    worker: str | None
+    cancel_requested: bool
+    result: dict[str, Json] | None
+    error: str | None
+
+    @classmethod
+    def from_core(cls, job: Job) -> JobInfo:
+        return cls(**_job_fields(job))
+
+
+class JobDetail(JobInfo):
+    """A job with its complete request."""
+
+    spec: dict[str, Json]
+
+    @classmethod
+    def from_core(cls, job: Job) -> JobDetail:
+        return cls(**_job_fields(job), spec=dict(job.spec))
+
+
+class JobList(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobInfo]
+
+
+class WorkerDetail(BaseModel):
+    """A worker that is alive, as it describes itself."""
+
+    id: str
+    tags: list[str]
+    device: str
+    state: str
+    job: str | None
+    version: str
+    heartbeat_at: float
+
+    @classmethod
+    def from_core(cls, worker: WorkerInfo) -> WorkerDetail:
+        return cls(
+            id=worker.id,
+            tags=list(worker.tags),
+            device=worker.device,
+            state=worker.state,
+            job=worker.job,
+            version=worker.version,
+            heartbeat_at=worker.heartbeat_at,
+        )
+
+
+class WorkerList(BaseModel):
+    """All workers that are alive."""
+
+    workers: list[WorkerDetail]
+
+
+def _job_fields(job: Job) -> dict[str, Json]:
+    return {
+        "id": job.id,
+        "model": job.spec.get("model", ""),
+        "state": job.state.value,
+        "tag": job.tag,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "worker": job.worker,
+        "cancel_requested": job.cancel_requested,
+        "result": None if job.result is None else dict(job.result),
+        "error": job.error,
+    }

@@ -1,0 +1,66 @@
+"""/v1/jobs and /v1/workers: training through the queue, followed live as server-sent events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+
+from service.api.rest.bodies import read_json
+from service.api.rest.context import Use
+from service.api.rest.events import event_stream
+from service.api.rest.schemas import JobDetail, JobInfo, JobList, WorkerDetail, WorkerList
+
+routes = APIRouter(prefix="/v1", tags=["Jobs"])
+
+_SPEC: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+
+@routes.post("/jobs", status_code=201, openapi_extra=_SPEC)
+async def submit_job(request: Request, use: Use) -> JobDetail:
+    """Queue a training job; every problem of the request is reported at once."""
+    spec = await read_json(request, limit_bytes=use.limits.max_job_spec_bytes, what="job")
+    return JobDetail.from_core(await use.jobs.submit(spec))
+
+
+@routes.get("/jobs")
+async def list_jobs(use: Use, state: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
+    """Jobs, newest first; `state` keeps those in one state."""
+    return JobList(jobs=[JobInfo.from_core(job) for job in await use.jobs.find(state=state, limit=limit)])
+
+
+@routes.get("/jobs/{job_id}")
+async def get_job(job_id: str, use: Use) -> JobDetail:
+    """One job."""
+    return JobDetail.from_core(await use.jobs.get(job_id))
+
+
+@routes.post("/jobs/{job_id}:cancel")
+async def cancel_job(job_id: str, use: Use) -> JobDetail:
+    """Cancel a job: one that is queued at once, one that runs as soon as its worker has stopped it."""
+    return JobDetail.from_core(await use.jobs.cancel(job_id))
+
+
+@routes.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=_EVENTS)
+async def job_events(
+    job_id: str,
+    use: Use,
+    last_event_id: Annotated[str | None, Header()] = None,
+    after: str = "0",
+) -> StreamingResponse:
+    """The job's events as they come, until it has ended; `Last-Event-ID` (or `after`) resumes behind an event."""
+    await use.jobs.get(job_id)
+    events = use.jobs.events(job_id, after=last_event_id or after)
+    stream = await event_stream(events, use.stopping, heartbeat_s=use.heartbeat_s)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(stream, media_type="text/event-stream; charset=utf-8", headers=headers)
+
+
+@routes.get("/workers")
+async def list_workers(use: Use) -> WorkerList:
+    """The workers whose heartbeat is fresh."""
+    return WorkerList(workers=[WorkerDetail.from_core(worker) for worker in await use.jobs.workers()])

@@ -1,0 +1,197 @@
+"""/v1/graphs and /v1/models: what is stored, what is loaded, where aliases point."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+
+from service.api.rest.bodies import body_chunks, read_body, receive_parts
+from service.api.rest.context import Context, Use
+from service.api.rest.schemas import AliasInfo, AliasRequest, GraphReport, ModelInfo, ModelList, VersionInfo
+from service.core.bundle_files import member_chunks, member_size
+from service.core.errors import InvalidRequest, NotFound
+from service.core.names import parse_version
+from service.core.types import StoredVersion
+from service.core.uploads import receive
+
+routes = APIRouter(prefix="/v1", tags=["Models"])
+
+_BINARY = {"type": "string", "format": "binary"}
+_UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": _BINARY},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"bundle": _BINARY, "graph": {"type": "string"}, "params": _BINARY},
+                }
+            },
+        },
+    }
+}
+_GRAPH: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}}
+
+
+@routes.post("/graphs:validate", openapi_extra=_GRAPH)
+async def validate_graph(request: Request, use: Use) -> GraphReport:
+    """Check a graph (format `axon.graph`, JSON) without storing it; every problem is reported at once."""
+    graph = await read_body(request, limit_bytes=use.limits.max_graph_bytes, what="graph")
+    return GraphReport.from_core(await use.registry.check_graph(graph))
+
+
+@routes.get("/models")
+async def list_models(use: Use) -> ModelList:
+    """All models with their versions."""
+    models = []
+    for name in await use.registry.stored_names():
+        try:
+            models.append(await _model(use, name))
+        except NotFound:  # deleted since it was listed
+            continue
+    return ModelList(models=models)
+
+
+@routes.get("/models/{name}")
+async def get_model(name: str, use: Use) -> ModelInfo:
+    """One model with its versions."""
+    return await _model(use, name)
+
+
+@routes.delete("/models/{name}", status_code=204)
+async def delete_model(name: str, use: Use) -> None:
+    """Delete a model with all versions and aliases; refused while a version is loaded."""
+    await use.registry.delete(name)
+
+
+@routes.post("/models/{name}/versions", status_code=201, openapi_extra=_UPLOAD)
+async def submit_version(
+    name: str,
+    request: Request,
+    use: Use,
+    load: bool = True,
+    alias: str | None = None,
+    seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+) -> VersionInfo:
+    """Store a new version: a bundle (the body, or part `bundle`), or parts `graph` (JSON) and `params` (safetensors).
+
+    A graph without parameters is initialised with `seed`. With `load` the reply comes when the version is ready; with
+    `alias` it is loaded and then gets that alias.
+    """
+    async with use.registry.scratch() as folder:
+        parts = await _receive(request, folder, use)
+        if "bundle" in parts:
+            stored = await use.registry.submit(name, parts["bundle"], load=load, alias=alias)
+        else:
+            graph = await asyncio.to_thread(parts["graph"].read_bytes)
+            params = await asyncio.to_thread(parts["params"].read_bytes) if "params" in parts else None
+            stored = await use.registry.submit_graph(name, graph, params, seed=seed, load=load, alias=alias)
+    return await _version(use, stored)
+
+
+@routes.post("/models/{name}/versions/{version}:load")
+async def load_version(name: str, version: str, use: Use) -> VersionInfo:
+    """Load a version; the reply comes when it is ready, or says why it is not."""
+    await use.registry.load(name, parse_version(version))
+    return await _version(use, await use.registry.stored_version(name, parse_version(version)))
+
+
+@routes.post("/models/{name}/versions/{version}:unload")
+async def unload_version(name: str, version: str, use: Use) -> VersionInfo:
+    """Stop serving a version; the reply comes when its last request has been answered."""
+    await use.registry.unload(name, parse_version(version))
+    return await _version(use, await use.registry.stored_version(name, parse_version(version)))
+
+
+@routes.get("/models/{name}/versions/{version}")
+async def get_version(name: str, version: str, use: Use) -> VersionInfo:
+    """One version."""
+    return await _version(use, await use.registry.stored_version(name, parse_version(version)))
+
+
+@routes.delete("/models/{name}/versions/{version}", status_code=204)
+async def delete_version(name: str, version: str, use: Use) -> None:
+    """Delete a version; refused while it is loaded or an alias points at it. Its number is never given again."""
+    await use.registry.delete(name, parse_version(version))
+
+
+@routes.get("/models/{name}/versions/{version}/graph")
+async def get_graph(name: str, version: str, use: Use) -> Response:
+    """The version's graph as JSON."""
+    graph, _ = await use.registry.describe(name, parse_version(version))
+    return Response(graph, media_type="application/json")
+
+
+@routes.get("/models/{name}/versions/{version}/summary", response_class=PlainTextResponse)
+async def get_summary(name: str, version: str, use: Use) -> str:
+    """The version's layers as a table of text."""
+    _, summary = await use.registry.describe(name, parse_version(version))
+    return summary
+
+
+@routes.get("/models/{name}/versions/{version}/params", response_class=StreamingResponse)
+async def get_params(name: str, version: str, use: Use) -> StreamingResponse:
+    """The version's parameters as safetensors."""
+    stored = await use.registry.stored_version(name, parse_version(version))
+    size = await asyncio.to_thread(member_size, stored.path, "params.safetensors")
+    chunks = member_chunks(stored.path, "params.safetensors")
+    headers = {"content-length": str(size), **_attachment(f"{name}-{stored.version}.safetensors")}
+    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+
+
+@routes.get("/models/{name}/versions/{version}/bundle", response_class=FileResponse)
+async def get_bundle(name: str, version: str, use: Use) -> FileResponse:
+    """The version's bundle file."""
+    stored = await use.registry.stored_version(name, parse_version(version))
+    filename = f"{name}-{stored.version}.axon"
+    return FileResponse(stored.path, media_type="application/octet-stream", filename=filename)
+
+
+@routes.put("/models/{name}/aliases/{alias}")
+async def move_alias(name: str, alias: str, body: AliasRequest, use: Use) -> AliasInfo:
+    """Point an alias at a version, which is loaded first; when that fails the alias stays where it is."""
+    await use.registry.set_alias(name, alias, body.version)
+    return AliasInfo(model=name, alias=alias, version=body.version)
+
+
+@routes.delete("/models/{name}/aliases/{alias}", status_code=204)
+async def delete_alias(name: str, alias: str, use: Use) -> None:
+    """Remove an alias; the version stays loaded."""
+    await use.registry.delete_alias(name, alias)
+
+
+async def _model(use: Context, name: str) -> ModelInfo:
+    state, versions = await use.registry.stored(name)
+    return ModelInfo.from_core(state, versions, use.registry)
+
+
+async def _version(use: Context, stored: StoredVersion) -> VersionInfo:
+    status = next((s for s in use.registry.status(stored.name) if s.version == stored.version), None)
+    if status is None:
+        raise NotFound(f"model {stored.name!r}: there is no version {stored.version}")
+    return VersionInfo.from_core(stored, status, use.registry.aliases(stored.name))
+
+
+async def _receive(request: Request, folder: Path, use: Context) -> Mapping[str, Path]:
+    """The upload as files: part `bundle`, or `graph` and perhaps `params`."""
+    largest = use.limits.max_bundle_bytes
+    if not request.headers.get("content-type", "").startswith("multipart/"):
+        path = folder / "bundle"
+        chunks = body_chunks(request, limit_bytes=largest, what="bundle")
+        await receive(chunks, path, limit_bytes=largest, what="bundle")
+        return {"bundle": path}
+    limits = {"bundle": largest, "graph": use.limits.max_graph_bytes, "params": largest}
+    parts = await receive_parts(request, folder, limits)
+    if set(parts) not in ({"bundle"}, {"graph"}, {"graph", "params"}):
+        raise InvalidRequest(f"multipart body: expected bundle, or graph and perhaps params; got {sorted(parts)}")
+    return parts
+
+
+def _attachment(filename: str) -> dict[str, str]:
+    return {"content-disposition": f'attachment; filename="{filename}"'}
