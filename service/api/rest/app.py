@@ -15,7 +15,7 @@ Predictions follow the Open Inference Protocol under `/v2`; models, data sets an
 Every error is `{"error": text}`, with a list `details` of `{path, expected, got}` where there are several defects."""
 
 
-def create_app(context: Context, routers: Sequence[APIRouter] = (), *, version: str = "") -> FastAPI:
+def create_app(context: Context, routers: Sequence[APIRouter] = (), *, version: str) -> FastAPI:
     """The application over the core's services; `routers` are further ones, such as the Open Inference Protocol's."""
     app = FastAPI(title="Axon", version=version, description=_DESCRIPTION, docs_url="/docs", redoc_url=None)
     app.state.context = context

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import orjson
@@ -58,6 +58,8 @@ async def _encoded(
         stopped.cancel()
         following.cancel()
         await asyncio.gather(stopped, following, return_exceptions=True)
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
 
 
 class _End(Exception):

@@ -1,0 +1,187 @@
+"""/v1/jobs and /v1/workers over the application and the memory queue."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from service.api.rest.events import event_stream
+from service.core.errors import InvalidRequest, NotReady
+from service.core.types import JobEvent, JobState, WorkerInfo
+
+SPEC = {
+    "model": "m",
+    "graph": {"scale": 2},
+    "target": "y",
+    "loss": "mean_squared_error",
+    "optimizer": {"name": "sgd", "learning_rate": 0.1},
+    "epochs": 1,
+    "batch_size": 2,
+    "seed": 0,
+}
+
+
+@pytest.fixture
+async def spec(server):
+    """A job that fits a stored data set."""
+    file = io.BytesIO()
+    np.savez(file, x=np.zeros((4, 2), np.float32), y=np.zeros((4, 2), np.float32))
+    dataset = (await server.http.post("/v1/datasets", content=file.getvalue())).json()
+    return {**SPEC, "dataset": dataset["id"]}
+
+
+async def run(server, job_id: str, state: JobState = JobState.SUCCEEDED) -> None:
+    """Do a worker's part."""
+    lease = await server.queue.claim("w1", ["default"], wait_s=0)
+    await server.queue.append(lease, "progress", {"epoch": 1, "loss": 0.5})
+    result = {"model": "m", "version": 1, "metrics": {"loss": 0.5}} if state is JobState.SUCCEEDED else None
+    await server.queue.settle(lease, state, result=result, error=None if result else "diverged")
+
+
+async def test_job_is_queued_listed_and_read(server, spec):
+    """A submitted job is queued; lists leave out the request, the job itself has it with its defaults."""
+    reply = await server.http.post("/v1/jobs", json=spec)
+    assert reply.status_code == 201
+    job = reply.json()
+    assert (job["state"], job["model"], job["attempt"]) == ("queued", "m", 0)
+    assert job["spec"]["tag"] == "default"
+    assert (await server.http.get(f"/v1/jobs/{job['id']}")).json() == job
+    listed = (await server.http.get("/v1/jobs?state=queued")).json()["jobs"]
+    assert listed == [{key: value for key, value in job.items() if key != "spec"}]
+    assert (await server.http.get("/v1/jobs?state=failed")).json() == {"jobs": []}
+
+
+async def test_finished_job_replays_its_events(server, spec):
+    """The stream replays all events in order with ids and ends; Last-Event-ID resumes behind one."""
+    job = (await server.http.post("/v1/jobs", json=spec)).json()
+    await run(server, job["id"])
+    path = f"/v1/jobs/{job['id']}/events"
+    reply = await server.http.get(path)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in reply.text.split("\n\n") if block]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == kinds[-1] == "state"
+    assert "progress" in kinds
+    progress = events[kinds.index("progress")]
+    assert json.loads(progress["data"])["loss"] == 0.5
+    assert json.loads(events[-1]["data"])["state"] == "succeeded"
+    rest = await server.http.get(path, headers={"Last-Event-ID": progress["id"]})
+    assert rest.text == reply.text[reply.text.index("\n\n", reply.text.index("event: progress")) + 2 :]
+    assert (await server.http.get(f"{path}?after={progress['id']}")).text == rest.text
+
+
+async def test_cancelled_job(server, spec):
+    """A queued job is cancelled at once; a second cancellation conflicts."""
+    job = (await server.http.post("/v1/jobs", json=spec)).json()
+    assert (await server.http.post(f"/v1/jobs/{job['id']}:cancel")).json()["state"] == "cancelled"
+    assert (await server.http.post(f"/v1/jobs/{job['id']}:cancel")).status_code == 409
+
+
+async def test_workers_are_listed(server):
+    """A worker with a fresh heartbeat is shown."""
+    await server.queue.beat(WorkerInfo("w1", ("default",), "cpu", "idle", None, "0", 1.0), ttl_s=10)
+    workers = (await server.http.get("/v1/workers")).json()["workers"]
+    assert [(worker["id"], worker["tags"]) for worker in workers] == [("w1", ["default"])]
+
+
+BAD = {
+    "no JSON": ("POST", "/v1/jobs", {"content": b"{"}, 400),
+    "NaN": ("POST", "/v1/jobs", {"content": b'{"epochs": NaN}'}, 400),
+    "deep": ("POST", "/v1/jobs", {"content": b"[" * 4000}, 400),
+    "no object": ("POST", "/v1/jobs", {"json": []}, 400),
+    "too large": ("POST", "/v1/jobs", {"content": b" " * 5001}, 413),
+    "unknown dataset": ("POST", "/v1/jobs", {"json": {**SPEC, "dataset": "ds-none"}}, 400),
+    "unknown": ("GET", "/v1/jobs/none", {}, 404),
+    "unknown events": ("GET", "/v1/jobs/none/events", {}, 404),
+    "cancel unknown": ("POST", "/v1/jobs/none:cancel", {}, 404),
+    "state": ("GET", "/v1/jobs?state=lost", {}, 400),
+    "limit": ("GET", "/v1/jobs?limit=0", {}, 400),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_bad_request_says_why(server, case):
+    """Each refusal has the table's status, a text, and leaves no job."""
+    method, path, arguments, status = BAD[case]
+    reply = await server.http.request(method, path, **arguments)
+    assert (reply.status_code, bool(reply.json()["error"])) == (status, True), reply.text
+    assert (await server.http.get("/v1/jobs")).json() == {"jobs": []}
+
+
+async def test_every_problem_of_a_job_is_listed(server):
+    """A wrong request names each path, what was expected and what came."""
+    reply = await server.http.post("/v1/jobs", json={"model": "a b", "epochs": 0, "speed": 1})
+    paths = {problem["path"] for problem in reply.json()["details"]}
+    assert {"model", "epochs", "speed", "graph", "dataset"} <= paths
+
+
+async def test_impossible_event_id_is_refused_before_the_stream(server, spec):
+    """A wrong id is a 400, not a broken stream."""
+    job = (await server.http.post("/v1/jobs", json=spec)).json()
+    reply = await server.http.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "x y"})
+    assert reply.status_code == 400
+
+
+async def source(gate: asyncio.Event, error: Exception | None = None) -> AsyncIterator[JobEvent]:
+    """One event, then nothing until the gate opens."""
+    yield JobEvent("1-0", "state", 1.0, {"state": "queued"})
+    await gate.wait()
+    if error is not None:
+        raise error
+
+
+async def test_silent_stream_sends_heartbeats_and_ends_with_the_job():
+    """While nothing happens comments keep the connection alive."""
+    gate = asyncio.Event()
+    stream = await event_stream(source(gate), asyncio.Event(), heartbeat_s=0.01)
+    assert await anext(stream) == b'id: 1-0\nevent: state\ndata: {"time":1.0,"state":"queued"}\n\n'
+    assert await anext(stream) == await anext(stream) == b": heartbeat\n\n"
+    gate.set()
+    assert [piece async for piece in stream if not piece.startswith(b":")] == []
+
+
+async def test_stream_ends_when_the_server_stops():
+    """A stopping server ends its streams; clients resume elsewhere."""
+    stopping = asyncio.Event()
+    stream = await event_stream(source(asyncio.Event()), stopping, heartbeat_s=60)
+    await anext(stream)
+    stopping.set()
+    assert [piece async for piece in stream] == []
+
+
+async def test_error_in_mid_stream_becomes_an_event():
+    """A queue that goes away after the reply began is told as an event of type error; at once, it is raised."""
+    gate = asyncio.Event()
+    stream = await event_stream(source(gate, NotReady("the queue is away")), asyncio.Event(), heartbeat_s=60)
+    await anext(stream)
+    gate.set()
+    assert await anext(stream) == b'event: error\ndata: {"error":"the queue is away"}\n\n'
+
+    async def refusing() -> AsyncIterator[JobEvent]:
+        raise InvalidRequest("after")
+        yield
+
+    with pytest.raises(InvalidRequest):
+        await event_stream(refusing(), asyncio.Event(), heartbeat_s=60)
+
+
+async def test_abandoned_stream_closes_its_source():
+    """A client that goes away leaves no task behind that follows the queue."""
+    closed = asyncio.Event()
+
+    async def following() -> AsyncIterator[JobEvent]:
+        try:
+            yield JobEvent("1-0", "log", 1.0, {})
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    stream = await event_stream(following(), asyncio.Event(), heartbeat_s=60)
+    await anext(stream)
+    await stream.aclose()
+    assert closed.is_set()
