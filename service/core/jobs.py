@@ -155,9 +155,10 @@ def _misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Prob
         problems.append(_no_column("target", spec.target, columns))
     else:
         problems += _target_misfit(spec, columns[spec.target], report.outputs[0])
-    training_rows = dataset.rows - int(dataset.rows * spec.validation_fraction)
-    if training_rows < 1 or dataset.rows < 1:
-        problems.append(Problem("dataset", "at least one row to train on", f"{dataset.rows} rows"))
+    held_out = round(dataset.rows * spec.validation_fraction)
+    if dataset.rows - held_out < 1 or (held_out < 1 and spec.validation_fraction > 0):
+        expected = "at least one row to train on, and one to validate on where validation_fraction is above 0"
+        problems.append(Problem("dataset", expected, f"{dataset.rows} rows"))
     return problems
 
 

@@ -1,0 +1,87 @@
+"""Checkpoints of unfinished jobs as folders: `checkpoints/<job>/<attempt>/<step>` under the data folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from service.adapters.files import sync
+from service.core.errors import NotFound
+from service.core.names import check_name
+from service.core.types import Json
+
+
+class FileCheckpointStore:
+    """The `CheckpointStore` on a file system that all workers share."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "checkpoints"
+        self._root.mkdir(parents=True, exist_ok=True)
+
+    def put(self, job_id: str, attempt: int, step: int, folder: Path) -> Mapping[str, Json]:
+        """Move a complete local checkpoint in, atomically and synced; returns the pointer to commit.
+
+        One that is there already (a repetition) stays.
+        """
+        target = self._job(job_id) / str(attempt) / str(step)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_name(f".{step}.{secrets.token_hex(4)}")
+            try:
+                _move_folder(folder, draft)
+                _sync_tree(draft)
+                os.rename(draft, target)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+            sync(target.parent)
+            sync(target.parent.parent)
+        return {"attempt": attempt, "step": step, "path": str(target.relative_to(self._root))}
+
+    def get(self, pointer: Mapping[str, Json]) -> Path:
+        """The checkpoint's folder, to be read only; raises `NotFound`."""
+        job_id, attempt, step = str(pointer["path"]).split("/")
+        path = self._job(job_id) / str(int(attempt)) / str(int(step))
+        if not path.is_dir():
+            raise NotFound(f"job {job_id}: there is no checkpoint {pointer['path']}")
+        return path
+
+    def delete_older(self, job_id: str, keep: Mapping[str, Json]) -> None:
+        """Remove every checkpoint of the job but `keep`."""
+        kept = self._root / str(keep["path"])
+        for attempt in list(self._job(job_id).glob("*")):
+            for step in list(attempt.iterdir()):
+                if step != kept:
+                    shutil.rmtree(step, ignore_errors=True)
+            if attempt != kept.parent:
+                with contextlib.suppress(OSError):
+                    attempt.rmdir()
+
+    def delete(self, job_id: str) -> None:
+        """Remove all checkpoints of a job; absent ones are no error."""
+        shutil.rmtree(self._job(job_id), ignore_errors=True)
+
+    def jobs(self) -> list[str]:
+        """Ids of the jobs that have any."""
+        return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
+
+    def _job(self, job_id: str) -> Path:
+        return self._root / check_name(job_id, "job")
+
+
+def _move_folder(source: Path, target: Path) -> None:
+    """Rename a folder, or copy it where the file systems differ."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        shutil.copytree(source, target)
+        shutil.rmtree(source, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)

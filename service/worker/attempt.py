@@ -1,0 +1,324 @@
+"""One attempt at one job: the lease is kept, the trainer watched, its end turned into the job's next state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from service.core.errors import Conflict, NotFound, NotReady, ServiceError, StaleLease
+from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
+from service.core.types import Job, JobState, Json, Lease
+from service.worker.child import TRAINER, Child
+from service.worker.protocol import TrainerJob
+from service.worker.publish import promote, publish, published
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+MAX_RENEW_EVERY_S = 2.0
+"""Renewal also brings the news of a cancellation, so it is not rarer than this."""
+_RETRY_S = 0.2
+_MAX_WAITING_EVENTS = 1000
+_FLUSH_S = 5.0
+_MAX_TAIL = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What every attempt of a supervisor uses."""
+
+    queue: JobQueue
+    store: ModelStore
+    datasets: DatasetStore
+    checkpoints: CheckpointStore
+    clock: Clock
+    lease_s: float
+    grace_s: float = 10.0
+    command: tuple[str, ...] = TRAINER
+
+
+class Stop(enum.StrEnum):
+    """Why a trainer was stopped from outside."""
+
+    CANCELLED = "cancelled"
+    SHUTDOWN = "the worker shuts down"
+    LOST = "the lease was lost"
+
+
+class Attempt:
+    """Runs one lease to its end; `device` is what the trainer computes on, once it has said so."""
+
+    def __init__(self, place: Workplace, lease: Lease, folder: Path) -> None:
+        self._place = place
+        self._lease = lease
+        self._job = lease.job
+        self._folder = folder
+        self._child: Child | None = None
+        self._stopped: Stop | None = None
+        self._lost = asyncio.Event()
+        self._events: asyncio.Queue[tuple[str, Mapping[str, Json]]] = asyncio.Queue(_MAX_WAITING_EVENTS)
+        self._finished: Mapping[str, Json] | None = None
+        self._failed: str | None = None
+        self._commits: list[asyncio.Task[None]] = []
+        self._committing = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
+        self.device = ""
+
+    @property
+    def job_id(self) -> str:
+        """Whose attempt it is."""
+        return self._job.id
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until the job has ended, is given back, or is another worker's; `stop` asks to give it back."""
+        tasks = [
+            asyncio.create_task(self._keep_lease()),
+            asyncio.create_task(self._heed(stop)),
+            asyncio.create_task(self._send_events()),
+        ]
+        try:
+            await self._work()
+        except StaleLease:
+            _log.warning("job %s: attempt %d lost its lease, nothing is changed", self._job.id, self._lease.attempt)
+        finally:
+            if self._child is not None:
+                await self._child.close()
+            for task in tasks:
+                task.cancel()
+            if self._ending is not None:
+                tasks.append(self._ending)
+            await asyncio.gather(*tasks, *self._commits, return_exceptions=True)
+
+    async def _work(self) -> None:
+        try:
+            result = await asyncio.to_thread(published, self._place.store, self._job)
+            if result is None:
+                code = await self._train()
+                result = await self._conclude(code)
+            if result is not None:
+                await promote(self._place.store, self._job, result)
+                await self._settle(JobState.SUCCEEDED, result=result)
+        except (StaleLease, NotReady):
+            raise
+        except ServiceError as error:  # the data set, the model or its number is gone: trying again is useless
+            await self._settle(JobState.FAILED, error=str(error))
+        except OSError as error:
+            await self._release(f"the store failed: {error}", counts=True)
+
+    async def _train(self) -> int:
+        """Run the trainer to its end; returns its exit status."""
+        dataset = await asyncio.to_thread(self._place.datasets.get, str(self._job.spec["dataset"]))
+        job = TrainerJob(
+            job=self._job.id,
+            attempt=self._lease.attempt,
+            spec=self._job.spec,
+            dataset=str(dataset.path.absolute()),
+            dataset_sha256=dataset.sha256,
+            checkpoint=await self._checkpoint(),
+            work=str(self._folder.absolute()),
+        )
+        if self._to_be_stopped():
+            return 0
+        self._child = await Child.spawn(job, self._place.clock, command=self._place.command)
+        if self._to_be_stopped():  # meanwhile
+            self._ending = asyncio.create_task(self._end_child(self._child))
+        async for message in self._child.messages():
+            self._receive(self._child, message)
+        code = await self._child.wait()
+        await asyncio.gather(*self._commits)
+        return code
+
+    def _to_be_stopped(self) -> bool:
+        return self._stopped is not None
+
+    async def _checkpoint(self) -> str | None:
+        """Where to go on. A pointer to nothing means the beginning, which gives the same parameters, only later."""
+        if self._job.checkpoint is None:
+            return None
+        try:
+            return str((await asyncio.to_thread(self._place.checkpoints.get, self._job.checkpoint)).absolute())
+        except NotFound as error:
+            self._tell("log", {"line": f"{error}; starting from the beginning"})
+            return None
+
+    def _receive(self, child: Child, message: Mapping[str, Json]) -> None:
+        match message:
+            case {"type": "progress", "data": data}:
+                self._tell("progress", data)
+            case {"type": "log", "line": line}:
+                self._tell("log", {"line": line})
+            case {"type": "checkpoint", "step": step, "path": path}:
+                self._commits.append(asyncio.create_task(self._commit(child, step, Path(path))))
+            case {"type": "finished"}:
+                self._finished = message
+            case {"type": "failed", "error": error}:
+                self._failed = error
+            case {"type": "started", "device": device}:
+                self.device = device
+
+    async def _commit(self, child: Child, step: int, path: Path) -> None:
+        """Make a local checkpoint the job's: moved to the store, pointed at, older ones removed. One after another."""
+        place = self._place
+        async with self._committing:
+            if self._stopped in (Stop.CANCELLED, Stop.LOST):
+                return
+            try:
+                pointer = await asyncio.to_thread(place.checkpoints.put, self._job.id, self._lease.attempt, step, path)
+                await self._insist(lambda: place.queue.commit_checkpoint(self._lease, pointer))
+                await asyncio.to_thread(place.checkpoints.delete_older, self._job.id, pointer)
+            except StaleLease:
+                self._lose()
+            except OSError as error:  # such as a full disk: training goes on, and tries again when the next one is due
+                self._tell("log", {"line": f"the checkpoint of step {step} could not be stored: {error}"})
+            await child.acknowledge(step)
+
+    async def _conclude(self, code: int) -> Mapping[str, Json] | None:
+        """Turn the trainer's end into the job's next state; returns the result of a job that has succeeded."""
+        if self._stopped is Stop.LOST:
+            raise StaleLease(f"job {self._job.id}: {Stop.LOST}")
+        if self._finished is not None:
+            return await self._publish(self._finished)
+        if self._failed is not None:
+            await self._settle(JobState.FAILED, error=self._failed)
+        elif self._stopped is Stop.CANCELLED:
+            await self._settle(JobState.CANCELLED)
+        elif self._stopped is Stop.SHUTDOWN:
+            await self._release(str(Stop.SHUTDOWN), counts=False)
+        else:
+            await self._release(self._crash(code), counts=True)
+        return None
+
+    def _crash(self, code: int) -> str:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        tail = "" if self._child is None else self._child.tail[-_MAX_TAIL:]
+        return f"the trainer {how}" + (f"; its last lines: {tail}" if tail else "")
+
+    async def _publish(self, finished: Mapping[str, Json]) -> Mapping[str, Json] | None:
+        place, bundle, manifest = self._place, Path(finished["bundle"]), finished["manifest"]
+        job = await self._insist(lambda: place.queue.renew(self._lease))
+        if job.cancel_requested:
+            await self._settle(JobState.CANCELLED)
+            return None
+        try:
+            return await self._insist(lambda: publish(place.queue, place.store, self._lease, job, bundle, manifest))
+        except Conflict:
+            job = await self._insist(lambda: place.queue.renew(self._lease))
+            if not job.cancel_requested:
+                raise
+            await self._settle(JobState.CANCELLED)
+            return None
+
+    async def _settle(
+        self, state: JobState, *, result: Mapping[str, Json] | None = None, error: str | None = None
+    ) -> None:
+        await self._flush()
+        await self._insist(lambda: self._place.queue.settle(self._lease, state, result=result, error=error))
+        await asyncio.to_thread(self._place.checkpoints.delete, self._job.id)
+
+    async def _release(self, reason: str, *, counts: bool) -> None:
+        await self._flush()
+        try:
+            job = await self._insist(lambda: self._place.queue.release(self._lease, reason=reason, counts=counts))
+        except StaleLease:  # also the answer to a repetition, when the first answer was lost
+            return
+        if job.state.final:
+            await asyncio.to_thread(self._place.checkpoints.delete, self._job.id)
+
+    async def _keep_lease(self) -> None:
+        """Renew until the end. While the server is away the trainer goes on, until somebody else could have the job."""
+        clock, lease_s = self._place.clock, self._place.lease_s
+        holds_until = clock.monotonic() + lease_s
+        while True:
+            asked_at = clock.monotonic()
+            try:
+                async with asyncio.timeout(max(holds_until - asked_at, 0.01)):
+                    self._notice(await self._place.queue.renew(self._lease))
+                holds_until = asked_at + lease_s
+                await asyncio.sleep(min(lease_s / 3, MAX_RENEW_EVERY_S))
+            except StaleLease:
+                self._lose()
+                return
+            except (NotReady, TimeoutError):
+                if clock.monotonic() >= holds_until:
+                    self._lose()
+                    return
+                await asyncio.sleep(min(_RETRY_S, lease_s / 10))
+            except Exception:
+                _log.exception("job %s: attempt %d cannot renew its lease", self._job.id, self._lease.attempt)
+                self._lose()
+                return
+
+    def _notice(self, job: Job) -> None:
+        if job.cancel_requested:
+            self._stop(Stop.CANCELLED)
+
+    async def _heed(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._stop(Stop.SHUTDOWN)
+
+    def _stop(self, why: Stop) -> None:
+        """Have the trainer stop, gently first; a cancellation outweighs a shutdown."""
+        if self._stopped in (why, Stop.LOST):
+            return
+        self._stopped = why
+        if self._child is not None and self._ending is None:
+            self._ending = asyncio.create_task(self._end_child(self._child))
+
+    async def _end_child(self, child: Child) -> None:
+        child.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._place.grace_s):
+                await child.wait()
+        child.kill()
+
+    def _lose(self) -> None:
+        """Somebody else may have the job: the trainer dies at once, and nothing is written any more."""
+        self._stopped = Stop.LOST
+        self._lost.set()
+        if self._child is not None:
+            self._child.kill()
+
+    async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call while the server is away, as long as the lease may be ours."""
+        while True:
+            if self._lost.is_set():
+                raise StaleLease(f"job {self._job.id}: {Stop.LOST}")
+            try:
+                return await call()
+            except NotReady:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_S):
+                        await self._lost.wait()
+
+    def _tell(self, kind: str, data: Mapping[str, Json]) -> None:
+        """Queue an event for the job; the oldest is dropped when too many wait for a server that is away."""
+        if self._events.full():
+            self._events.get_nowait()
+            self._events.task_done()
+        self._events.put_nowait((kind, data))
+
+    async def _send_events(self) -> None:
+        while True:
+            kind, data = await self._events.get()
+            try:
+                await self._insist(partial(self._place.queue.append, self._lease, kind, data))
+            except StaleLease:
+                self._lose()
+            except Exception:
+                _log.exception("job %s: an event is lost", self._job.id)
+            finally:
+                self._events.task_done()
+
+    async def _flush(self) -> None:
+        """Let the events get into the stream before the final state ends it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_S):
+                await self._events.join()

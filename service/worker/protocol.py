@@ -1,0 +1,69 @@
+"""What supervisor and trainer say to each other: one JSON object per line.
+
+Supervisor to trainer (its standard input): first the job, then `{"type": "acknowledge", "step": n}` for every
+checkpoint that counts. The end of the input means that the supervisor is gone.
+
+Trainer to supervisor (its standard output, which nothing else can write to):
+
+    {"type": "started", "device": "cpu"}
+    {"type": "progress", "data": {...}}                       for the job's events
+    {"type": "log", "line": "..."}                            for the job's events
+    {"type": "checkpoint", "step": n, "path": "..."}          a complete local folder, the supervisor's to move
+    {"type": "finished", "bundle": "...", "manifest": {...}}  a bundle file, the supervisor's to publish
+    {"type": "failed", "error": "..."}                        by the job's own fault: trying again is useless
+
+Whatever is printed otherwise goes to standard error. The exit status tells the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from service.core.types import Json
+
+EXIT_STOPPED: Final = 75
+"""Exit status after SIGTERM: stopped in good order, to be continued."""
+
+MAX_MESSAGE_BYTES: Final = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerJob:
+    """The job as its trainer gets it; the paths are local folders.
+
+    `spec` is the validated request; `dataset` is the folder of `.npy` columns; `checkpoint` is where to go on, None at
+    the beginning; `work` is the trainer's own.
+    """
+
+    job: str
+    attempt: int
+    spec: Mapping[str, Json]
+    dataset: str
+    dataset_sha256: str
+    checkpoint: str | None
+    work: str
+
+    def to_json(self) -> dict[str, Json]:
+        """The first line of the trainer's input."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> TrainerJob:
+        """Read that line."""
+        return cls(**value)
+
+
+def encode(message: Mapping[str, Json]) -> bytes:
+    """One line; raises `ValueError` for numbers that JSON cannot spell."""
+    return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> Mapping[str, Json]:
+    """The object of one line; raises `ValueError` for anything else."""
+    value = json.loads(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"trainer protocol: expected an object, got {line[:80]!r}")
+    return value

@@ -1,0 +1,271 @@
+"""Training one job with the engine, in the trainer process: data, loop, progress, checkpoints, bundle."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+import engine
+from engine import bundle, runtime
+from engine.errors import CheckpointError, DataError, DivergedError, EngineError
+from engine.functional.metrics import METRICS
+from engine.train import ArrayData, Loop, LoopState, Status, checkpoint, trainer
+from service.core.datatypes import name_of
+from service.core.jobs import JobSpec, input_columns, parse_spec
+from service.core.manifests import bundle_manifest
+from service.core.types import BundleReport, Json, TensorSpec
+from service.worker.protocol import TrainerJob
+
+PROGRESS_EVERY_S = 0.25
+
+
+class Reports(Protocol):
+    """The line to the supervisor; see `service.worker.trainer.Channel`."""
+
+    stopping: bool
+    acknowledged: int
+
+    def send(self, kind: str, **content: Json) -> None:
+        """Report something."""
+
+
+def run(job: TrainerJob, reports: Reports) -> bool:
+    """Train and write the bundle; False when stopped before the end.
+
+    What is wrong with the job itself (its data, options, a loss that diverges) is reported as `failed`; any other
+    error is raised and makes this attempt a crash.
+    """
+    try:
+        return Training(job, reports).run()
+    except CheckpointError:
+        raise
+    except EngineError as error:
+        reports.send("failed", error=str(error))
+        return True
+
+
+class Training:
+    """One attempt at a job."""
+
+    def __init__(self, job: TrainerJob, reports: Reports) -> None:
+        self._job = job
+        self._reports = reports
+        self._spec = parse_spec(dict(job.spec))
+        self._model = bundle.graph_from_json(dict(self._spec.graph))
+        self._inputs, (self._output,) = runtime.signature(self._model)
+
+    def run(self) -> bool:
+        """Train from the beginning or from the checkpoint; False when stopped before the end."""
+        device = jax.devices()[0]
+        self._reports.send("started", device=f"{device.platform}: {device.device_kind}")
+        data, class_numbers = read_data(self._spec, Path(self._job.dataset), self._inputs, self._output)
+        validation = None
+        if self._spec.validation_fraction > 0:
+            data, validation = data.split(self._spec.validation_fraction, seed=self._spec.seed)
+        watch = Watch(self._spec, self._reports, Path(self._job.work), batches=len(data))
+        loop = make_loop(self._spec, self._model, class_numbers=class_numbers)
+        if validation is not None:
+            loop = loop.validate(validation)
+        loop = loop.handle_event("iteration_completed", watch.iteration).handle_event("epoch_completed", watch.epoch)
+        begin = None
+        if self._job.checkpoint is not None:
+            begin = checkpoint.restore(self._job.checkpoint, loop.start(data))
+            self._log(f"going on after step {begin.total_iterations}")
+        watch.begin(0 if begin is None else begin.total_iterations)
+        final = loop.run(data, epochs=self._spec.epochs, resume=begin)
+        if final.status == "halted":
+            return False
+        self._finish(final)
+        return True
+
+    def _finish(self, final: LoopState) -> None:
+        path = Path(self._job.work) / "bundle.axon"
+        metrics = on_host(final.history[-1])
+        lineage = {
+            "job": self._job.job,
+            "dataset": self._spec.dataset,
+            "dataset_sha256": self._job.dataset_sha256,
+            "spec": self._spec.to_json(),
+            "metrics": metrics,
+            "attempts": self._job.attempt,
+            "engine_version": engine.__version__,
+        }
+        serving = None if self._spec.serving is None else dict(self._spec.serving)
+        bundle.write(path, self._model, final.model_state, lineage=lineage, serving=serving)
+        leaves = jax.tree.leaves(final.model_state)
+        report = BundleReport(
+            inputs=tuple(map(_tensor_spec, self._inputs)),
+            outputs=(_tensor_spec(self._output),),
+            parameters=sum(leaf.size for leaf in leaves),
+            parameter_bytes=sum(leaf.nbytes for leaf in leaves),
+            summary="",
+        )
+        manifest = bundle_manifest(path, report, lineage) | ({} if serving is None else {"serving": serving})
+        self._reports.send("finished", bundle=str(path), manifest=manifest)
+
+    def _log(self, line: str) -> None:
+        self._reports.send("log", line=line)
+
+
+class Watch:
+    """Handlers of the loop: they report progress, write checkpoints, and stop on request.
+
+    They read values from the device only when progress is due, at most every `PROGRESS_EVERY_S` and at each epoch's
+    end. A checkpoint is not begun while the one before has not been acknowledged.
+    """
+
+    def __init__(self, spec: JobSpec, reports: Reports, work: Path, *, batches: int) -> None:
+        self._spec = spec
+        self._reports = reports
+        self._work = work
+        self._batches = batches
+        self._saved_step = 0
+        self._awaited = -1
+        self._saved_at = self._told_at = self._began_at = time.monotonic()
+        self._told_step = 0
+
+    def begin(self, step: int) -> None:
+        """Set the clocks when the run begins at `step`."""
+        self._saved_step = self._told_step = step
+        self._saved_at = self._told_at = time.monotonic()
+
+    def iteration(self, state: LoopState) -> Status | None:
+        """After every step."""
+        now = time.monotonic()
+        if self._reports.stopping:
+            if state.total_iterations > self._saved_step:
+                self._save(state)
+            return Status.HALT_LOOP
+        if now - self._told_at >= PROGRESS_EVERY_S:
+            self._tell(state, now, {})
+        if self._reports.acknowledged >= self._awaited and self._is_due(state.total_iterations, now):
+            self._save(state)
+        return None
+
+    def epoch(self, state: LoopState) -> Status | None:
+        """After every epoch and its validation."""
+        self._tell(state, time.monotonic(), {"epoch_completed": True})
+        return None
+
+    def _is_due(self, step: int, now: float) -> bool:
+        every_s, every_steps = self._spec.checkpoint_every_s, self._spec.checkpoint_every_steps
+        return (every_s is not None and now - self._saved_at >= every_s) or (
+            every_steps is not None and step - self._saved_step >= every_steps
+        )
+
+    def _save(self, state: LoopState) -> None:
+        step = state.total_iterations
+        path = self._work / "checkpoints" / str(step)
+        checkpoint.save(path, state)
+        self._saved_step, self._saved_at = step, time.monotonic()
+        self._awaited = step
+        self._reports.send("checkpoint", step=step, path=str(path))
+
+    def _tell(self, state: LoopState, now: float, more: Mapping[str, Json]) -> None:
+        values = on_host(state.metrics)
+        loss = values.get("loss")
+        if loss is None:
+            raise DivergedError(
+                f"training diverged: expected a finite loss, got {state.metrics['loss']} in epoch {state.epoch + 1} "
+                f"after {state.total_iterations} steps"
+            )
+        step = state.total_iterations
+        rate = (step - self._told_step) / max(now - self._told_at, 1e-9)
+        left = self._batches * self._spec.epochs - step
+        self._told_at, self._told_step = now, step
+        data = {
+            "step": step,
+            "steps": self._batches * self._spec.epochs,
+            "epoch": state.epoch + 1,
+            "epochs": self._spec.epochs,
+            **values,
+            "samples_per_s": round(rate * self._spec.batch_size, 1),
+            "eta_s": round(left / rate, 1) if rate > 0 else None,
+            **more,
+        }
+        self._reports.send("progress", data=data)
+
+
+def make_loop(spec: JobSpec, model: engine.Model, *, class_numbers: bool) -> Loop:
+    """The loop of a spec; class numbers as targets need no option of their own."""
+    loss: dict[str, Any] = spec.loss.to_json()
+    if class_numbers:
+        loss.setdefault("sparse", True)
+    loop = trainer(model, loss, spec.optimizer.to_json(), seed=spec.seed)
+    for name in spec.metrics:
+        takes_classes = class_numbers and name in METRICS and "sparse" in inspect.signature(METRICS[name]).parameters
+        loop = loop.metric(name, sparse=True) if takes_classes else loop.metric(name)
+    return loop
+
+
+def read_data(
+    spec: JobSpec, folder: Path, inputs: list[runtime.Signature], output: runtime.Signature
+) -> tuple[ArrayData, bool]:
+    """The columns a spec names, mapped, in the graph's types; and whether the target holds class numbers.
+
+    Raises `DataError` for values that do not fit: class numbers out of range, whole numbers too large for their type.
+    """
+    columns = input_columns(spec, [tensor.name for tensor in inputs])
+    arrays = {t.name: _fitted(_load(folder, columns[t.name]), t, f"input {t.name!r}") for t in inputs}
+    target = _load(folder, spec.target)
+    row = output.shape[1:]
+    class_numbers = (
+        spec.loss.name == "categorical_cross_entropy"
+        and target.dtype.kind in "iu"
+        and len(row) > 0
+        and target.shape[1:] in (row[:-1], (*row[:-1], 1))
+        and target.shape[1:] != row
+    )
+    if class_numbers:
+        _check_classes(target, row[-1], f"target {spec.target!r}")
+        target = np.asarray(target, np.int32)
+    else:
+        target = _fitted(target, output, f"target {spec.target!r}")
+    data = ArrayData(arrays, target, batch_size=spec.batch_size, shuffle=True, seed=spec.seed)
+    return data, class_numbers
+
+
+def on_host(metrics: Mapping[str, Any]) -> dict[str, Json]:
+    """Metrics as JSON; a number that is not finite becomes null."""
+    return {name: _finite(jax.device_get(value).tolist()) for name, value in metrics.items()}
+
+
+def _finite(value: Json) -> Json:
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _load(folder: Path, column: str) -> np.ndarray:
+    return np.load(folder / f"{column}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _check_classes(target: np.ndarray, classes: int | None, what: str) -> None:
+    least, most = int(target.min()), int(target.max())
+    if classes is None or least < 0 or most >= classes:
+        raise DataError(f"{what}: expected class numbers below {classes}, got {least} to {most}")
+
+
+def _fitted(values: np.ndarray, wanted: runtime.Signature, what: str) -> np.ndarray:
+    """A column in the graph's type; one number per row also goes where rows of shape [1] are wanted."""
+    if values.ndim == 1 and wanted.shape[1:] == (1,):
+        values = values[:, None]
+    dtype = np.dtype(wanted.dtype)
+    if values.dtype == dtype:
+        return values
+    cast = values.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(cast, values):
+        raise DataError(f"{what}: expected whole numbers that fit {dtype}, got {values.min()} to {values.max()}")
+    return cast
+
+
+def _tensor_spec(tensor: runtime.Signature) -> TensorSpec:
+    shape = tuple(-1 if size is None else size for size in tensor.shape)
+    return TensorSpec(tensor.name, name_of(np.dtype(tensor.dtype)), shape)
