@@ -1,0 +1,301 @@
+"""One class, a method per thing the service does; plain JSON comes back as dictionaries, tensors as NumPy arrays."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+
+from service.client import tensors
+from service.client.errors import ClientError
+from service.client.events import Event, parse
+
+Json = dict[str, Any]
+_RETRIED = frozenset({429, 502, 503, 504})
+_MAX_PAUSE_S = 5.0
+
+
+class Client:
+    """A connection to the service; use it as a context manager, or call `close`.
+
+    Every method raises `ClientError` when the server refuses, fails, or cannot be reached.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        timeout_s: float = 300.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`timeout_s` bounds one reply (loading a model compiles it first); `transport` stands in for the network."""
+        timeout = httpx.Timeout(timeout_s, connect=10.0)
+        self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # Models
+
+    def models(self) -> list[Json]:
+        """All models with their versions and aliases."""
+        return list(self._json("GET", "/v1/models")["models"])
+
+    def model(self, name: str) -> Json:
+        """One model."""
+        return self._json("GET", f"/v1/models/{_quoted(name)}")
+
+    def validate(self, graph: Mapping[str, Any]) -> Json:
+        """Check a graph without storing it: inputs, outputs, number of parameters, summary."""
+        return self._json("POST", "/v1/graphs:validate", content=_dumps(graph))
+
+    def submit(
+        self,
+        name: str,
+        *,
+        bundle: Path | str | bytes | None = None,
+        graph: Mapping[str, Any] | None = None,
+        params: bytes | None = None,
+        seed: int = 0,
+        load: bool = True,
+        alias: str | None = None,
+    ) -> Json:
+        """Store a new version from a bundle (a path, or its bytes) or from a graph.
+
+        `params` are safetensors; without them a graph is initialised with `seed`. With `load` it is ready on return.
+        """
+        if (bundle is None) == (graph is None):
+            raise TypeError("submit: expected either bundle or graph")
+        query: dict[str, Any] = {"load": load, "seed": seed} | ({} if alias is None else {"alias": alias})
+        path = f"/v1/models/{_quoted(name)}/versions"
+        if bundle is not None:
+            with io.BytesIO(bundle) if isinstance(bundle, bytes) else Path(bundle).open("rb") as file:
+                return self._json("POST", path, params=query, content=file)
+        files = {"graph": ("graph", _dumps(graph))} | ({} if params is None else {"params": ("params", params)})
+        return self._json("POST", path, params=query, files=files)
+
+    def version(self, name: str, version: int) -> Json:
+        """One version of a model."""
+        return self._json("GET", _version(name, version))
+
+    def graph(self, name: str, version: int) -> Json:
+        """A version's graph."""
+        return self._json("GET", f"{_version(name, version)}/graph")
+
+    def summary(self, name: str, version: int) -> str:
+        """A version's layers as a table of text."""
+        return self._call("GET", f"{_version(name, version)}/summary").text
+
+    def params(self, name: str, version: int) -> bytes:
+        """A version's parameters as safetensors."""
+        return self._call("GET", f"{_version(name, version)}/params").content
+
+    def bundle(self, name: str, version: int) -> bytes:
+        """A version's bundle file."""
+        return self._call("GET", f"{_version(name, version)}/bundle").content
+
+    def load(self, name: str, version: int) -> Json:
+        """Load a version; it is ready on return."""
+        return self._json("POST", f"{_version(name, version)}:load")
+
+    def unload(self, name: str, version: int) -> Json:
+        """Stop serving a version; its last request has been answered on return."""
+        return self._json("POST", f"{_version(name, version)}:unload")
+
+    def delete(self, name: str, version: int | None = None) -> None:
+        """Delete a version, or the whole model; it must not be loaded."""
+        self._call("DELETE", f"/v1/models/{_quoted(name)}" if version is None else _version(name, version))
+
+    def set_alias(self, name: str, alias: str, version: int) -> Json:
+        """Point an alias at a version, which is loaded first."""
+        return self._json("PUT", f"/v1/models/{_quoted(name)}/aliases/{_quoted(alias)}", json={"version": version})
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
+        self._call("DELETE", f"/v1/models/{_quoted(name)}/aliases/{_quoted(alias)}")
+
+    # Predictions
+
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, np.ndarray],
+        version: int | str | None = None,
+        *,
+        outputs: Sequence[str] | None = None,
+        binary: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Predict: arrays by input name, each with its batch axis; arrays by output name come back.
+
+        `version` is a number or an alias (None: `prod` where there is one, else the newest ready). `binary` sends raw
+        tensors, else JSON.
+        """
+        path = f"/v2/models/{_quoted(model)}" + ("" if version is None else f"/versions/{_quoted(str(version))}")
+        body, headers = tensors.encode(inputs, outputs, binary=binary)
+        reply = self._call("POST", f"{path}/infer", content=body, headers=headers)
+        return tensors.decode(reply.content, reply.headers.get(tensors.HEADER_LENGTH))
+
+    def metadata(self, model: str, version: int | str | None = None) -> Json:
+        """What a model takes and gives."""
+        path = f"/v2/models/{_quoted(model)}" + ("" if version is None else f"/versions/{_quoted(str(version))}")
+        return self._json("GET", path)
+
+    def ready(self) -> bool:
+        """Whether the server takes traffic; False also when it cannot be reached."""
+        try:
+            self._call("GET", "/v2/health/ready")
+        except ClientError as error:
+            if error.status in (0, 503):
+                return False
+            raise
+        return True
+
+    # Data sets
+
+    def add_dataset(self, arrays: Mapping[str, np.ndarray], *, name: str | None = None) -> Json:
+        """Store equally long arrays as the columns of a data set."""
+        with tempfile.TemporaryFile() as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for column, array in arrays.items():
+                    with archive.open(f"{column}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+            file.seek(0)
+            query = {"format": "npz"} | ({} if name is None else {"name": name})
+            return self._json("POST", "/v1/datasets", params=query, content=file)
+
+    def add_dataset_file(
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        features: Sequence[str] = (),
+        features_name: str = "features",
+        target: Sequence[str] = (),
+    ) -> Json:
+        """Store a `.npz` or `.csv` file; for CSV, `features` are packed into one column (`["*"]`: all but `target`)."""
+        path = Path(path)
+        query = {"format": path.suffix.removeprefix(".").lower()} | ({} if name is None else {"name": name})
+        if features:
+            query |= {"features": ",".join(features), "features_name": features_name}
+        if target:
+            query |= {"target": ",".join(target)}
+        with path.open("rb") as file:
+            return self._json("POST", "/v1/datasets", params=query, content=file)
+
+    def datasets(self) -> list[Json]:
+        """All data sets, oldest first."""
+        return list(self._json("GET", "/v1/datasets")["datasets"])
+
+    def dataset(self, dataset_id: str) -> Json:
+        """One data set."""
+        return self._json("GET", f"/v1/datasets/{_quoted(dataset_id)}")
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a data set."""
+        self._call("DELETE", f"/v1/datasets/{_quoted(dataset_id)}")
+
+    # Training
+
+    def train(self, spec: Mapping[str, Any]) -> Json:
+        """Queue a training job; returns it with its id."""
+        return self._json("POST", "/v1/jobs", content=_dumps(spec))
+
+    def jobs(self, *, state: str | None = None, limit: int = 100) -> list[Json]:
+        """Jobs, newest first."""
+        query: dict[str, Any] = {"limit": limit} | ({} if state is None else {"state": state})
+        return list(self._json("GET", "/v1/jobs", params=query)["jobs"])
+
+    def job(self, job_id: str) -> Json:
+        """One job."""
+        return self._json("GET", f"/v1/jobs/{_quoted(job_id)}")
+
+    def cancel(self, job_id: str) -> Json:
+        """Cancel a job."""
+        return self._json("POST", f"/v1/jobs/{_quoted(job_id)}:cancel")
+
+    def workers(self) -> list[Json]:
+        """The workers that are alive."""
+        return list(self._json("GET", "/v1/workers")["workers"])
+
+    def watch(self, job_id: str, *, after: str = "0", patience_s: float = 60.0) -> Iterator[Event]:
+        """A job's events from the first (or behind the one with id `after`) until it has ended.
+
+        A lost connection is taken up again where it broke; raises `ClientError` after `patience_s` without the server.
+        """
+        pause_s, lost_at = 0.1, time.monotonic()
+        while True:
+            try:
+                for event in self._events(job_id, after):
+                    after, pause_s, lost_at = event.id, 0.1, time.monotonic()
+                    yield event
+                    if event.final:
+                        return
+            except ClientError as error:
+                gone = error.status not in _RETRIED and error.status != 0
+                if gone or time.monotonic() - lost_at > patience_s:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    def wait(self, job_id: str) -> Json:
+        """Wait until a job has ended; returns it, however it ended."""
+        for _ in self.watch(job_id):
+            pass
+        return self.job(job_id)
+
+    def _events(self, job_id: str, after: str) -> Iterator[Event]:
+        path, headers = f"/v1/jobs/{_quoted(job_id)}/events", {"Last-Event-ID": after}
+        try:
+            with self._http.stream("GET", path, headers=headers) as reply:
+                if reply.is_error:
+                    raise ClientError.from_reply(reply.status_code, reply.read())
+                for event in parse(reply.iter_lines()):
+                    if event.kind == "error":
+                        raise ClientError(503, str(event.data.get("error", "")))
+                    yield event
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _json(self, method: str, path: str, **arguments: Any) -> Json:
+        value: Json = self._call(method, path, **arguments).json()
+        return value
+
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            reply = self._http.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if reply.is_error:
+            raise ClientError.from_reply(reply.status_code, reply.content)
+        return reply
+
+    def _unreachable(self, error: httpx.TransportError) -> ClientError:
+        return ClientError(0, f"no connection to {self._http.base_url}: {str(error) or type(error).__name__}")
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _version(name: str, version: int) -> str:
+    return f"/v1/models/{_quoted(name)}/versions/{int(version)}"
+
+
+def _dumps(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
