@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +16,13 @@ import numpy as np
 import orjson
 
 from service.api.parameters import UNSCHEDULED, Schedule, schedule
+from service.api.raw_tensors import read_raw, write_raw
 from service.api.rest.values import read_values, write_values
-from service.core.datatypes import Datatype, datatype, element_count, name_of
+from service.core.datatypes import datatype, element_count, name_of
 from service.core.errors import InvalidRequest, Unsupported
 from service.core.types import InferResult, ModelSpec
 
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
-_LENGTH = struct.Struct("<I")
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -83,19 +82,19 @@ def decode_raw_request(body: bytes, spec: ModelSpec) -> WireRequest:
     if -1 in shape:
         known = math.prod(size for size in shape if size != -1) * entry.itemsize
         shape[shape.index(-1)] = len(body) // known if known else 0
-    array = _binary(body, 0, len(body), entry, shape, math.prod(shape), where)
+    array = read_raw(body, 0, len(body), entry, shape, math.prod(shape), where)
     return WireRequest({tensor.name: array}, binary_all=True)
 
 
 def encode_result(result: InferResult, request: WireRequest) -> tuple[bytes, int | None]:
     """The reply's body, and N when any output is binary; raises `InvalidRequest` for bytes that JSON cannot carry."""
     outputs: list[dict[str, Any]] = []
-    segments: list[bytes | memoryview] = []
+    segments: list[bytes] = []
     binary, binary_all = request.binary, request.binary_all
     for name, array in result.outputs.items():
         output: dict[str, Any] = {"name": name, "datatype": name_of(array.dtype), "shape": array.shape}
         if binary.get(name, binary_all):
-            segment = _segment(array)
+            segment = write_raw(array)
             segments.append(segment)
             output["parameters"] = {"binary_data_size": len(segment)}
         else:
@@ -109,12 +108,6 @@ def encode_result(result: InferResult, request: WireRequest) -> tuple[bytes, int
     if not segments:
         return header, None
     return b"".join((header, *segments)), len(header)
-
-
-def _segment(array: np.ndarray) -> bytes:
-    if array.dtype.hasobject:
-        return b"".join(_LENGTH.pack(len(value)) + value for value in array.reshape(-1))
-    return array.tobytes()
 
 
 def _parse(text: bytes) -> Any:
@@ -174,48 +167,10 @@ def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tup
                     f"{where}: expected binary_data_size from 0 to the {len(body) - offset} bytes left in the body, "
                     f"got {str(size)[:64]}"
                 )
-            return _binary(body, offset, size, entry, shape, count, where), offset + size
+            return read_raw(body, offset, size, entry, shape, count, where), offset + size
     if "data" not in item:
         raise InvalidRequest(f"{where}: expected data or binary_data_size, got neither")
     return read_values(item["data"], entry, count, where).reshape(shape), offset
-
-
-def _binary(
-    body: bytes, offset: int, size: int, entry: Datatype, shape: Sequence[int], count: int, where: str
-) -> np.ndarray:
-    """`size` bytes of `body` as an array, checked against `count` elements; a view of `body` except for BYTES."""
-    if entry.itemsize == 0:
-        return _read_bytes(memoryview(body)[offset : offset + size], count, where).reshape(shape)
-    if size != count * entry.itemsize:
-        raise InvalidRequest(
-            f"{where}: expected {count * entry.itemsize} bytes for shape {list(shape)} of {entry.name}, got {size}"
-        )
-    array: np.ndarray = np.ndarray(shape, entry.dtype, body, offset)
-    if entry.name == "BOOL" and (array.view(np.uint8) > 1).any():
-        raise InvalidRequest(f"{where}: expected bytes 0 and 1 for BOOL")
-    return array
-
-
-def _read_bytes(segment: memoryview, count: int, where: str) -> np.ndarray:
-    """`count` elements, each a 32-bit length and as many bytes, filling `segment` exactly."""
-    # Every element takes 4 bytes at least, so a count that a client made up is refused before anything is allocated.
-    if count * _LENGTH.size > len(segment):
-        raise InvalidRequest(f"{where}: expected {count} elements of BYTES, got {len(segment)} bytes")
-    elements = np.empty(count, object)
-    at = 0
-    for index in range(count):
-        start = at + _LENGTH.size
-        if start > len(segment):
-            raise InvalidRequest(f"{where}: expected {count} elements of BYTES, the bytes end within element {index}")
-        at = start + _LENGTH.unpack_from(segment, at)[0]
-        if at > len(segment):
-            raise InvalidRequest(
-                f"{where}: expected {count} elements of BYTES, element {index} is longer than the rest"
-            )
-        elements[index] = bytes(segment[start:at])
-    if at != len(segment):
-        raise InvalidRequest(f"{where}: expected {count} elements of BYTES, {len(segment) - at} bytes are left over")
-    return elements
 
 
 def _outputs(given: Any, binary_all: bool) -> tuple[list[str] | None, dict[str, bool]]:

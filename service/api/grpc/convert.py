@@ -1,0 +1,132 @@
+"""The wire form of inference over gRPC: protobuf messages to the core's values and back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from service.api.grpc.generated import inference_pb2 as pb
+from service.api.parameters import UNSCHEDULED, Schedule, schedule
+from service.api.raw_tensors import read_raw, write_raw
+from service.core.datatypes import Datatype, datatype, element_count, name_of
+from service.core.errors import InvalidRequest, Unsupported
+from service.core.inference import ModelMetadata, ServerMetadata
+from service.core.types import InferRequest, InferResult, TensorSpec
+
+_ALLOWED = frozenset({"triton_enable_empty_final_response"})
+_SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+_NARROW = {"INT8": "b", "INT16": "h", "UINT8": "B", "UINT16": "H"}
+
+
+def request_from_proto(message: pb.ModelInferRequest) -> tuple[InferRequest, Schedule]:
+    """One inference request; raw inputs are views of the message's bytes. Raises `InvalidRequest`, `Unsupported`."""
+    wanted = schedule(_parameters(message.parameters), _ALLOWED) if message.parameters else UNSCHEDULED
+    request = InferRequest(message.model_name, message.model_version or None, _inputs(message), id=message.id)
+    request.priority = wanted.priority
+    if message.outputs:
+        request.outputs = _outputs(message.outputs)
+    return request, wanted
+
+
+def result_to_proto(result: InferResult) -> pb.ModelInferResponse:
+    """The answer, its values as raw bytes."""
+    message = pb.ModelInferResponse(model_name=result.model, model_version=str(result.version), id=result.id)
+    for name, array in result.outputs.items():
+        message.outputs.add(name=name, datatype=name_of(array.dtype), shape=array.shape)
+        message.raw_output_contents.append(write_raw(array))
+    return message
+
+
+def server_metadata_to_proto(metadata: ServerMetadata) -> pb.ServerMetadataResponse:
+    """Who serves."""
+    return pb.ServerMetadataResponse(name=metadata.name, version=metadata.version, extensions=metadata.extensions)
+
+
+def model_metadata_to_proto(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
+    """What a model takes and gives."""
+    return pb.ModelMetadataResponse(
+        name=metadata.name,
+        versions=[str(version) for version in metadata.versions],
+        platform=metadata.platform,
+        inputs=_tensors(metadata.inputs),
+        outputs=_tensors(metadata.outputs),
+    )
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    tensor = pb.ModelMetadataResponse.TensorMetadata
+    return [tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs]
+
+
+def _inputs(message: pb.ModelInferRequest) -> dict[str, np.ndarray]:
+    given, raw = message.inputs, message.raw_input_contents
+    if not given:
+        raise InvalidRequest("inputs: expected at least one input")
+    if raw and len(raw) != len(given):
+        raise InvalidRequest(f"raw_input_contents: expected one entry per input, {len(given)}, got {len(raw)}")
+    inputs: dict[str, np.ndarray] = {}
+    for index, item in enumerate(given):
+        name = item.name
+        where = f"input {name[:128]!r}"
+        if name in inputs:
+            raise InvalidRequest(f"{where}: expected each input once")
+        if item.parameters and any(key in item.parameters for key in _SHARED_MEMORY):
+            raise Unsupported(f"{where}: this server does not offer shared memory")
+        entry = datatype(item.datatype)
+        shape = tuple(item.shape)
+        count = element_count(shape, where)
+        if not raw:
+            inputs[name] = _typed(item, entry, count, where).reshape(shape)
+        elif item.HasField("contents"):
+            raise InvalidRequest(f"{where}: expected contents or raw_input_contents, got both")
+        else:
+            body = raw[index]
+            inputs[name] = read_raw(body, 0, len(body), entry, shape, count, where)
+    return inputs
+
+
+def _typed(item: pb.ModelInferRequest.InferInputTensor, entry: Datatype, count: int, where: str) -> np.ndarray:
+    """The values of `contents`, which are widened on the wire, as `entry` wants them."""
+    if entry.contents is None:
+        raise InvalidRequest(f"{where}: expected {entry.name} in raw_input_contents, it has no typed field")
+    for field, _ in item.contents.ListFields():
+        if field.name != entry.contents:
+            raise InvalidRequest(f"{where}: expected {entry.name} in {entry.contents}, got {field.name}")
+    values = getattr(item.contents, entry.contents)
+    if len(values) != count:
+        raise InvalidRequest(f"{where}: expected {count} values as the shape says, got {len(values)}")
+    if entry.name == "BYTES":
+        elements = np.empty(count, object)
+        elements[:] = list(values)
+        return elements
+    code = _NARROW.get(entry.name)
+    if code is None:
+        return np.array(values, entry.dtype)
+    try:
+        return np.frombuffer(struct.pack(f"<{count}{code}", *values), entry.dtype)
+    except struct.error as error:
+        limits = np.iinfo(entry.dtype)
+        wrong = next(value for value in values if not limits.min <= value <= limits.max)
+        raise InvalidRequest(f"{where}: expected values of {entry.name}, got {wrong}") from error
+
+
+def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> list[str]:
+    for output in wanted:
+        if not output.parameters:
+            continue
+        if "classification" in output.parameters:
+            raise Unsupported(f"output {output.name[:128]!r}: this server does not offer classification")
+        if any(key in output.parameters for key in _SHARED_MEMORY):
+            raise Unsupported(f"output {output.name[:128]!r}: this server does not offer shared memory")
+    return [output.name for output in wanted]
+
+
+def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    for key, value in parameters.items():
+        choice = value.WhichOneof("parameter_choice")
+        read[key] = getattr(value, choice) if choice is not None else None
+    return read

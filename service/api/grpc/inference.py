@@ -1,0 +1,101 @@
+"""The Open Inference Protocol over gRPC: convert, await, convert."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import final
+
+from service.api.grpc import convert
+from service.api.grpc.errors import Context, details
+from service.api.grpc.generated import inference_pb2 as pb
+from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
+from service.api.status import failure_of
+from service.core.inference import InferenceService
+
+SERVICE_NAME = "inference.GRPCInferenceService"
+
+STREAM_WINDOW = 64
+"""Requests of one stream that are computed at the same time; more wait on the wire."""
+
+
+@final
+class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
+    """Serves `inference`; errors become statuses by `guarded`."""
+
+    def __init__(self, inference: InferenceService) -> None:
+        self._inference = inference
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        """Whether the process answers."""
+        return pb.ServerLiveResponse(live=self._inference.live())
+
+    async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        """Whether the server takes traffic."""
+        return pb.ServerReadyResponse(ready=self._inference.ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        """Whether a version answers."""
+        return pb.ModelReadyResponse(ready=self._inference.model_ready(request.name, request.version or None))
+
+    async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        """Who serves."""
+        return convert.server_metadata_to_proto(self._inference.server_metadata())
+
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        """What a model takes and gives."""
+        return convert.model_metadata_to_proto(self._inference.model_metadata(request.name, request.version or None))
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        """One request, one answer, before the call's deadline."""
+        return await self._infer(request, context.time_remaining())
+
+    async def ModelStreamInfer(
+        self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Answers in the order of the requests.
+
+        A failed one is answered with its message and id, and the stream goes on, unless the call's metadata says
+        `triton_grpc_error: true`: then the stream ends with the status of the first failure.
+        """
+        metadata = dict(context.invocation_metadata() or ())
+        strict = metadata.get("triton_grpc_error") == "true"
+        waiting: asyncio.Queue[asyncio.Task[pb.ModelInferResponse] | None] = asyncio.Queue(STREAM_WINDOW)
+        started: set[asyncio.Task[pb.ModelInferResponse]] = set()
+        ids: dict[asyncio.Task[pb.ModelInferResponse], str] = {}
+
+        async def read() -> None:
+            async for request in request_iterator:
+                task = asyncio.create_task(self._infer(request, context.time_remaining()))
+                started.add(task)
+                ids[task] = request.id
+                await waiting.put(task)
+            await waiting.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await waiting.get()) is not None:
+                try:
+                    yield pb.ModelStreamInferResponse(infer_response=await task)
+                except Exception as error:
+                    if strict:
+                        raise
+                    yield pb.ModelStreamInferResponse(
+                        error_message=details(failure_of(error)),
+                        infer_response=pb.ModelInferResponse(id=ids[task]),
+                    )
+                started.discard(task)
+                del ids[task]
+        finally:
+            reader.cancel()
+            for task in started:
+                task.cancel()
+
+    async def _infer(self, message: pb.ModelInferRequest, remaining_s: float | None) -> pb.ModelInferResponse:
+        request, wanted = convert.request_from_proto(message)
+        if wanted.timeout_us is not None:
+            timeout_s = wanted.timeout_us * 1e-6
+            remaining_s = timeout_s if remaining_s is None else min(timeout_s, remaining_s)
+        if remaining_s is not None:
+            request.deadline = self._inference.deadline(remaining_s)
+        return convert.result_to_proto(await self._inference.infer(request))

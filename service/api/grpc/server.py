@@ -1,0 +1,97 @@
+"""The gRPC server: inference, whatever else is served, health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
+from grpc_reflection.v1alpha import reflection
+
+from service.api.grpc.errors import Context, guarded
+from service.api.grpc.generated import inference_pb2_grpc
+from service.api.grpc.inference import SERVICE_NAME, InferenceServicer
+from service.core.errors import NotFound
+from service.core.inference import InferenceService
+
+_HEALTH_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Servicer:
+    """A further service: its generated `add_..._to_server`, the servicer, and its full name for health, reflection."""
+
+    add: Callable[[Any, grpc.aio.Server], None]
+    servicer: Any
+    name: str
+
+
+def build_server(
+    inference: InferenceService, *, extra_servicers: Sequence[Servicer] = (), max_message_bytes: int
+) -> grpc.aio.Server:
+    """A server without a port, to be built and started on the event loop of `inference`.
+
+    Serves `inference.GRPCInferenceService`, `extra_servicers` (whose methods may raise the core's errors),
+    `grpc.health.v1.Health` and reflection. Messages over `max_message_bytes` are refused with RESOURCE_EXHAUSTED.
+    """
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        )
+    )
+    servicers = [
+        Servicer(
+            inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, InferenceServicer(inference), SERVICE_NAME
+        ),
+        *extra_servicers,
+    ]
+    names = [servicer.name for servicer in servicers]
+    health = HealthServicer(inference, frozenset(("", *names)), poll_s=_HEALTH_POLL_S)
+    servicers.append(Servicer(health_pb2_grpc.add_HealthServicer_to_server, health, HEALTH_NAME))
+    for each in servicers:
+        each.add(guarded(each.servicer), server)
+    reflection.enable_server_reflection((*names, HEALTH_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+@final
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # published without types
+    """gRPC's own health protocol: every service is as ready as `inference` is.
+
+    `Watch` looks every `poll_s` seconds and sends changes.
+    """
+
+    def __init__(self, inference: InferenceService, names: frozenset[str], *, poll_s: float) -> None:
+        self._inference = inference
+        self._names = names
+        self._poll_s = poll_s
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
+        """SERVING or NOT_SERVING; raises `NotFound` for a service that is not here."""
+        if request.service not in self._names:
+            raise NotFound(f"health: expected one of {sorted(self._names)}, got {request.service[:200]!r}")
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """The status now and whenever it changes; SERVICE_UNKNOWN for a service that is not here."""
+        sent: int | None = None
+        while True:
+            status = self._status(request.service)
+            if status != sent:
+                yield health_pb2.HealthCheckResponse(status=status)
+                sent = status
+            await asyncio.sleep(self._poll_s)
+
+    def _status(self, name: str) -> Any:
+        statuses = health_pb2.HealthCheckResponse
+        if name not in self._names:
+            return statuses.SERVICE_UNKNOWN
+        return statuses.SERVING if self._inference.ready() else statuses.NOT_SERVING
