@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ from engine.functional.options import Channels, Padding
 from engine.functional.windows import WindowPlan, plan_pool, spatial_axes
 from engine.shapes import Shape, require_rank
 
-# Up to this many elements the slices of a window are unrolled in max_pool's gradient.
-_UNROLLED_WINDOW = 16
+# Up to this many elements the slices of a window are unrolled in max_pool's gradient, for compile time's sake.
+_UNROLLED_WINDOW = 32
 
 
 def _window_max(x: jax.Array, plan: WindowPlan) -> jax.Array:
@@ -38,41 +38,51 @@ def _reduce_window(x: jax.Array, start: np.ndarray, operation: Callable[..., Any
 
 
 def _tiles(x: Shape, plan: WindowPlan) -> bool:
-    """Whether the windows lie side by side within `x`, few enough elements each to be unrolled."""
+    """Whether the windows lie side by side within `x`."""
     return (
         plan.strides == plan.window
         and set(plan.dilations) == {1}
         and all(low == 0 for low, _ in plan.padding)
         and all(n * k <= size for n, k, size in zip(plan.output, plan.window, x, strict=True))
-        and math.prod(plan.window) <= _UNROLLED_WINDOW
     )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _block_max(x: jax.Array, plan: WindowPlan) -> jax.Array:
-    """Maximum over windows that tile the input.
+def _window_elements(x: jax.Array, plan: WindowPlan, fill: float) -> Iterator[jax.Array]:
+    """For each place in a window, in row-major order, what all windows have there: arrays of the output's shape."""
+    offsets = itertools.product(*map(range, plan.window))
+    if _tiles(x.shape, plan):
+        blocked = [size for pair in zip(plan.output, plan.window, strict=True) for size in pair]
+        x = x[tuple(slice(n * k) for n, k in zip(plan.output, plan.window, strict=True))].reshape(blocked)
+        for offset in offsets:
+            yield x[tuple(index for item in offset for index in (slice(None), item))]
+        return
+    x = lax.pad(x, np.asarray(fill, x.dtype), [(low, high, 0) for low, high in plan.padding])
+    for offset in offsets:
+        start = [item * hole for item, hole in zip(offset, plan.dilations, strict=True)]
+        last = [at + (n - 1) * step for at, n, step in zip(start, plan.output, plan.strides, strict=True)]
+        yield lax.slice(x, start, [at + 1 for at in last], plan.strides)
 
-    Its derivative belongs to the first element of a window that equals the maximum, as in XLA's select-and-scatter;
-    without the scatter it is many times faster on the CPU.
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _first_max(x: jax.Array, plan: WindowPlan) -> jax.Array:
+    """Maximum of each window, with a derivative that belongs to the first element equal to it.
+
+    XLA's select-and-scatter gives the same, but knows no dilations and is many times slower on the CPU.
     """
     return _window_max(x, plan)
 
 
-@_block_max.defjvp
-def _block_max_jvp(
+@_first_max.defjvp
+def _first_max_jvp(
     plan: WindowPlan, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    (x,), (x_dot,) = primals, tangents
-    y = _block_max(x, plan)
-    blocked = [size for pair in zip(plan.output, plan.window, strict=True) for size in pair]
-    covered = tuple(slice(n * k) for n, k in zip(plan.output, plan.window, strict=True))
-    x, x_dot = x[covered].reshape(blocked), x_dot[covered].reshape(blocked)
+    y: jax.Array = _first_max(primals[0], plan)
     taken = jnp.zeros(y.shape, bool)
-    y_dot = jnp.zeros(y.shape, x_dot.dtype)
-    for offset in itertools.product(*map(range, plan.window)):
-        at = tuple(index for item in offset for index in (slice(None), item))
-        chosen = (x[at] == y) & ~taken
-        y_dot = y_dot + jnp.where(chosen, x_dot[at], 0)
+    y_dot = jnp.zeros(y.shape, y.dtype)
+    elements = (_window_elements(primals[0], plan, -math.inf), _window_elements(tangents[0], plan, 0))
+    for x, x_dot in zip(*elements, strict=True):
+        chosen = (x == y) & ~taken
+        y_dot = y_dot + jnp.where(chosen, x_dot, 0)
         taken |= chosen
     return y, y_dot
 
@@ -131,8 +141,9 @@ def max_pool(
         window_dilations=window_dilations,
         channels=channels,
     )
-    if _tiles(jnp.shape(x), plan) and jnp.issubdtype(x.dtype, jnp.floating):
-        y: jax.Array = _block_max(x, plan)
+    unrolled = math.prod(plan.window) <= _UNROLLED_WINDOW and jnp.issubdtype(x.dtype, jnp.floating)
+    if unrolled and (set(plan.dilations) != {1} or _tiles(jnp.shape(x), plan)):
+        y: jax.Array = _first_max(x, plan)
         return y
     return _window_max(x, plan)
 
