@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from engine.errors import OptionError
 from engine.functional.options import as_integer, require_choice
@@ -265,6 +266,11 @@ class Loop:
         step_state, observation = self.step.step(step_state, batch)
         measured = observation.measure(self.metrics)
         return step_state, accumulated(so_far, measured, self.metrics, _rows(batch))
+
+    @cached_property
+    def reset(self) -> Callable[[Accumulators], Accumulators]:
+        """Accumulators of the same kind at zero."""
+        return jax.jit(lambda accumulators: jax.tree.map(jnp.zeros_like, accumulators))
 
     @cached_property
     def _measured(self) -> Any:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
-
 from engine.errors import DataError
 from engine.train.data import BatchIterator, Data
 from engine.train.events import Count, Event, Filter, Status
@@ -79,7 +76,7 @@ class Runner:
     def _open_epoch(self) -> Status:
         self._stage = Stage.OPEN
         self._iterator = self._data.epoch(self._epoch)
-        self._accumulators = jax.tree.map(jnp.zeros_like, self._accumulators)
+        self._accumulators = self._loop.reset(self._accumulators)
         self._added = {}
         return self._fire(Event.EPOCH_STARTED)
 

@@ -154,6 +154,7 @@ class TrainStep:
     optimizer: Any
     seed: int
     make: Callable[..., ModelState]
+    begin: Callable[[ModelState], TrainState]
     predict: Callable[[ModelState, Any], Any]
     donates: bool = True
 
@@ -167,9 +168,7 @@ class TrainStep:
             state = self.make(inputs, self.seed if seed is None else seed)
         if not isinstance(state, ModelState):
             raise StateError(f"trainer: expected a ModelState to start from, got {type(state).__name__}")
-        # A copy: the first step takes over the memory of what it is given.
-        state = jax.tree.map(jnp.array, state)
-        return TrainState(state, self.optimizer.init(state.trainable()))
+        return self.begin(state)
 
     def step(self, step_state: TrainState, batch: Batch) -> tuple[TrainState, Observation]:
         inputs, targets = split_batch(batch)
@@ -228,7 +227,14 @@ def train_step(model: Model, loss: Losses, optimizer: Any, *, seed: int = 0) -> 
     goal = objective(model, loss)
     make, _ = build(model, mode="train")
     _, predict = build(goal.raw, mode="train")
-    return TrainStep(model, goal, from_spec(optimizer), seed, make, predict)
+    transform = from_spec(optimizer)
+
+    @jax.jit
+    def begin(state: ModelState) -> TrainState:
+        # A copy: the first step takes over the memory of what it is given.
+        return TrainState(jax.tree.map(jnp.copy, state), transform.init(state.trainable()))
+
+    return TrainStep(model, goal, transform, seed, make, begin, predict)
 
 
 def evaluation_step(model: Model, goal: Objective | None = None) -> EvaluationStep:
