@@ -12,7 +12,7 @@ import numpy as np
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
-_DTYPES: dict[str, np.dtype] = {
+DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
     "UINT16": np.dtype("<u2"),
@@ -27,7 +27,7 @@ _DTYPES: dict[str, np.dtype] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def encode(
@@ -80,7 +80,7 @@ def _name(name: str, array: np.ndarray) -> str:
         return "BYTES"
     found = _NAMES.get(array.dtype.newbyteorder("<") if array.dtype.kind in "iuf" else array.dtype)
     if found is None:
-        raise TypeError(f"input {name!r}: expected one of {', '.join(_DTYPES)} or text, got NumPy's {array.dtype}")
+        raise TypeError(f"input {name!r}: expected one of {', '.join(DTYPES)} or text, got NumPy's {array.dtype}")
     return found
 
 
@@ -101,7 +101,7 @@ def _to_list(array: np.ndarray) -> list[Any]:
 
 def _from_bytes(data: bytes, datatype: str) -> np.ndarray:
     if datatype != "BYTES":
-        return np.frombuffer(data, _DTYPES[datatype])
+        return np.frombuffer(data, DTYPES[datatype])
     elements, at = [], 0
     while at < len(data):
         (length,) = struct.unpack_from("<I", data, at)
@@ -113,7 +113,7 @@ def _from_bytes(data: bytes, datatype: str) -> np.ndarray:
 def _from_list(data: list[Any], datatype: str) -> np.ndarray:
     if datatype == "BYTES":
         return np.array(data, object)
-    dtype = _DTYPES[datatype]
+    dtype = DTYPES[datatype]
     if dtype.kind in "fV":
         return np.array([float(value) for value in data], np.float64).astype(dtype)
     return np.array(data, dtype)

@@ -1,0 +1,403 @@
+"""Wiring: the one file that sees every part, and what each process of the service consists of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.adapters.clock import SystemClock
+from service.adapters.dataset_files import FileDatasetReader
+from service.adapters.embedded_redis import EmbeddedRedis
+from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.kept_process import KeptProcess
+from service.adapters.redis_jobs import RedisJobQueue, connect
+from service.core.errors import InvalidRequest, NotReady
+from service.core.ports import Engine, JobQueue
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.rest.server import Server
+
+_log = logging.getLogger(__name__)
+
+_READY_POLL_S = 0.05
+_STOP_MARGIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the API listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+
+    @property
+    def http(self) -> str:
+        """URL of REST."""
+        return f"http://{_bracketed(self.host)}:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        """Target of gRPC channels."""
+        return f"{_bracketed(self.host)}:{self.grpc_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a started program tells whoever started it: where it listens and who belongs to it."""
+
+    http: str
+    grpc: str
+    http_port: int
+    grpc_port: int
+    data_dir: str
+    pids: dict[str, int | None]
+
+    def write(self, path: Path) -> None:
+        """Put the report in the place of `path` as JSON, whole or not at all."""
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        draft.write_text(json.dumps(asdict(self)) + "\n")
+        os.replace(draft, path)
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine on this process's device; imports JAX, which takes seconds."""
+    from engine.bundle import DEFAULT_LIMITS
+    from service.adapters.engine_runtime import EngineRuntime, use_compile_cache
+
+    use_compile_cache(settings.data_dir / "compile-cache")
+    limits = replace(
+        DEFAULT_LIMITS,
+        bundle_bytes=settings.max_bundle_bytes,
+        graph_bytes=settings.max_graph_bytes,
+        parameter_bytes=settings.max_bundle_bytes,
+    )
+    return EngineRuntime(limits=limits, device=settings.device)
+
+
+def build_queue(settings: Settings, url: str) -> RedisJobQueue:
+    """The job queue; connects when it is first used."""
+    return RedisJobQueue(
+        connect(url),
+        SystemClock(),
+        lease_s=settings.job_lease_s,
+        max_jobs=settings.max_queued_jobs,
+        keep_s=settings.keep_jobs_s,
+        max_events=settings.max_job_events,
+    )
+
+
+class Api:
+    """REST and gRPC over one core, in one process and on one event loop."""
+
+    def __init__(self, settings: Settings, queue: JobQueue, engine: Engine) -> None:
+        from service.api.rest.context import Context
+        from service.core.datasets import DatasetService
+        from service.core.inference import InferenceService
+        from service.core.jobs import JobService
+        from service.core.registry import Registry
+
+        self._settings = settings
+        clock, limits = SystemClock(), settings.limits()
+        self._models = FileModelStore(settings.data_dir, clock)
+        self._datasets = FileDatasetStore(settings.data_dir)
+        self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
+        self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock)
+        self._stopping = asyncio.Event()
+        self._context = Context(
+            self.registry,
+            DatasetService(self._datasets, self._datasets.scratch, FileDatasetReader(), clock, limits),
+            JobService(queue, self._datasets, engine, clock, limits),
+            limits,
+            self._stopping,
+        )
+        self._http = self._build_http()
+        self._grpc = self._build_grpc()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _build_http(self) -> Server:
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        from service.api import metrics
+        from service.api.rest import v2
+        from service.api.rest.app import create_app
+        from service.api.rest.dispatch import Dispatcher
+        from service.api.rest.server import build_server
+
+        collectors = CollectorRegistry()
+        collectors.register(metrics.InferenceCollector(self._inference.served))
+        ProcessCollector(registry=collectors)
+        routers = (v2.router(self._inference), metrics.router(collectors))
+        app = create_app(self._context, routers, version=version("axon-server"))
+        dispatcher = Dispatcher(app, self._inference, max_body_bytes=self._settings.max_request_bytes)
+        return build_server(dispatcher, backlog=self._settings.backlog, drain_s=self._settings.drain_s)
+
+    def _build_grpc(self) -> Any:
+        from service.api.grpc.server import build_server
+
+        return build_server(self._inference, max_message_bytes=self._settings.max_request_bytes)
+
+    async def start(self) -> Endpoints:
+        """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""
+        settings = self._settings
+        listener = _listen(settings.host, settings.http_port, settings.backlog)
+        try:
+            grpc_port = self._grpc.add_insecure_port(f"{_bracketed(settings.host)}:{settings.grpc_port}")
+        except RuntimeError as error:
+            listener.close()
+            raise OSError(f"gRPC cannot listen on {settings.host}:{settings.grpc_port}: {error}") from None
+        await self._grpc.start()
+        self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
+        self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
+        return Endpoints(settings.host, listener.getsockname()[1], grpc_port)
+
+    async def wait_ready(self) -> None:
+        """Return when both wires answer and everything that shall be loaded is, or has failed."""
+        while not (self._http.started and self.registry.ready()):
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+                    raise NotReady("the API ended while it was starting")
+            await asyncio.sleep(_READY_POLL_S)
+
+    async def stop(self) -> None:
+        """Say not ready, answer what has been accepted, free everything."""
+        self.registry.drain()
+        self._stopping.set()
+        self._http.should_exit = True
+        await self._grpc.stop(self._settings.drain_s)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.registry.close()
+        self._models.close()
+        self._datasets.close()
+
+
+async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
+    """`axon serve`: the API alone, over a queue that runs elsewhere."""
+    queue = build_queue(settings, _redis_url(settings))
+    api = Api(settings, queue, build_engine(settings))
+    try:
+        endpoints = await api.start()
+        if await _before(stop, api.wait_ready()):
+            on_ready(_report(settings, endpoints, {"api": os.getpid()}))
+            await stop.wait()
+    finally:
+        await api.stop()
+        await queue.close()
+
+
+async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> None:
+    """`axon worker`: takes jobs with `tags` until `stop`; never imports JAX."""
+    from service.worker.supervisor import Supervisor
+
+    clock = SystemClock()
+    queue = build_queue(settings, _redis_url(settings))
+    models, datasets = FileModelStore(settings.data_dir, clock), FileDatasetStore(settings.data_dir)
+    supervisor = Supervisor(
+        queue=queue,
+        store=models,
+        datasets=datasets,
+        checkpoints=FileCheckpointStore(settings.data_dir),
+        worker_id=f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(3)}",
+        tags=tags,
+        work_dir=settings.data_dir / "work",
+        lease_s=settings.job_lease_s,
+        clock=clock,
+        grace_s=settings.job_grace_s,
+    )
+    try:
+        await supervisor.run(stop)
+    finally:
+        models.close()
+        datasets.close()
+        await queue.close()
+
+
+async def up(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
+    """`axon up`: API, worker and, unless a queue's URL is set, a Valkey; each a child that is started again if it dies.
+
+    This process imports neither JAX nor gRPC: it stays small, and it may fork whenever it must. `on_ready` is called
+    when everything answers, and again whenever a child was replaced.
+    """
+    embedded = None if settings.redis_url else EmbeddedRedis(settings.data_dir / "queue")
+    if embedded is not None:
+        await embedded.start()
+    try:
+        url = settings.redis_url or (embedded.url if embedded is not None else "")
+        children = _Children(settings, url)
+        queue = build_queue(settings, url)
+        try:
+            await children.start()
+            if await _before(stop, _everything_answers(children, queue)):
+                await _keep_reporting(settings, stop, on_ready, children, embedded)
+        finally:
+            await children.stop()
+            await queue.close()
+    finally:
+        if embedded is not None:
+            await embedded.stop()
+
+
+class _Children:
+    """The API and a worker, as processes of their own."""
+
+    def __init__(self, settings: Settings, url: str) -> None:
+        self._settings = settings
+        self._file = settings.data_dir / "run" / "api.json"
+        environment = os.environ | {"AXON_REDIS_URL": url, "AXON_DATA_DIR": str(settings.data_dir.resolve())}
+        clock = SystemClock()
+        self.api = KeptProcess("API", self._api_command, environment, clock, stop_s=settings.drain_s + _STOP_MARGIN_S)
+        self.worker = KeptProcess(
+            "worker", self._worker_command, environment, clock, stop_s=settings.job_grace_s + _STOP_MARGIN_S
+        )
+
+    async def start(self) -> None:
+        """Start both; they are not ready yet."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.unlink(missing_ok=True)
+        await self.api.start()
+        await self.worker.start()
+
+    async def stop(self) -> None:
+        """End both in order, at the same time."""
+        await asyncio.gather(self.api.stop(), self.worker.stop())
+        self._file.unlink(missing_ok=True)
+
+    def endpoints(self) -> Endpoints | None:
+        """Where the API said that it listens; None before it has."""
+        try:
+            said = json.loads(self._file.read_bytes())
+        except FileNotFoundError:
+            return None
+        return Endpoints(self._settings.host, said["http_port"], said["grpc_port"])
+
+    def _api_command(self) -> Sequence[str]:
+        known = self.endpoints()  # a second API takes the first one's ports, so that clients find it
+        http_port = self._settings.http_port if known is None else known.http_port
+        grpc_port = self._settings.grpc_port if known is None else known.grpc_port
+        ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+        return [*_command("serve"), "--host", self._settings.host, *ports, "--ready-file", str(self._file), "--quiet"]
+
+    def _worker_command(self) -> Sequence[str]:
+        return [*_command("worker"), *(part for tag in self._settings.worker_tags for part in ("--tag", tag))]
+
+
+async def _everything_answers(children: _Children, queue: RedisJobQueue) -> None:
+    """Raises `NotReady` when a child ends instead."""
+    while children.endpoints() is None or not await queue.workers():
+        for name, child in (("API", children.api), ("worker", children.worker)):
+            if child.restarts or child.pid is None:
+                raise NotReady(f"the {name} did not start; its own message is above")
+        await asyncio.sleep(_READY_POLL_S)
+
+
+async def _keep_reporting(
+    settings: Settings,
+    stop: asyncio.Event,
+    on_ready: Callable[[Report], None],
+    children: _Children,
+    embedded: EmbeddedRedis | None,
+) -> None:
+    reported: dict[str, int | None] = {}
+    while not stop.is_set():
+        valkey = None if embedded is None else _pid(embedded)
+        pids = {"up": os.getpid(), "api": children.api.pid, "worker": children.worker.pid, "valkey": valkey}
+        endpoints = children.endpoints()
+        if pids != reported and endpoints is not None:
+            on_ready(_report(settings, endpoints, pids))
+            reported = pids
+        await _before(stop, asyncio.sleep(_READY_POLL_S))
+
+
+def _command(name: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "service", name, "--parent", str(os.getpid())]
+
+
+def run(main: Callable[[asyncio.Event], Any], *, fast: bool) -> None:
+    """Run a program until it ends or SIGINT or SIGTERM asks it to; a second signal ends it at once.
+
+    `fast` takes uvloop, for programs that serve.
+    """
+
+    async def guarded() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def ask(number: signal.Signals) -> None:
+            stop.set()
+            loop.remove_signal_handler(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ask, number)
+        await main(stop)
+
+    factory = None
+    if fast:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(guarded())
+
+
+async def _before(stop: asyncio.Event, work: Any) -> bool:
+    """Await `work` unless `stop` comes first; returns whether it was done."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return False
+        task.result()
+        return True
+    finally:
+        task.cancel()
+        stopped.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+def _redis_url(settings: Settings) -> str:
+    if settings.redis_url is None:
+        raise InvalidRequest("job queue: expected its URL in AXON_REDIS_URL or REDIS_URL, got none; or use `axon up`")
+    return settings.redis_url
+
+
+def _report(settings: Settings, endpoints: Endpoints, pids: dict[str, int | None]) -> Report:
+    return Report(
+        endpoints.http,
+        endpoints.grpc,
+        endpoints.http_port,
+        endpoints.grpc_port,
+        str(settings.data_dir.resolve()),
+        pids,
+    )
+
+
+def _pid(embedded: EmbeddedRedis) -> int | None:
+    try:
+        return embedded.pid
+    except NotReady:
+        return None
+
+
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=backlog)
+    except OSError as error:
+        raise OSError(f"REST cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

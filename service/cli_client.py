@@ -1,0 +1,295 @@
+"""The commands that talk to a running service, through `service.client` alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli_views import clock_time, show_table, show_training, tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from service.client import Client
+
+app = typer.Typer()
+models = typer.Typer(help="List and change models.", invoke_without_command=True)
+jobs = typer.Typer(help="List and follow training jobs.", invoke_without_command=True)
+datasets = typer.Typer(help="List, add and delete data sets.", invoke_without_command=True)
+app.add_typer(models, name="models")
+app.add_typer(jobs, name="jobs")
+app.add_typer(datasets, name="datasets")
+
+Url = Annotated[str, typer.Option(envvar="AXON_URL", help="Where the service is.")]
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)]
+FileOption = Annotated[Path | None, typer.Option(exists=True, dir_okay=False, readable=True)]
+Version = Annotated[int, typer.Argument(min=1)]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def submit(
+    name: str,
+    bundle: FileOption = None,
+    graph: FileOption = None,
+    params: FileOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Initialises a graph without params.")] = 0,
+    alias: Annotated[str | None, typer.Option(help="Point this alias at the new version.")] = None,
+    load: Annotated[bool, typer.Option(help="Make it ready for predictions.")] = True,
+    url: Url = LOCAL,
+) -> None:
+    """Store a new version of a model: a bundle, or a graph (JSON) with or without params (safetensors)."""
+    if (bundle is None) == (graph is None):
+        raise typer.BadParameter("expected either --bundle or --graph")
+    content = None if graph is None else _json_file(graph)
+    weights = None if params is None else params.read_bytes()
+    with _client(url) as client:
+        version = client.submit(name, bundle=bundle, graph=content, params=weights, seed=seed, load=load, alias=alias)
+    typer.echo(f"{version['name']} version {version['version']}: {version['state']}")
+
+
+@app.command()
+def train(
+    spec: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The job as JSON.")],
+    dataset: Annotated[str | None, typer.Option(help="Id of the data set, in place of the file's.")] = None,
+    detach: Annotated[bool, typer.Option(help="Print the job's id and do not wait.")] = False,
+    url: Url = LOCAL,
+) -> None:
+    """Queue a training job and follow it with its loss and metrics; Ctrl-C stops following, not the job."""
+    request = _json_file(spec)
+    if dataset is not None and isinstance(request, dict):
+        request["dataset"] = dataset
+    with _client(url) as client:
+        job = client.train(request)
+        typer.echo(f"job {job['id']}")
+        if not detach:
+            _follow(client, job["id"])
+
+
+@app.command()
+def predict(
+    model: str,
+    inputs: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".npz, or JSON {input: nested lists}.")],
+    version: Annotated[str | None, typer.Option(help="A number or an alias.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
+    json_tensors: Annotated[bool, typer.Option("--json-tensors", help="Send JSON in place of raw tensors.")] = False,
+    url: Url = LOCAL,
+) -> None:
+    """Predict, and print the outputs as JSON (or write them to a .npz file)."""
+    import numpy as np
+
+    with _client(url) as client:
+        arrays = _arrays(client, model, version, inputs)
+        results = client.infer(model, arrays, version, binary=not json_tensors)
+    if output is not None:
+        np.savez(output, allow_pickle=False, **results)
+    else:
+        typer.echo(json.dumps({name: array.tolist() for name, array in results.items()}, default=bytes.decode))
+
+
+@app.command()
+def workers(url: Url = LOCAL) -> None:
+    """List the workers that are alive."""
+    with _client(url) as client:
+        rows = [(w["id"], w["state"], ",".join(w["tags"]), w["device"], w["job"]) for w in client.workers()]
+    show_table(("worker", "state", "tags", "device", "job"), rows)
+
+
+@models.callback()
+def list_models(context: typer.Context, url: Url = LOCAL) -> None:
+    """List models and their versions."""
+    if context.invoked_subcommand is not None:
+        return
+    with _client(url) as client:
+        found = client.models()
+    rows = [
+        (v["name"], v["version"], v["state"], ",".join(v["aliases"]), clock_time(v["created_at"]), v["reason"])
+        for model in found
+        for v in model["versions"]
+    ]
+    show_table(("model", "version", "state", "aliases", "created", "reason"), rows)
+
+
+@models.command("show")
+def show_model(name: str, version: Version, url: Url = LOCAL) -> None:
+    """Show a version: its layers, inputs, outputs and where it comes from."""
+    with _client(url) as client:
+        found, summary = client.version(name, version), client.summary(name, version)
+    manifest = found["manifest"]
+    typer.echo(summary)
+    typer.echo(f"inputs   {tensors(manifest.get('inputs', ()))}\noutputs  {tensors(manifest.get('outputs', ()))}")
+    typer.echo(f"state    {found['state']} {found['reason']}\naliases  {', '.join(found['aliases'])}")
+    job = manifest.get("lineage", {}).get("job")
+    typer.echo(f"created  {clock_time(found['created_at'])}" + ("" if job is None else f" by job {job}"))
+
+
+@models.command("alias")
+def alias_model(name: str, alias: str, version: Version, url: Url = LOCAL) -> None:
+    """Point an alias at a version, which is loaded first."""
+    with _client(url) as client:
+        client.set_alias(name, alias, version)
+    typer.echo(f"{name}: {alias} -> {version}")
+
+
+@models.command("load")
+def load_model(name: str, version: Version, url: Url = LOCAL) -> None:
+    """Load a version."""
+    with _client(url) as client:
+        typer.echo(client.load(name, version)["state"])
+
+
+@models.command("unload")
+def unload_model(name: str, version: Version, url: Url = LOCAL) -> None:
+    """Stop serving a version."""
+    with _client(url) as client:
+        typer.echo(client.unload(name, version)["state"])
+
+
+@models.command("delete")
+def delete_model(name: str, version: Annotated[int | None, typer.Argument(min=1)] = None, url: Url = LOCAL) -> None:
+    """Delete a version, or a whole model; it must not be loaded."""
+    with _client(url) as client:
+        client.delete(name, version)
+
+
+@jobs.callback()
+def list_jobs(
+    context: typer.Context,
+    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    url: Url = LOCAL,
+) -> None:
+    """List jobs, newest first."""
+    if context.invoked_subcommand is not None:
+        return
+    with _client(url) as client:
+        found = client.jobs(state=state)
+    rows = [
+        (
+            j["id"],
+            j["model"],
+            j["state"],
+            f"{j['attempt']}/{j['max_attempts']}",
+            clock_time(j["created_at"]),
+            j["error"],
+        )
+        for j in found
+    ]
+    show_table(("job", "model", "state", "attempt", "created", "error"), rows)
+
+
+@jobs.command("show")
+def show_job(job: str, url: Url = LOCAL) -> None:
+    """Show a job as JSON."""
+    with _client(url) as client:
+        typer.echo(json.dumps(client.job(job), indent=1))
+
+
+@jobs.command("watch")
+def watch_job(job: str, url: Url = LOCAL) -> None:
+    """Follow a job with its loss and metrics."""
+    with _client(url) as client:
+        _follow(client, job)
+
+
+@jobs.command("cancel")
+def cancel_job(job: str, url: Url = LOCAL) -> None:
+    """Cancel a job."""
+    with _client(url) as client:
+        typer.echo(client.cancel(job)["state"])
+
+
+@datasets.callback()
+def list_datasets(context: typer.Context, url: Url = LOCAL) -> None:
+    """List data sets."""
+    if context.invoked_subcommand is not None:
+        return
+    with _client(url) as client:
+        found = client.datasets()
+    rows = [(d["id"], d["name"], d["rows"], tensors(d["columns"]), clock_time(d["created_at"])) for d in found]
+    show_table(("data set", "name", "rows", "columns", "created"), rows)
+
+
+@datasets.command("add")
+def add_dataset(
+    file: File,
+    name: Annotated[str | None, typer.Option(help="A label for people.")] = None,
+    features: Annotated[str, typer.Option(help="CSV: pack these columns (a,b,c or *) into one.")] = "",
+    features_name: Annotated[str, typer.Option(help="CSV: the packed column's name.")] = "features",
+    target: Annotated[str, typer.Option(help="CSV: keep only these columns beside it.")] = "",
+    url: Url = LOCAL,
+) -> None:
+    """Store a .npz or .csv file; prints the data set's id."""
+    with _client(url) as client:
+        dataset = client.add_dataset_file(
+            file, name=name, features=_split(features), features_name=features_name, target=_split(target)
+        )
+    typer.echo(dataset["id"])
+
+
+@datasets.command("delete")
+def delete_dataset(dataset: str, url: Url = LOCAL) -> None:
+    """Delete a data set."""
+    with _client(url) as client:
+        client.delete_dataset(dataset)
+
+
+@contextlib.contextmanager
+def _client(url: str) -> Iterator[Client]:
+    """A client whose errors end the command with 1 and say why; Ctrl-C ends it with 130."""
+    from service.client import Client, ClientError
+
+    try:
+        with Client(url) as client:
+            yield client
+    except ClientError as error:
+        if error.problems:
+            typer.echo(f"error: {len(error.problems)} problems", err=True)
+        for problem in error.problems:
+            typer.echo(f"  {problem}", err=True)
+        if not error.problems:
+            typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _follow(client: Client, job_id: str) -> None:
+    show_training(client.watch(job_id))
+    job = client.job(job_id)
+    if job["state"] != "succeeded":
+        typer.echo(f"job {job_id} {job['state']}" + (f": {job['error']}" if job["error"] else ""), err=True)
+        raise typer.Exit(1)
+    result = job["result"]
+    values = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items() if value is not None)
+    typer.echo(f"{result['model']} version {result['version']}: {values}")
+
+
+def _arrays(client: Client, model: str, version: str | None, path: Path) -> dict[str, np.ndarray]:
+    """The inputs in the datatypes that the model takes."""
+    import numpy as np
+
+    from service.client.tensors import DTYPES
+
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            given: dict[str, Any] = dict(file)
+    else:
+        given = _json_file(path)
+    known = {spec["name"]: spec["datatype"] for spec in client.metadata(model, version)["inputs"]}
+    return {name: np.asarray(value, DTYPES.get(known.get(name, ""))) for name, value in given.items()}
+
+
+def _json_file(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: expected JSON, got {error}") from None
+
+
+def _split(text: str) -> list[str]:
+    return text.split(",") if text else []

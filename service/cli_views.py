@@ -1,0 +1,84 @@
+"""What the client commands show: tables, and a training job's progress live; rich is imported when it is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from service.client import Event
+
+_PIPED_WIDTH = 10_000
+_NOT_METRICS = frozenset({"time", "step", "steps", "epoch", "epochs", "samples_per_s", "eta_s", "epoch_completed"})
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under headings."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        table.add_column(name, no_wrap=True, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    console = Console(markup=False, highlight=False)
+    # Piped into another program, a line is a row, however long.
+    console.print(table, width=None if console.is_terminal else _PIPED_WIDTH, crop=False)
+
+
+def clock_time(seconds: float | None) -> str:
+    """Seconds since the epoch in local time."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def tensors(specs: Iterable[Mapping[str, Any]]) -> str:
+    """Tensors on one line: `image FP32[-1, 784]`."""
+    return ", ".join(f"{spec['name']} {spec['datatype']}{spec['shape']}" for spec in specs)
+
+
+def metrics_of(data: Mapping[str, Any]) -> str:
+    """The loss and the metrics of a progress event on one line."""
+    shown = {name: value for name, value in data.items() if name not in _NOT_METRICS and isinstance(value, int | float)}
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+
+
+def show_training(events: Iterable[Event]) -> Event | None:
+    """A bar with loss and metrics until the job ends; log lines scroll above it. Returns the last event of state."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console, last = Console(markup=False, highlight=False), None
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[values]}", markup=False),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("queued", total=None, values="")
+        for event in events:
+            data = event.data
+            if event.kind == "state":
+                last = event
+                progress.update(task, description=str(data.get("state")))
+                if data.get("reason") or data.get("error"):
+                    console.print(data.get("reason") or data.get("error"))
+            elif event.kind == "progress":
+                progress.update(
+                    task,
+                    description=f"epoch {data.get('epoch')}/{data.get('epochs')}",
+                    total=data.get("steps"),
+                    completed=data.get("step", 0),
+                    values=metrics_of(data) + _rate(data),
+                )
+            elif event.kind == "log":
+                console.print(data.get("line", ""))
+    return last
+
+
+def _rate(data: Mapping[str, Any]) -> str:
+    rate = data.get("samples_per_s")
+    return "" if rate is None else f"  {rate:,.0f} samples/s"

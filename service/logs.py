@@ -1,0 +1,37 @@
+"""Logs: the standard library's `logging` everywhere, rendered by structlog; set up once by an entry point."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+
+def configure(level: str, form: Literal["console", "json"]) -> None:
+    """Write everything from `level` on to standard error, for people or one JSON object per line."""
+    import structlog
+
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if form == "json":
+        last: list[structlog.typing.Processor] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    for noisy in ("jax", "asyncio", "httpx", "httpcore", "uvicorn"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

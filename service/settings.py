@@ -1,0 +1,138 @@
+"""Settings: the environment's `AXON_*`, typed and read once by the entry point; docs/settings.md lists every one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.core.limits import Limits
+from service.core.types import ServingConfig
+
+_LIMITS = Limits()
+_SERVING = ServingConfig()
+
+
+class Settings(BaseSettings):
+    """What a process of the service is told from outside; immutable."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AXON_", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+    data_dir: Path = Path("axon-data")
+    """Folder of models, data sets, checkpoints and the compile cache; shared by the API and its workers."""
+
+    redis_url: str | None = Field(default=None, validation_alias=AliasChoices("AXON_REDIS_URL", "REDIS_URL"))
+    """URL of the queue's Redis or Valkey (`redis://`, `rediss://`, `unix://`); without one `axon up` starts its own."""
+
+    host: str = "127.0.0.1"
+    """Address that REST and gRPC listen on; there are no keys yet, so anything else is open to whoever can reach it."""
+
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """Port of REST; 0 takes a free one."""
+
+    grpc_port: int = Field(default=8001, ge=0, le=65535)
+    """Port of gRPC; 0 takes a free one."""
+
+    backlog: int = Field(default=2048, ge=1)
+    """Connections that may wait to be accepted."""
+
+    drain_s: float = Field(default=30.0, ge=0)
+    """How long a stopping server goes on answering what it has accepted, in seconds."""
+
+    registry_poll_s: float = Field(default=0.5, gt=0)
+    """How often the store is asked for changes of other processes, such as a finished job's model, in seconds."""
+
+    device: str | None = None
+    """JAX platform that serves (`cpu`, `cuda`); JAX's own choice without it."""
+
+    max_request_bytes: int = Field(default=64 * 2**20, ge=1)
+    """Largest inference request, before and after decompression."""
+
+    max_graph_bytes: int = Field(default=_LIMITS.max_graph_bytes, ge=1)
+    """Largest graph, as JSON."""
+
+    max_bundle_bytes: int = Field(default=_LIMITS.max_bundle_bytes, ge=1)
+    """Largest bundle, or safetensors beside a graph."""
+
+    max_dataset_bytes: int = Field(default=_LIMITS.max_dataset_bytes, ge=1)
+    """Largest data set, as uploaded and as stored."""
+
+    max_dataset_rows: int = Field(default=_LIMITS.max_dataset_rows, ge=1)
+    """Most rows of a data set."""
+
+    max_dataset_columns: int = Field(default=_LIMITS.max_dataset_columns, ge=1)
+    """Most columns of an uploaded table."""
+
+    max_job_spec_bytes: int = Field(default=_LIMITS.max_job_spec_bytes, ge=1)
+    """Largest request for a training job, its graph included."""
+
+    max_batch_size: int = Field(default=_SERVING.max_batch_size, ge=1)
+    """Largest batch a version computes at once, unless its bundle says otherwise."""
+
+    max_queue_delay_us: int = Field(default=_SERVING.max_queue_delay_us, ge=0)
+    """How long a batch waits for company although the model is idle, in microseconds."""
+
+    max_queue_requests: int = Field(default=_SERVING.max_queue_requests, ge=1)
+    """Requests that may wait for one version; more get 429."""
+
+    max_queue_bytes: int = Field(default=_SERVING.max_queue_bytes, ge=1)
+    """Bytes of inputs that may wait for one version; more get 429."""
+
+    default_timeout_us: int = Field(default=_SERVING.default_timeout_us, ge=1)
+    """How long a prediction may take when the request does not say, in microseconds."""
+
+    job_lease_s: float = Field(default=15.0, gt=0)
+    """How long a silent worker keeps its job before another takes it up, in seconds; the same for all of a queue."""
+
+    job_grace_s: float = Field(default=10.0, gt=0)
+    """How long a stopping trainer may take to write its checkpoint, in seconds."""
+
+    max_queued_jobs: int = Field(default=10_000, ge=1)
+    """Unfinished jobs per tag; more get 429."""
+
+    keep_jobs_s: float = Field(default=7 * 86_400.0, gt=0)
+    """How long finished jobs and their events can be read, in seconds."""
+
+    max_job_events: int = Field(default=10_000, ge=100)
+    """About how many events are kept per job."""
+
+    worker_tags: tuple[str, ...] = ("default",)
+    """Tags of the jobs that a worker takes, as a JSON list; `axon worker --tag` replaces it."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+
+    log_format: Literal["console", "json"] = "console"
+    """Logs for people, or one JSON object per line."""
+
+    def limits(self) -> Limits:
+        """The bounds on what clients may send."""
+        return Limits(
+            max_graph_bytes=self.max_graph_bytes,
+            max_bundle_bytes=self.max_bundle_bytes,
+            max_dataset_bytes=self.max_dataset_bytes,
+            max_dataset_rows=self.max_dataset_rows,
+            max_dataset_columns=self.max_dataset_columns,
+            max_job_spec_bytes=self.max_job_spec_bytes,
+        )
+
+    def serving(self) -> ServingConfig:
+        """How a version is served when its bundle does not say."""
+        return ServingConfig(
+            max_batch_size=self.max_batch_size,
+            max_queue_delay_us=self.max_queue_delay_us,
+            max_queue_requests=self.max_queue_requests,
+            max_queue_bytes=self.max_queue_bytes,
+            default_timeout_us=self.default_timeout_us,
+        )
+
+
+def unknown_variables() -> list[str]:
+    """Variables that look like settings of ours but are none: most likely misspelt."""
+    known = {f"AXON_{name.upper()}" for name in Settings.model_fields} | {"AXON_URL"}
+    return sorted(name for name in os.environ if name.startswith("AXON_") and name not in known)
