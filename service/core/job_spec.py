@@ -281,8 +281,10 @@ def _is_graph(value: Any) -> bool:
 def _is_literal(value: Any, depth: int) -> bool:
     if value is None or isinstance(value, bool) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
         return True
-    if isinstance(value, int | float):
-        return _is_number(value) and abs(value) < 2**63
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
     if depth and isinstance(value, list):
         return all(_is_literal(item, depth - 1) for item in value)
     if depth and isinstance(value, dict):

@@ -23,7 +23,7 @@ from service.worker.folders import private_folder, remove_abandoned
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 1.0  # how long one claim waits, so how late a stop is noticed at most
+_CLAIM_S = 30.0
 _AWAY_S = 1.0
 _HEARTBEAT_TTL_S = 15.0
 _TIDY_EVERY_S = 600.0
@@ -85,8 +85,19 @@ class Supervisor:
             await asyncio.gather(beating, return_exceptions=True)
 
     async def _claim(self, stop: asyncio.Event) -> Lease | None:
+        """Wait for a job, or for `stop`; a claim that is given up takes nothing with it."""
+        claiming = asyncio.create_task(self._place.queue.claim(self._worker_id, self._tags, wait_s=_CLAIM_S))
+        stopping = asyncio.create_task(stop.wait())
         try:
-            return await self._place.queue.claim(self._worker_id, self._tags, wait_s=_POLL_S)
+            await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            claiming.cancel()
+            await asyncio.wait([claiming, stopping])
+        if claiming.cancelled():
+            return None
+        try:
+            return claiming.result()
         except NotReady as error:
             _log.warning("worker %s: %s", self._worker_id, error)
             await _until(stop.wait(), _AWAY_S)

@@ -20,6 +20,7 @@ from engine.train import ArrayData, Loop, LoopState, Status, checkpoint, trainer
 from service.core.datatypes import name_of
 from service.core.jobs import JobSpec, input_columns, parse_spec
 from service.core.manifests import bundle_manifest
+from service.core.names import check_name
 from service.core.types import BundleReport, Json, TensorSpec
 from service.worker.protocol import TrainerJob
 
@@ -128,17 +129,20 @@ class Watch:
         self._batches = batches
         self._saved_step = 0
         self._awaited = -1
-        self._saved_at = self._told_at = self._began_at = time.monotonic()
-        self._told_step = 0
+        self._saved_at = self._told_at = time.monotonic()
+        self._told_step: int | None = None
+        self._steps_per_s = 0.0
 
     def begin(self, step: int) -> None:
         """Set the clocks when the run begins at `step`."""
-        self._saved_step = self._told_step = step
-        self._saved_at = self._told_at = time.monotonic()
+        self._saved_step = step
+        self._saved_at = time.monotonic()
 
     def iteration(self, state: LoopState) -> Status | None:
         """After every step."""
         now = time.monotonic()
+        if self._told_step is None:  # the first step compiled; the rate is that of the others
+            self._told_at, self._told_step = now, state.total_iterations
         if self._reports.stopping:
             if state.total_iterations > self._saved_step:
                 self._save(state)
@@ -177,20 +181,25 @@ class Watch:
                 f"after {state.total_iterations} steps"
             )
         step = state.total_iterations
-        rate = (step - self._told_step) / max(now - self._told_at, 1e-9)
-        left = self._batches * self._spec.epochs - step
-        self._told_at, self._told_step = now, step
+        self._measure_rate(step, now)
+        rate, left = self._steps_per_s, self._batches * self._spec.epochs - step
         data = {
             "step": step,
             "steps": self._batches * self._spec.epochs,
             "epoch": state.epoch + 1,
             "epochs": self._spec.epochs,
             **values,
-            "samples_per_s": round(rate * self._spec.batch_size, 1),
+            "samples_per_s": round(rate * self._spec.batch_size, 1) if rate > 0 else None,
             "eta_s": round(left / rate, 1) if rate > 0 else None,
             **more,
         }
         self._reports.send("progress", data=data)
+
+    def _measure_rate(self, step: int, now: float) -> None:
+        """Steps per second since the last report, or as before where none were made since."""
+        if self._told_step is not None and step > self._told_step:
+            self._steps_per_s = (step - self._told_step) / max(now - self._told_at, 1e-9)
+        self._told_at, self._told_step = now, step
 
 
 def make_loop(spec: JobSpec, model: engine.Model, *, class_numbers: bool) -> Loop:
@@ -244,7 +253,7 @@ def _finite(value: Json) -> Json:
 
 
 def _load(folder: Path, column: str) -> np.ndarray:
-    return np.load(folder / f"{column}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    return np.load(folder / f"{check_name(column, 'column')}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def _check_classes(target: np.ndarray, classes: int | None, what: str) -> None:

@@ -1,0 +1,119 @@
+"""Trainers without an engine, by behaviour: `python fake_trainer.py BEHAVIOUR SUPERVISOR_PID`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from service.worker.protocol import EXIT_STOPPED, TrainerJob
+from service.worker.trainer import Channel, die_with
+
+
+def finish(job: TrainerJob, channel: Channel, **metrics: object) -> int:
+    """A bundle of the job's own."""
+    path = Path(job.work) / "bundle.axon"
+    path.write_bytes(f"bundle of {job.job}".encode())
+    lineage = {"job": job.job, "metrics": {"loss": 0.5, **metrics}, "attempts": job.attempt}
+    channel.send("finished", bundle=str(path), manifest={"lineage": lineage})
+    return 0
+
+
+def save(job: TrainerJob, channel: Channel, step: int) -> None:
+    """A checkpoint that says which attempt wrote it."""
+    path = Path(job.work) / "checkpoints" / str(step)
+    path.mkdir(parents=True)
+    (path / "content").write_text(f"attempt {job.attempt} step {step}")
+    channel.send("checkpoint", step=step, path=str(path))
+
+
+def resumed(job: TrainerJob) -> str | None:
+    """What the checkpoint says."""
+    return None if job.checkpoint is None else (Path(job.checkpoint) / "content").read_text()
+
+
+def fail(job: TrainerJob, channel: Channel) -> int:
+    """The job's own fault."""
+    channel.send("failed", error="the loss is not finite")
+    return 0
+
+
+def crash(job: TrainerJob, channel: Channel) -> int:
+    """A traceback of a kind."""
+    print("first line\nRuntimeError: out of luck", file=sys.stderr, flush=True)
+    return 3
+
+
+def die(job: TrainerJob, channel: Channel) -> int:
+    """As the system kills for memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def hang(job: TrainerJob, channel: Channel) -> int:
+    """Deaf to SIGTERM."""
+    while True:
+        time.sleep(0.01)
+
+
+def patient(job: TrainerJob, channel: Channel) -> int:
+    """Runs until it is asked to stop."""
+    while not channel.stopping:
+        time.sleep(0.005)
+    save(job, channel, 7)
+    return EXIT_STOPPED
+
+
+def patient_once(job: TrainerJob, channel: Channel) -> int:
+    """Patient in its first attempt."""
+    return patient(job, channel) if job.attempt == 1 else finish(job, channel, resumed=resumed(job))
+
+
+def checkpoints(job: TrainerJob, channel: Channel) -> int:
+    """Writes two checkpoints and crashes, then goes on."""
+    if job.attempt > 1:
+        return finish(job, channel, resumed=resumed(job))
+    for step in (3, 6):
+        save(job, channel, step)
+        while channel.acknowledged < step:
+            time.sleep(0.005)
+    return 9
+
+
+def noise(job: TrainerJob, channel: Channel) -> int:
+    """Prints wherever one can."""
+    print("not for the protocol", flush=True)
+    os.write(1, b"nor this\n")
+    os.write(2, b"x" * 100_000 + b"\n" + b"line\n" * 3000 + b"\xff\xfe without an end")
+    return finish(job, channel)
+
+
+def nonsense(job: TrainerJob, channel: Channel) -> int:
+    """Breaks the protocol."""
+    os.write(channel._output, b"this is no message\n")
+    return hang(job, channel)
+
+
+def just_finish(job: TrainerJob, channel: Channel) -> int:
+    """Does what it should."""
+    return finish(job, channel, resumed=resumed(job))
+
+
+BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
+BEHAVIOURS["finish"] = just_finish
+
+
+def main() -> int:
+    """Take the job and behave."""
+    die_with(int(sys.argv[2]))
+    channel = Channel()
+    job = channel.receive_job()
+    channel.send("started", device=f"fake: {os.getpid()}")
+    channel.send("progress", data={"step": 1, "pid": os.getpid()})
+    return BEHAVIOURS[sys.argv[1]](job, channel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

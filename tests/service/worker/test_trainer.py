@@ -1,0 +1,298 @@
+"""Training with the engine, in this process; and the trainer as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from engine import bundle
+from engine.errors import CheckpointError
+from service.adapters.engine_runtime import EngineRuntime
+from service.adapters.file_store import FileDatasetStore
+from service.core.jobs import parse_spec
+from service.core.manifests import bundle_manifest
+from service.worker import training
+from service.worker.protocol import TrainerJob, encode
+from tests.service.waiting import wait_until
+from tests.service.worker.workshop import ROWS, add_dataset, graph, spec_json
+
+
+class Recorder:
+    """Keeps what is reported, acknowledges checkpoints if asked to, and wants to stop after so many steps."""
+
+    def __init__(self, *, stop_after: int | None = None, acknowledges: bool = True) -> None:
+        self.acknowledged = -1
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+        self._acknowledges = acknowledges
+        self._stop_after = stop_after
+        self._steps = 0
+
+    @property
+    def stopping(self) -> bool:
+        """Asked once in every step."""
+        self._steps += 1
+        return self._stop_after is not None and self._steps >= self._stop_after
+
+    def send(self, kind: str, **content: Any) -> None:
+        encode({"type": kind, **content})
+        self.sent.append((kind, content))
+        if kind == "checkpoint" and self._acknowledges:
+            self.acknowledged = content["step"]
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [content for k, content in self.sent if k == kind]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path):
+    """Jobs on the toy data set, each with a work folder of its own."""
+    store = FileDatasetStore(tmp_path / "data")
+    dataset = add_dataset(store)
+    count = 0
+
+    def make(checkpoint: str | None = None, **changes: Any) -> TrainerJob:
+        nonlocal count
+        count += 1
+        work = tmp_path / f"work-{count}"
+        work.mkdir()
+        spec = parse_spec(spec_json(**changes)).to_json()
+        return TrainerJob("job", count, spec, str(dataset.path), dataset.sha256, checkpoint, str(work))
+
+    yield make
+    store.close()
+
+
+def trained(job: TrainerJob) -> Recorder:
+    """What a run to the end reports."""
+    reports = Recorder()
+    assert training.run(job, reports)
+    return reports
+
+
+def parameters(reports: Recorder) -> list[np.ndarray]:
+    """Of the finished bundle."""
+    (finished,) = reports.of("finished")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(bundle.read(finished["bundle"]).state)]
+
+
+def test_job_is_trained_to_a_bundle(make_job):
+    """The bundle reads back with the model, its lineage and manifest; the loss has fallen."""
+    job = make_job(epochs=20, validation_fraction=0.25, serving={"max_batch_size": 8})
+    reports = trained(job)
+    (finished,) = reports.of("finished")
+    read = bundle.read(finished["bundle"])
+    assert (
+        bundle.graph_to_json(read.model)[0]["nodes"]
+        == bundle.graph_to_json(bundle.graph_from_json(graph()))[0]["nodes"]
+    )
+    lineage = finished["manifest"]["lineage"]
+    assert dict(read.lineage) == lineage
+    assert set(lineage) == {"job", "dataset", "dataset_sha256", "spec", "metrics", "attempts", "engine_version"}
+    assert set(lineage["metrics"]) == {"loss", "accuracy", "validation_loss", "validation_accuracy"}
+    assert dict(read.serving) == finished["manifest"]["serving"] == {"max_batch_size": 8}
+    assert finished["manifest"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    report = EngineRuntime().check_bundle(Path(finished["bundle"]))
+    assert finished["manifest"] == bundle_manifest(Path(finished["bundle"]), report, lineage) | {
+        "serving": dict(read.serving)
+    }
+    losses = [data["data"]["loss"] for data in reports.of("progress") if "epoch_completed" in data["data"]]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
+
+
+def test_progress_tells_where_the_run_stands(make_job):
+    """One report per epoch, with steps, epochs, metrics, rate and time left."""
+    reports = trained(make_job(validation_fraction=0.5))
+    epochs = [data["data"] for data in reports.of("progress") if "epoch_completed" in data["data"]]
+    assert [(e["step"], e["steps"], e["epoch"], e["epochs"]) for e in epochs] == [
+        (3, 9, 1, 3),
+        (6, 9, 2, 3),
+        (9, 9, 3, 3),
+    ]
+    for data in epochs:
+        assert {"loss", "accuracy", "validation_loss", "validation_accuracy", "samples_per_s", "eta_s"} <= set(data)
+    assert epochs[-1]["samples_per_s"] > 0
+    assert epochs[-1]["eta_s"] == 0
+    assert reports.of("started")[0]["device"].startswith("cpu")
+
+
+def test_same_seed_gives_the_same_parameters(make_job):
+    """Seed, data and spec decide everything."""
+    first, second, other = (parameters(trained(make_job(epochs=1, seed=seed))) for seed in (5, 5, 6))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_stopped_job_goes_on_exactly(make_job, step):
+    """Stopped in or at the end of an epoch and resumed, it ends with the very parameters of an undisturbed run."""
+    options = {"epochs": 2, "validation_fraction": 0.25, "batch_size": 12}
+    undisturbed = trained(make_job(**options))
+    halted = Recorder(stop_after=step)
+    assert not training.run(make_job(**options), halted)
+    assert halted.of("finished") == []
+    (last,) = halted.of("checkpoint")
+    assert last["step"] == step
+    resumed = trained(make_job(checkpoint=last["path"], **options))
+    assert resumed.of("log") == [{"line": f"going on after step {step}"}]
+    for a, b in zip(parameters(undisturbed), parameters(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    lineages = [r.of("finished")[0]["manifest"]["lineage"] for r in (undisturbed, resumed)]
+    assert len({lineage["attempts"] for lineage in lineages}) == 2
+    assert {**lineages[0], "attempts": 0} == {**lineages[1], "attempts": 0}
+
+
+def test_unacknowledged_checkpoint_holds_the_next_one_back(make_job):
+    """Only one is under way at a time."""
+    reports = Recorder(acknowledges=False)
+    assert training.run(make_job(epochs=1, checkpoint_every_steps=2), reports)
+    assert [c["step"] for c in reports.of("checkpoint")] == [2]
+    reports = Recorder()
+    assert training.run(make_job(epochs=1, checkpoint_every_steps=2), reports)
+    assert [c["step"] for c in reports.of("checkpoint")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("class numbers below 3, got 5 to 7", {"target": "wrong"}),
+        ("expected one of", {"loss": "happiness"}),
+        ("expected", {"loss": {"name": "categorical_cross_entropy", "warmth": 3}}),
+        ("expected", {"optimizer": "guess"}),
+        ("expected", {"optimizer": {"name": "adam", "learning_rate": "fast"}}),
+        ("metric", {"metrics": ["beauty"]}),
+        (
+            "finite loss",
+            {"optimizer": {"name": "sgd", "learning_rate": 1e30}, "loss": "mean_squared_error", "target": "x3"},
+        ),
+    ],
+)
+def test_fault_of_the_job_is_reported(make_job, message, changes):
+    """What would fail again in the same way is `failed`, not a crash."""
+    job = make_job(**changes)
+    np.save(Path(job.dataset) / "x3.npy", np.ones((ROWS, 3), np.float32))
+    if changes.get("target") == "x3":
+        linear = graph()
+        out = {"name": "out", "op": "dense", "inputs": ["hidden"], "options": {"units": 3}}
+        linear["nodes"] = [*linear["nodes"][:2], out]
+        job = replace(job, spec={**job.spec, "graph": {**linear, "outputs": "out"}})
+    reports = trained(job)
+    (failed,) = reports.of("failed")
+    assert message in failed["error"]
+    assert reports.of("finished") == []
+
+
+def test_damaged_checkpoint_is_a_crash(make_job, tmp_path):
+    """It is no fault of the job's: another attempt may read it."""
+    (tmp_path / "damaged").mkdir()
+    with pytest.raises(CheckpointError):
+        training.run(make_job(checkpoint=str(tmp_path / "damaged")), Recorder())
+
+
+def test_table_columns_become_what_the_graph_wants(make_job):
+    """One number per row goes where [None, 1] is wanted, whole numbers where fractions are."""
+    job = make_job()
+    np.save(Path(job.dataset) / "price.npy", np.arange(ROWS, dtype=np.int64))
+    np.save(Path(job.dataset) / "amount.npy", np.linspace(0, 1, ROWS))
+    nodes = [
+        {"name": "amount", "op": "input", "options": {"shape": [None, 1], "dtype": "f32"}},
+        {"name": "price", "op": "dense", "inputs": ["amount"], "options": {"units": 1}},
+    ]
+    changed = spec_json(
+        graph={"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": "price"},
+        loss="mean_squared_error",
+        target="price",
+        metrics=["mean_absolute_error"],
+    )
+    reports = trained(replace(job, spec=parse_spec(changed).to_json()))
+    assert reports.of("finished")[0]["manifest"]["inputs"] == [{"name": "amount", "datatype": "FP32", "shape": [-1, 1]}]
+
+
+def test_whole_numbers_that_do_not_fit_are_refused(make_job):
+    """A cast that would change a value is an error that names the column's range."""
+    job = make_job()
+    np.save(Path(job.dataset) / "word.npy", np.full(ROWS, 2**40))
+    nodes = [
+        {"name": "word", "op": "input", "options": {"shape": [None], "dtype": "s32"}},
+        {"name": "e", "op": "embedding", "inputs": ["word"], "options": {"vocab_size": 4, "embedding_size": 3}},
+    ]
+    changed = spec_json(graph={"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": "e"})
+    reports = trained(replace(job, spec=parse_spec(changed).to_json()))
+    assert "word" in reports.of("failed")[0]["error"]
+    assert str(2**40) in reports.of("failed")[0]["error"]
+
+
+async def start_trainer(parent: int) -> asyncio.subprocess.Process:
+    """The real program; it waits for its job, so JAX is not imported."""
+    pipe = asyncio.subprocess.PIPE
+    command = (sys.executable, "-m", "service.worker.trainer", str(parent))
+    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+async def test_trainer_ends_with_its_input():
+    """The supervisor's end of the pipe closes with the supervisor."""
+    process = await start_trainer(os.getpid())
+    assert process.stdin is not None
+    process.stdin.close()
+    async with asyncio.timeout(20):
+        assert await process.wait() == 1
+
+
+async def test_trainer_of_another_parent_ends_at_once():
+    """One whose supervisor died before it could ask to be told of that does not stay."""
+    process = await start_trainer(1)
+    async with asyncio.timeout(20):
+        assert await process.wait() == 1
+
+
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen(
+    [sys.executable, "-m", "service.worker.trainer", str(os.getpid())], stdin=int(sys.argv[1]), stdout=subprocess.PIPE
+)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "gone"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a parent's death on Linux only")
+async def test_trainer_dies_with_its_supervisor():
+    """SIGKILL of the supervisor takes the trainer along, even while its input stays open."""
+    kept_read, kept_write = os.pipe()
+    try:
+        parent = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", PARENT, str(kept_read), pass_fds=[kept_read], stdout=asyncio.subprocess.PIPE
+        )
+        assert parent.stdout is not None
+        pid = int(await parent.stdout.readline())
+        await wait_until(lambda: _blocks_in_read(pid))
+        parent.kill()
+        await parent.wait()
+        await wait_until(lambda: _state(pid) in ("gone", "Z"))
+    finally:
+        os.close(kept_read)
+        os.close(kept_write)
+
+
+def _blocks_in_read(pid: int) -> bool:
+    """Whether it has got as far as waiting for its job: its standard output is a copy of standard error by then."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/1") == os.readlink(f"/proc/{pid}/fd/2")
+    except OSError:
+        return False
