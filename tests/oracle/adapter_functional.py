@@ -13,7 +13,7 @@ import numpy as np
 
 from engine import functional
 from engine.functional import activations, initializers, keys, losses, metrics
-from tests.oracle.support import Different, Unsupported, as_arrays, gradients, precision_of
+from tests.oracle.support import Different, Unsupported, as_arrays, evaluate, precision_of
 
 Case = dict[str, Any]
 Result = dict[str, Any]
@@ -38,11 +38,11 @@ def _function(module: Any, name: str) -> Callable[..., Any]:
 
 def _activation(case: Case) -> Result:
     function = functools.partial(_function(activations, case["name"]), **case["args"])
-    x = case["inputs"]["x"]
-    result: Result = {"output": function(x)}
-    if "grad" in case:
-        result["grad"] = gradients(function, {"x": x}, ["x"], case["grad"]["cotangent"])
-    return result
+    grad = case.get("grad")
+    output, gradient = evaluate(
+        function, case["inputs"], ["x"] if grad else [], grad and grad["cotangent"], compiled=False
+    )
+    return {"output": output, "grad": gradient} if grad else {"output": output}
 
 
 # Losses
@@ -57,7 +57,7 @@ def _check_loss_differences(case: Case) -> None:
         raise Different("sparse-class-weights")
     if name == "categorical_cross_entropy" and args.get("sparse") and via is not None:
         raise Different("cached-logits-sparse")
-    if via is not None and losses.FUSED_ACTIVATION.get(name) != via:
+    if via is not None and (losses.FUSED_ACTIVATION.get(name) != via or args.get("from_logits")):
         raise Different("cached-logits-activation")
     if name == "cosine_similarity" and inputs["y_pred"].ndim > 2:
         raise Different("cosine-similarity-rank")
@@ -82,16 +82,14 @@ def _loss(case: Case) -> Result:
         # Training takes the loss of the activation's input where the two belong together.
         prediction = "logits"
         function = functools.partial(function, from_logits=True)
-    y_true, y_pred = inputs["y_true"], inputs[prediction]
-    result: Result = {"output": function(y_true, y_pred)}
-    if "grad" in case:
-        result["grad"] = {prediction: jax.grad(lambda p: function(y_true, p).sum())(as_tuple(y_pred))}
-    return result
 
+    def loss(**values: Any) -> jax.Array:
+        y_pred = values[prediction]
+        result: jax.Array = function(values["y_true"], tuple(y_pred) if isinstance(y_pred, list) else y_pred)
+        return result
 
-def as_tuple(value: Any) -> Any:
-    """A pair of predictions as the tuple that a loss takes."""
-    return tuple(value) if isinstance(value, list) else value
+    output, gradient = evaluate(loss, inputs, [prediction] if "grad" in case else [], None, compiled=False)
+    return {"output": output, "grad": gradient} if "grad" in case else {"output": output}
 
 
 # Metrics
@@ -109,13 +107,12 @@ def _metric(case: Case) -> Result:
         (name == "accuracy" and y_true.ndim == 2) or (name != "accuracy" and y_true.ndim < y_pred.ndim)
     ):
         raise Different("sparse-label-shapes")
-    return {"output": _function(metrics, name)(y_true, y_pred, **args)}
+    return {"output": jax.jit(functools.partial(_function(metrics, name), **args))(y_true, y_pred)}
 
 
 # Layers
 
 
-_PARAMETERS = {"ra_mean": "mean", "ra_var": "var"}
 _OPTIONS = {
     ("reshape", "shape"): "new_shape",
     ("transpose", "axes"): "permutation",
@@ -158,21 +155,13 @@ def _layer(case: Case) -> Result:
     _check_layer_differences(case)
     layer, names = _layer_function(case)
     values = {name: (case["inputs"] | case["params"])[name] for name in names}
-    output = layer(**values)
+    grad = case.get("grad")
+    output, gradient = evaluate(
+        layer, values, list(grad["wrt"]) if grad else [], grad and grad["cotangent"], compiled=True
+    )
     if isinstance(output, functional.StatefulOutput):
-        result: Result = {"output": {"output": output.output, "state": output.state}}
-    else:
-        result = {"output": output}
-    if "grad" not in case:
-        return result
-
-    def value(**chosen: Any) -> jax.Array:
-        out = layer(**chosen)
-        return out.output if isinstance(out, functional.StatefulOutput) else out
-
-    wrt = list(case["grad"]["wrt"])
-    result["grad"] = {"wrt": gradients(value, values, wrt, case["grad"]["cotangent"])}
-    return result
+        output = {"output": output.output, "state": output.state}
+    return {"output": output, "grad": {"wrt": gradient}} if grad else {"output": output}
 
 
 # Initializers

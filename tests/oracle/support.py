@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from engine.functional import StatefulOutput
 
 
 class Unsupported(Exception):
@@ -35,14 +38,29 @@ def precision_of(case: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def gradients(function: Callable[..., jax.Array], values: dict[str, Any], wrt: list[str], cotangent: Any) -> Any:
-    """Gradient of `sum(function(**values) * cotangent)` with respect to the values named in `wrt`."""
+def evaluate(
+    function: Callable[..., Any], values: dict[str, Any], wrt: list[str], cotangent: Any, *, compiled: bool
+) -> tuple[Any, Any]:
+    """`function(**values)`, and the gradient of `sum(output * cotangent)` with respect to the values named in `wrt`.
 
-    def total(chosen: dict[str, Any]) -> jax.Array:
-        output = function(**(values | chosen))
-        return (output * jax.numpy.asarray(cotangent, output.dtype)).sum()
+    A stateful result has the gradient of its output. Without a cotangent the output is summed. `compiled` makes one
+    program of it, which is faster here; without, every operation is rounded as in the reference.
+    """
 
-    return jax.grad(total)({name: values[name] for name in wrt})
+    def both(values: dict[str, Any], cotangent: Any) -> tuple[Any, Any]:
+        result = function(**values)
+        if not wrt:
+            return result, {}
+
+        def total(chosen: dict[str, Any]) -> jax.Array:
+            output = function(**(values | chosen))
+            output = output.output if isinstance(output, StatefulOutput) else output
+            return (output if cotangent is None else output * jnp.asarray(cotangent, output.dtype)).sum()
+
+        return result, jax.grad(total)({name: values[name] for name in wrt})
+
+    result: tuple[Any, Any] = (jax.jit(both) if compiled else both)(values, cotangent)
+    return result
 
 
 def as_arrays(value: Any) -> Any:
@@ -51,4 +69,4 @@ def as_arrays(value: Any) -> Any:
         return {key: as_arrays(item) for key, item in value.items()}
     if isinstance(value, list):
         return [as_arrays(item) for item in value]
-    return jax.numpy.asarray(value) if isinstance(value, np.ndarray) else value
+    return jnp.asarray(value) if isinstance(value, np.ndarray) else value
