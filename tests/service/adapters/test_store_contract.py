@@ -23,12 +23,14 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @pytest.fixture
 def store(tmp_path: Path):
+    """An empty store of models."""
     store = FileModelStore(tmp_path, SystemClock())
     yield store
     store.close()
 
 
 def put(store: FileModelStore, name: str = "m", content: bytes = b"bundle", job: str | None = None) -> int:
+    """Publish a new version with this content."""
     version = store.allocate(name)
     folder = store.scratch()
     (folder / "b").write_bytes(content)
@@ -38,12 +40,14 @@ def put(store: FileModelStore, name: str = "m", content: bytes = b"bundle", job:
 
 
 def bundle_in(folder: Path, content: bytes = b"bundle") -> Path:
+    """A file to publish."""
     path = folder / "upload"
     path.write_bytes(content)
     return path
 
 
 def visible(root: Path) -> list[str]:
+    """All scratch folders."""
     return sorted(str(path.relative_to(root)) for path in (root / "tmp").rglob("*") if path.is_dir())
 
 
@@ -272,12 +276,14 @@ def _delete_and_die(root: Path) -> None:
 
 @pytest.fixture
 def datasets(tmp_path: Path):
+    """An empty store of data sets."""
     store = FileDatasetStore(tmp_path)
     yield store
     store.close()
 
 
 def dataset_in(folder: Path, dataset_id: str = "ds-1", created_at: float = 1.0) -> Dataset:
+    """Prepare a data set in a folder."""
     np.save(folder / "x.npy", np.arange(6, dtype=np.float32).reshape(3, 2))
     return Dataset(dataset_id, "toy", 3, (Column("x", "FP32", (2,)),), "00", 24, created_at, folder)
 

@@ -21,6 +21,7 @@ from tests.service.fake_engine import FakeEngine, bundle_bytes
 
 @pytest.fixture
 def store(tmp_path: Path):
+    """An empty store."""
     store = FileModelStore(tmp_path, SystemClock())
     yield store
     store.close()
@@ -28,11 +29,13 @@ def store(tmp_path: Path):
 
 @pytest.fixture
 def engine():
+    """A fake engine."""
     return FakeEngine()
 
 
 @pytest.fixture
 async def registry(store, engine):
+    """A registry without convergence running."""
     registry = Registry(store, engine, SystemClock(), ServingConfig(), poll_s=0.01)
     yield registry
     engine.gate.set()
@@ -50,12 +53,14 @@ async def running(registry):
 
 
 async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that must come."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 def bundle(store: FileModelStore, scale: float) -> Path:
+    """An uploaded bundle."""
     path = store.scratch() / "bundle.axon"
     path.write_bytes(bundle_bytes(path.parent, scale))
     return path
@@ -69,6 +74,7 @@ def published_elsewhere(store: FileModelStore, scale: float, name: str = "m") ->
 
 
 async def answer(registry: Registry, version: str | None = None, name: str = "m") -> float:
+    """What one prediction of ones gives."""
     served = registry.resolve(name, version)
     result = await served.infer({"x": np.ones((1, 2), np.float32)})
     return float(result["y"][0, 0])

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+from service.core.types import JobState
+from tests.service.background import Background, server
+from tests.service.fake_engine import bundle_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def client(*arguments: str, url: str) -> Result:
+    """Run a client command in this process, which is quicker."""
+    return CliRunner().invoke(app, arguments, env={"AXON_URL": url, "COLUMNS": "120"})
+
+
+def axon(*arguments: str, url: str = "http://127.0.0.1:9", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `axon` as a user does."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AXON_", "REDIS_URL"))}
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env=clean | {"AXON_URL": url, "COLUMNS": "120"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
+    """A server with the fake engine."""
+    with server(tmp_path_factory.mktemp("data")) as background:
+        yield background
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """`axon --help` answers within 0.6 s, without JAX, NumPy or the server's libraries."""
+    code = (
+        "import sys; sys.argv = ['axon', '--help']\n"
+        "from service.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'httpx', 'fastapi', 'grpc', 'redis', 'pydantic', 'uvicorn'} & set(sys.modules)\n"
+        "print(heavy, file=sys.stderr)"
+    )
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+        times.append(time.perf_counter() - start)
+    assert "predict" in done.stdout
+    assert done.stderr.strip() == "set()"
+    assert min(times) < 0.6
+
+
+def test_worker_and_up_never_import_jax():
+    """What `axon worker` and `axon up` are made of stays free of JAX."""
+    code = "import sys, service.bootstrap, service.worker.supervisor, service.cli; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+def test_model_is_submitted_listed_and_asked(running, tmp_path):
+    """submit, models, show, alias, predict, unload, delete."""
+    (tmp_path / "m.axon").write_bytes(bundle_bytes(tmp_path, 3))
+    (tmp_path / "graph.json").write_text('{"scale": 2}')
+    done = client("submit", "m", "--bundle", str(tmp_path / "m.axon"), url=running.url)
+    assert (done.exit_code, done.stdout) == (0, "m version 1: READY\n"), done.stderr
+    done = client("submit", "m", "--graph", str(tmp_path / "graph.json"), "--no-load", url=running.url)
+    assert done.stdout == "m version 2: UNAVAILABLE\n"
+    assert client("models", "alias", "m", "prod", "2", url=running.url).stdout == "m: prod -> 2\n"
+    listed = client("models", url=running.url).stdout.splitlines()
+    assert [line.split()[:3] for line in listed[1:]] == [["m", "1", "READY"], ["m", "2", "READY"]]
+    assert "prod" in listed[2]
+    assert "scale by 2" in client("models", "show", "m", "2", url=running.url).stdout
+    (tmp_path / "in.json").write_text('{"x": [[1, 2]]}')
+    np.savez(tmp_path / "in.npz", x=np.array([[1, 2]], np.float64))
+    for arguments in (("in.json",), ("in.npz",), ("in.json", "--json-tensors")):
+        done = client("predict", "m", str(tmp_path / arguments[0]), *arguments[1:], "--version", "1", url=running.url)
+        assert json.loads(done.stdout) == {"y": [[3.0, 6.0]]}, done.stderr
+    done = client("predict", "m", str(tmp_path / "in.json"), "--output", str(tmp_path / "out.npz"), url=running.url)
+    assert done.exit_code == 0
+    with np.load(tmp_path / "out.npz") as outputs:
+        np.testing.assert_array_equal(outputs["y"], [[2, 4]])
+    assert client("models", "unload", "m", "1", url=running.url).stdout == "UNAVAILABLE\n"
+    assert client("models", "delete", "m", "1", url=running.url).exit_code == 0
+
+
+def test_job_is_trained_with_its_progress(running, tmp_path):
+    """datasets add, train with loss and metrics, jobs; a failed job ends with 1 and says why."""
+    (tmp_path / "d.csv").write_text("a,b,y0,y1\n1,2,3,4\n5,6,7,8\n")
+    dataset = client("datasets", "add", str(tmp_path / "d.csv"), "--features", "a,b", url=running.url)
+    assert dataset.exit_code == 0, dataset.stderr
+    assert "features FP32[2]" in client("datasets", url=running.url).stdout
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 2), np.float32), y=np.zeros((4, 2), np.float32))
+    dataset = client("datasets", "add", str(tmp_path / "d.npz"), url=running.url).stdout.strip()
+    spec = {
+        "model": "trained",
+        "graph": {"scale": 2},
+        "target": "y",
+        "loss": "mean_squared_error",
+        "optimizer": "sgd",
+        "epochs": 2,
+        "batch_size": 2,
+        "seed": 0,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(spec))
+    detached = client("train", str(tmp_path / "job.json"), "--dataset", dataset, "--detach", url=running.url)
+    job = detached.stdout.split()[1]
+    _work(running, JobState.SUCCEEDED)
+    done = client("jobs", "watch", job, url=running.url)
+    assert done.exit_code == 0, done.stderr
+    assert "trained version 1: loss 0.2500  accuracy 0.7500" in done.stdout
+    assert "succeeded" in done.stdout
+    assert "loss 0.5000  100 samples/s" in done.stdout
+    assert job in client("jobs", "--state", "succeeded", url=running.url).stdout
+    assert json.loads(client("jobs", "show", job, url=running.url).stdout)["state"] == "succeeded"
+    detached = client("train", str(tmp_path / "job.json"), "--dataset", dataset, "--detach", url=running.url)
+    _work(running, JobState.FAILED)
+    done = client("jobs", "watch", detached.stdout.split()[1], url=running.url)
+    assert (done.exit_code, "failed: the loss is not finite" in done.stderr) == (1, True)
+
+
+def _work(running: Background, state: JobState) -> None:
+    async def work() -> None:
+        lease = await running.queue.claim("w", ["default"], wait_s=5)
+        progress = {"step": 2, "steps": 4, "epoch": 1, "epochs": 2, "loss": 0.5, "samples_per_s": 100.0}
+        await running.queue.append(lease, "progress", progress)
+        result = {"model": "trained", "version": 1, "metrics": {"loss": 0.25, "accuracy": 0.75}}
+        succeeded = state is JobState.SUCCEEDED
+        await running.queue.settle(
+            lease, state, result=result if succeeded else None, error=None if succeeded else "the loss is not finite"
+        )
+
+    running.call(work)
+
+
+def test_every_problem_of_a_job_is_shown(running, tmp_path):
+    """A refused job lists path, expected and got, and ends with 1."""
+    (tmp_path / "job.json").write_text('{"model": "a b", "epochs": 0}')
+    done = client("train", str(tmp_path / "job.json"), url=running.url)
+    assert done.exit_code == 1
+    assert "epochs: expected a whole number" in done.stderr
+    assert "model: expected" in done.stderr
+
+
+BAD = {
+    "no server": (("models",), 1, "error: no connection to http://127.0.0.1:9"),
+    "no file": (("train", "none.json"), 2, "none.json"),
+    "no JSON": (("train", "README.md"), 2, "expected JSON"),
+    "neither": (("submit", "m"), 2, "expected either --bundle or --graph"),
+    "unknown command": (("fly",), 2, "fly"),
+    "no queue": (("worker",), 1, "expected its URL in AXON_REDIS_URL"),
+    "wrong setting": (("up", "--http-port", "70000"), 2, "setting http_port"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_told_in_one_line_with_an_exit_code(case, tmp_path):
+    """1 for what went wrong, 2 for how it was called; never a traceback."""
+    arguments, code, message = BAD[case]
+    done = axon(*arguments, AXON_DATA_DIR=str(tmp_path / "data"))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_suspicious_settings_are_reported(tmp_path):
+    """A misspelt variable, and an address that others can reach, are warned of."""
+    done = axon("worker", AXON_HTPP_PORT="1", AXON_HOST="0.0.0.0", AXON_DATA_DIR=str(tmp_path))
+    assert "there is no setting AXON_HTPP_PORT" in done.stderr
+    assert "listening on 0.0.0.0 without keys" in done.stderr
