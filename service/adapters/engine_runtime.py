@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,6 +65,23 @@ class EngineRuntime:
         with _translated("graph"):
             return self._report(self._graph(graph))
 
+    def check_training(
+        self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
+    ) -> list[Problem]:
+        """What is wrong with how a valid graph is to be trained, by its place in the job."""
+        from engine.train import Loop
+
+        with _translated("graph"):
+            model = self._graph(graph)
+        untrained: Loop = engine.train.trainer(model, "mean_squared_error", "sgd")
+        attempts: list[tuple[str, str, Callable[[], object]]] = [
+            ("loss", "a known loss with options in their domain", lambda: engine.train.trainer(model, loss, "sgd")),
+            ("optimizer", "a known optimizer with options in their domain", lambda: engine.optim.from_spec(optimizer)),
+        ]
+        for index, metric in enumerate(metrics):
+            attempts.append((f"metrics[{index}]", "a known metric", partial(untrained.metric, metric)))
+        return [Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))]
+
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle completely; raises `InvalidModel` with every problem."""
         with _translated("bundle"):
@@ -118,6 +136,14 @@ class EngineRuntime:
             parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
             summary=display.as_table(model),
         )
+
+
+def _refusal(check: Callable[[], object]) -> EngineError | None:
+    try:
+        check()
+    except EngineError as error:
+        return error
+    return None
 
 
 def _tensor_spec(s: Signature) -> TensorSpec:

@@ -120,14 +120,17 @@ class JobService:
         except NotFound:
             problem = Problem("dataset", "the id of a stored data set", repr(spec.dataset))
             raise InvalidRequest.from_problems("job spec", [problem]) from None
+        graph = json.dumps(spec.graph).encode()
         try:
-            report = self._engine.check_graph(json.dumps(spec.graph).encode())
+            report = self._engine.check_graph(graph)
         except InvalidModel as error:
             problems = [Problem(f"graph.{p.path}", p.expected, p.got) for p in error.problems]
             if not problems:
                 raise
             raise InvalidModel.from_problems("job spec", problems) from error
-        problems = list(_misfits(spec, report, dataset))
+        loss, optimizer = spec.loss.to_json(), spec.optimizer.to_json()
+        problems = self._engine.check_training(graph, loss=loss, optimizer=optimizer, metrics=spec.metrics)
+        problems += _misfits(spec, report, dataset)
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)
 
@@ -145,8 +148,11 @@ def _misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Prob
     columns = {column.name: column for column in dataset.columns}
     inputs = {tensor.name: tensor for tensor in report.inputs}
     problems: list[Problem] = []
-    for name, source in input_columns(spec, list(inputs)).items():
-        problems += _misfit(f"inputs.{name}", source, inputs[name], columns)
+    try:
+        for name, source in input_columns(spec, list(inputs)).items():
+            problems += _misfit(f"inputs.{name}", source, inputs[name], columns)
+    except InvalidRequest as error:
+        problems += error.problems
     if len(report.outputs) != 1:
         problems.append(
             Problem("graph.outputs", "one output, to be compared with the target", str(len(report.outputs)))

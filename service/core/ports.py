@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from service.core.errors import Problem
 from service.core.types import (
     BundleReport,
     Dataset,
@@ -58,13 +59,21 @@ class Engine(Protocol):
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem, or `TooLarge`."""
 
+    def check_training(
+        self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
+    ) -> list[Problem]:
+        """What is wrong with how a valid graph is to be trained: unknown names, options outside their domain."""
+
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle file completely (digests, graph, tensors against the graph, limits)."""
 
     def write_bundle(
         self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
     ) -> None:
-        """Write a bundle from a graph and safetensors bytes (None: initialise with `seed`); raises like `check_bundle`."""
+        """Write a bundle from a graph and safetensors bytes (None: initialise with `seed`).
+
+        Raises like `check_bundle`.
+        """
 
     def load(self, path: Path, config: ServingConfig) -> LoadedModel:
         """Put a bundle on the device and compile every bucket; raises `InvalidModel` or `NotReady`."""

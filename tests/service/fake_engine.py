@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,11 @@ class FakeEngine:
             raise InvalidModel.from_problems("graph", [Problem("scale", "a number", "nothing")])
         tensor = ("FP32", (-1, 2))
         return BundleReport((TensorSpec("x", *tensor),), (TensorSpec("y", *tensor),), 1, 4, f"scale by {scale}")
+
+    def check_training(
+        self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
+    ) -> list[Problem]:
+        return []
 
     def check_bundle(self, path: Path) -> BundleReport:
         return self.check_graph(_graph(path))

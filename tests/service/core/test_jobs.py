@@ -222,6 +222,9 @@ class Graphs:
             raise self.found
         return self.report
 
+    def check_training(self, graph: bytes, *, loss: Any, optimizer: Any, metrics: Any) -> list[Problem]:
+        return [Problem("loss", "a known loss", loss["name"])] if loss["name"] == "unknown" else []
+
 
 X = TensorSpec("x", "FP32", (-1, 4))
 OUT = TensorSpec("out", "FP32", (-1, 3))
@@ -334,6 +337,12 @@ async def test_inputs_may_be_left_out_for_one_input_only():
 async def test_several_outputs_are_refused():
     """There is one target to compare with."""
     assert (await refused(service(outputs=(OUT, OUT)), target="short"))["graph.outputs"].got == "2"
+
+
+async def test_engine_is_asked_about_the_training():
+    """What only the engine can know of loss, optimizer and metrics is told at submission, with the rest."""
+    found = await refused(service(), loss="unknown", target="nothing")
+    assert set(found) == {"loss", "target"}
 
 
 @pytest.mark.parametrize(("rows", "fraction"), [(1, 0.9), (2, 0.01)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from dataclasses import replace
@@ -189,6 +190,20 @@ def test_fault_of_the_job_is_reported(make_job, message, changes):
     (failed,) = reports.of("failed")
     assert message in failed["error"]
     assert reports.of("finished") == []
+
+
+def test_submission_refuses_what_the_trainer_would():
+    """The service asks the engine before it queues a job: each fault is told at its place, a sound job passes."""
+    encoded = json.dumps(graph()).encode()
+    sound = {"name": "adam", "learning_rate": {"name": "cosine_decay", "init_value": 0.1, "decay_steps": 9}}
+    check = EngineRuntime().check_training
+    loss = {"name": "categorical_cross_entropy"}
+    assert check(encoded, loss=loss, optimizer=sound, metrics=["accuracy"]) == []
+    found = check(encoded, loss={"name": "happiness"}, optimizer={**sound, "warmth": 3}, metrics=["accuracy", "beauty"])
+    assert [problem.path for problem in found] == ["loss", "optimizer", "metrics[1]"]
+    assert [word in problem.got for word, problem in zip(("happiness", "warmth", "beauty"), found, strict=True)] == [
+        True
+    ] * 3
 
 
 def test_damaged_checkpoint_is_a_crash(make_job, tmp_path):

@@ -1,0 +1,161 @@
+"""SIGKILL of everything in turn while a job trains: it succeeds once, with the parameters of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from engine import bundle
+from service.adapters.clock import SystemClock
+from service.adapters.embedded_redis import EmbeddedRedis
+from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.redis_jobs import RedisJobQueue, connect
+from service.core.jobs import parse_spec
+from service.core.types import Dataset, Job, JobEvent, JobState
+from service.worker import training
+from service.worker.protocol import TrainerJob
+from tests.service.waiting import wait_until
+from tests.service.worker.workshop import a_job, add_dataset, spec_json
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.e2e,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds the trainer's process in /proc"),
+]
+
+LEASE_S = 2.0
+WORKER = Path(__file__).with_name("run_worker.py")
+# 2400 steps, a checkpoint after every 200: long enough to be killed three times, each time after a checkpoint.
+LONG = {"epochs": 50, "batch_size": 2, "checkpoint_every_steps": 200, "metrics": []}
+
+
+@contextlib.asynccontextmanager
+async def worker(root: Path, url: str, worker_id: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A supervisor process; ends in good order unless it was killed."""
+    command = (sys.executable, str(WORKER), str(root), url, worker_id, str(LEASE_S))
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        async with asyncio.timeout(30):
+            await process.wait()
+
+
+def trainer_of(pid: int) -> int | None:
+    """The trainer's process id: the only child of its supervisor's main thread."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else None
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+async def checkpoint_of(events: AsyncIterator[JobEvent], attempt: int) -> None:
+    """Wait until this attempt has committed a checkpoint."""
+    async with asyncio.timeout(40):
+        async for event in events:
+            assert event.data.get("state") not in ("succeeded", "failed"), "the job ended before it could be disturbed"
+            if event.kind == "checkpoint" and event.data["attempt"] == attempt:
+                return
+
+
+class Undisturbed:
+    """Keeps the bundle of a run without any trouble."""
+
+    stopping = False
+    acknowledged = 2**62
+
+    def __init__(self) -> None:
+        self.bundle = ""
+
+    def send(self, kind: str, **content: Any) -> None:
+        self.bundle = content.get("bundle", self.bundle)
+
+
+def train_undisturbed(dataset: Dataset, work: Path) -> Path:
+    """The same job in this process, without a checkpoint."""
+    work.mkdir()
+    spec = parse_spec(spec_json(**{**LONG, "checkpoint_every_steps": 10**6})).to_json()
+    reports = Undisturbed()
+    assert training.run(TrainerJob("x", 1, spec, str(dataset.path), dataset.sha256, None, str(work)), reports)
+    return Path(reports.bundle)
+
+
+def parameters(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a bundle, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(bundle.read(path).state)
+    return {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in leaves}
+
+
+async def disturb(root: Path, server: EmbeddedRedis, queue: RedisJobQueue) -> Job:
+    """Kill the trainer, its supervisor, then the queue's server, each after a checkpoint; returns the ended job."""
+    events = queue.events("job")
+    async with worker(root, server.url, "w1") as first:
+        await checkpoint_of(events, attempt=1)
+        trainer = trainer_of(first.pid)
+        assert trainer is not None
+        os.kill(trainer, signal.SIGKILL)
+
+        await checkpoint_of(events, attempt=2)
+        trainer = trainer_of(first.pid)
+        assert trainer is not None
+        first.kill()
+        await wait_until(lambda: not alive(trainer))
+
+    async with worker(root, server.url, "w2"):
+        await checkpoint_of(events, attempt=3)
+        os.kill(server.pid, signal.SIGKILL)
+        await wait_until(lambda: server.restarts == 1)
+        async with asyncio.timeout(40):
+            async for _ in events:
+                pass
+        return await queue.get("job")
+
+
+async def test_killed_trainer_supervisor_and_server_cost_nothing(tmp_path):
+    """One job survives all three kills: it succeeds once, as one version, bit for bit as if nothing had happened."""
+    clock = SystemClock()
+    store, datasets = FileModelStore(tmp_path, clock), FileDatasetStore(tmp_path)
+    dataset = add_dataset(datasets)
+    server = EmbeddedRedis(tmp_path / "queue")
+    await server.start()
+    queue = RedisJobQueue(connect(server.url, retries=20), clock, lease_s=LEASE_S)
+    try:
+        await queue.submit(a_job(**LONG, on_success={"alias": "prod"}))
+        reference = asyncio.create_task(asyncio.to_thread(train_undisturbed, dataset, tmp_path / "reference"))
+        job = await disturb(tmp_path, server, queue)
+        assert (job.state, job.attempt, job.worker) == (JobState.SUCCEEDED, 3, "w2")
+        (version,) = store.versions("toy")
+        assert job.result is not None
+        assert (job.result["model"], job.result["version"]) == ("toy", version.version)
+        assert store.state("toy").aliases == {"prod": version.version}
+        ends = [event.data["state"] async for event in queue.events("job") if event.kind == "state"]
+        assert ends == ["queued", "running", "queued", "running", "queued", "running", "succeeded"]
+        assert FileCheckpointStore(tmp_path).jobs() == []
+        expected, found = parameters(await reference), parameters(version.path)
+        assert expected.keys() == found.keys()
+        for path, value in expected.items():
+            np.testing.assert_array_equal(found[path], value, err_msg=path)
+    finally:
+        await queue.close()
+        await server.stop()
+        store.close()
+        datasets.close()
