@@ -1,14 +1,16 @@
 """Checkpoints of a loop, over Orbax: everything a run needs to go on as if it had not been interrupted.
 
-A checkpoint is a folder that appears whole or not at all: Orbax writes beside it and renames. It holds each array under
-a number, and one JSON document with their paths and types, the plain values of the `LoopState`, and a SHA-256 of all
-of it, so that damage is noticed.
+A checkpoint is a folder that appears whole or not at all: it is written beside its place and renamed. `arrays` is what
+Orbax wrote, each array under a number; `checkpoint.json` has their paths and types, the plain values of the
+`LoopState`, and the SHA-256 of every file and of itself, so that damage is noticed before anything is interpreted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from engine.train.state import LoopState, Stage
 
 FORMAT = "axon.checkpoint"
 VERSION = 1
+DOCUMENT = "checkpoint.json"
+ARRAYS = "arrays"
 
 
 def save(path: str | Path, state: LoopState) -> None:
@@ -35,26 +39,18 @@ def save(path: str | Path, state: LoopState) -> None:
     Raises:
         CheckpointError: `path` exists already, or cannot be written.
     """
-    import orbax.checkpoint as ocp
-
     folder = Path(path).absolute()
     if folder.exists():
         raise CheckpointError(f"checkpoint {folder}: expected a new folder, got one that exists")
-    arrays: dict[str, np.ndarray] = {}
-    leaves: list[dict[str, Any]] = []
-    for name, leaf in _leaves(state):
-        array, entry = _to_host(leaf)
-        arrays[str(len(leaves))] = array
-        leaves.append({"path": name, **entry})
-    document = {"format": FORMAT, "version": VERSION, "leaves": leaves, "loop": _plain(state)}
-    document["sha256"] = _digest(document, arrays)
+    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            contents = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), loop=ocp.args.JsonSave(document))
-            checkpointer.save(folder, args=contents)
+        work.mkdir(parents=True)
+        _write(work, state)
+        work.rename(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def restore(path: str | Path, like: LoopState) -> LoopState:
@@ -133,12 +129,36 @@ def _to_device(array: Any, entry: Mapping[str, Any]) -> jax.Array:
     return leaf if entry["key"] is None else jax.random.wrap_key_data(leaf, impl=entry["key"])
 
 
-def _digest(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+def _write(folder: Path, state: LoopState) -> None:
+    import orbax.checkpoint as ocp
+
+    arrays: dict[str, np.ndarray] = {}
+    leaves: list[dict[str, Any]] = []
+    for name, leaf in _leaves(state):
+        array, entry = _to_host(leaf)
+        arrays[str(len(leaves))] = array
+        leaves.append({"path": name, **entry})
+    with ocp.StandardCheckpointer() as checkpointer:
+        # Orbax refuses arrays without elements; their type and shape say all.
+        checkpointer.save(folder / ARRAYS, {key: array for key, array in arrays.items() if array.size})
+    document = {"format": FORMAT, "version": VERSION, "leaves": leaves, "loop": _plain(state)}
+    document["files"] = _digests(folder / ARRAYS)
+    document["sha256"] = _digest(document)
+    (folder / DOCUMENT).write_text(json.dumps(document))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder`, by its path in it."""
+    digests = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as content:
+            digests[file.relative_to(folder).as_posix()] = hashlib.file_digest(content, "sha256").hexdigest()
+    return digests
+
+
+def _digest(document: Mapping[str, Any]) -> str:
     content = {key: value for key, value in document.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for index in range(len(arrays)):
-        digest.update(np.ascontiguousarray(arrays[str(index)]).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -147,31 +167,32 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder}: expected a folder, got none")
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            document = checkpointer.restore(folder, args=ocp.args.Composite(loop=ocp.args.JsonRestore())).loop
-            _check_document(document)
-            template = {
-                str(index): np.empty(entry["shape"], dtype_of(entry["dtype"]))
-                for index, entry in enumerate(document["leaves"])
-            }
-            contents = ocp.args.Composite(arrays=ocp.args.StandardRestore(template))
-            arrays = {
-                key: np.asarray(value) for key, value in checkpointer.restore(folder, args=contents).arrays.items()
-            }
-        damaged = _digest(document, arrays) != document["sha256"]
-    except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {folder}: {error}") from None
-    except Exception as error:  # Orbax and its storage raise whatever they run into
+        document = _read_document(folder)
+        arrays = {
+            str(index): np.empty(entry["shape"], dtype_of(entry["dtype"]))
+            for index, entry in enumerate(document["leaves"])
+        }
+        template = {key: array for key, array in arrays.items() if array.size}
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays |= checkpointer.restore(folder / ARRAYS, template)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be read: {error}") from error
-    if damaged:
-        raise CheckpointError(f"checkpoint {folder}: damaged, its contents do not have the SHA-256 written with them")
     return document, arrays
 
 
-def _check_document(document: Any) -> None:
-    got = (document.get("format"), document.get("version")) if isinstance(document, dict) else document
-    if got != (FORMAT, VERSION):
-        raise CheckpointError(f"expected format {FORMAT} of version {VERSION}, got {got!r}")
+def _read_document(folder: Path) -> dict[str, Any]:
+    """The JSON document, when it and every file are as they were written; raises `ValueError`."""
+    document = json.loads((folder / DOCUMENT).read_text())
+    found = (document.get("format"), document.get("version")) if isinstance(document, dict) else type(document)
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"expected format {FORMAT} of version {VERSION}, got {found!r}")
+    if _digest(document) != document.get("sha256"):
+        raise ValueError(f"damaged: {DOCUMENT} does not have the SHA-256 written with it")
+    files = _digests(folder / ARRAYS)
+    if files != document["files"]:
+        changed = sorted(dict(set(files.items()) ^ set(document["files"].items())))
+        raise ValueError(f"damaged: changed, missing or added are {', '.join(changed[:4])}")
+    return dict(document)
 
 
 def _filled(part: str, like: Any, leaves: Mapping[str, jax.Array], folder: Path) -> Any:

@@ -176,8 +176,10 @@ class Runner:
         values = self._accumulators.values
         return {**{name: values[name] for name in self._names}, **self._added}
 
-    def _position(self, event: Event) -> Mapping[str, Any] | None:
-        if event is Event.ITERATION_STARTED or self._iterator is None:
+    def _position(self) -> Mapping[str, Any] | None:
+        """Where the data stands: before a batch that has been announced but not stepped over."""
+        pending = self._counts[Event.ITERATION_STARTED][0] > self._counts[Event.ITERATION_COMPLETED][0]
+        if pending or self._iterator is None:
             return self._data_state
         return self._iterator.get_state()
 
@@ -193,7 +195,7 @@ class Runner:
             event=event,
             event_counts={event: Count(*count) for event, count in self._counts.items()},
             handler_state=self._handler_state,
-            data_state=self._position(event),
+            data_state=self._position(),
             stage=self._stage,
             status=status,
         )

@@ -1,0 +1,112 @@
+"""Handlers that a loop offers: logging, monitoring, stopping, the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import engine as ax
+from engine.errors import DivergedError, OptionError
+from engine.train import Event, Loop, trainer
+
+DATA = [({"x": np.ones((4, 1), np.float32)}, np.zeros((4, 1), np.float32))] * 3
+
+
+def training(optimizer: Any = "sgd", **options: Any) -> Loop:
+    """A trainer of one weight, which starts at 1."""
+    model = ax.input("x", shape=(None, 1)).dense(1, use_bias=False, kernel_initializer="ones")
+    return trainer(model, "mean_squared_error", optimizer, **options)
+
+
+def scripted(values: list[float]) -> Loop:
+    """A loop whose metric `m` has these values at the ends of its epochs."""
+    loop = Loop.from_step(lambda total, x: total + x)
+    return loop.handle_event("epoch_completed", lambda state: state.with_metrics(m=values[state.epoch]))
+
+
+def test_log_sends_a_line_of_metrics() -> None:
+    """Epoch, iteration and every metric, at the chosen occurrences."""
+    lines: list[str] = []
+    training({"name": "sgd", "learning_rate": 0.0}).log(every=("epoch", 2), sink=lines.append).run(DATA)
+    assert lines == ["epoch 0, iteration 0, loss 1", "epoch 0, iteration 2, loss 1"]
+
+
+def test_trainer_logs_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every so many iterations of an epoch; never by default."""
+    training(log=3).run(DATA)
+    assert capsys.readouterr().out.startswith("epoch 0, iteration 0, loss 1")
+    training().run(DATA)
+    assert capsys.readouterr().out == ""
+
+
+def test_logging_notices_a_diverging_loss() -> None:
+    """Where a value is fetched anyway, the run ends before its epoch does."""
+    loop = training({"name": "sgd", "learning_rate": 1e30}).log(sink=lambda line: None)
+    with pytest.raises(DivergedError, match="in epoch 0 after 2 iterations"):
+        loop.run(DATA)
+
+
+@pytest.mark.parametrize(
+    ("mode", "patience", "expected"),
+    [("min", 0, [2, 3, 5]), ("min", 1, [3]), ("max", 1, [2, 4])],
+)
+def test_monitor_calls_after_patience_is_over(mode: Any, patience: int, expected: list[int]) -> None:
+    """The (patience + 1)-th event without improvement calls the handler and becomes the new best value."""
+    fired: list[int] = []
+    loop = scripted([5, 4, 4, 4, 3, 9]).monitor(
+        "m", lambda state: fired.append(state.epoch), "probe", mode=mode, patience=patience
+    )
+    final = loop.run([1], 0, epochs=6)
+    assert fired == expected
+    assert set(final.handler_state) == {"probe"}
+
+
+def test_early_stop_ends_the_run() -> None:
+    """With patience 2 a constant metric stops at the end of the fourth epoch."""
+    final = scripted([1.0] * 9).early_stop("m", patience=2).run([1], 0, epochs=9)
+    assert (final.status, final.epoch, len(final.history)) == ("halted", 3, 4)
+
+
+def test_reduce_lr_on_plateau_multiplies_the_learning_rate() -> None:
+    """The next steps are shorter, without another compilation."""
+    loop = training({"name": "sgd", "learning_rate": 0.5}).handle_event(
+        Event.EPOCH_COMPLETED, lambda state: state.with_metrics(m=1.0)
+    )
+    loop = loop.reduce_lr_on_plateau("m", factor=0.1, patience=0)
+    final = loop.run(DATA, epochs=2)
+    np.testing.assert_allclose(final.optimizer_state[0].scale, -0.05)
+    assert loop.compiled._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_monitor_names_an_unknown_metric() -> None:
+    """A misspelled metric is an error at the first event."""
+    with pytest.raises(OptionError, match=r"monitor early_stop: expected a metric out of loss; got 'los'"):
+        training().early_stop("los").run(DATA)
+
+
+@pytest.mark.parametrize("options", [{"mode": "up"}, {"patience": -1}])
+def test_monitor_checks_its_options(options: dict[str, Any]) -> None:
+    """Before anything runs."""
+    with pytest.raises(OptionError, match="monitor: expected"):
+        training().early_stop("loss", **options)
+
+
+def test_nothing_is_fetched_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, metrics and handlers that do not ask for a value never make the host wait for one."""
+    import jax
+
+    fetched: list[str] = []
+    array = type(jax.numpy.ones(()))
+    original = array._value
+
+    def spy(self: Any) -> Any:
+        fetched.append("value")
+        return original.fget(self)  # type: ignore[attr-defined]
+
+    loop = training(on_nonfinite="ignore").metric("mean_absolute_error").handle_event("all", lambda state: None)
+    loop.run(DATA)
+    monkeypatch.setattr(array, "_value", property(spy))
+    loop.run(DATA, epochs=3)
+    assert fetched == []
