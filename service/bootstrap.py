@@ -146,9 +146,13 @@ class Api:
         return build_server(dispatcher, backlog=self._settings.backlog, drain_s=self._settings.drain_s)
 
     def _build_grpc(self) -> Any:
+        from service.api.grpc import axon_v1
         from service.api.grpc.server import build_server
 
-        return build_server(self._inference, max_message_bytes=self._settings.max_request_bytes)
+        use = self._context
+        servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.limits, use.stopping)
+        largest = self._settings.max_request_bytes
+        return build_server(self._inference, extra_servicers=servicers, max_message_bytes=largest)
 
     async def start(self) -> Endpoints:
         """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""

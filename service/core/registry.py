@@ -79,6 +79,13 @@ class Registry:
         """Every stored version and what it is doing here, ascending; raises `NotFound`."""
         return self._known(name).statuses()
 
+    def version_status(self, name: str, version: int) -> VersionStatus:
+        """What one stored version is doing here; raises `NotFound`."""
+        status = next((each for each in self.status(name) if each.version == version), None)
+        if status is None:
+            raise NotFound(f"model {name!r}: there is no version {version}")
+        return status
+
     def aliases(self, name: str) -> dict[str, int]:
         """The aliases in effect here; raises `NotFound`."""
         return dict(self._known(name).aliases)

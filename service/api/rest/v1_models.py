@@ -172,9 +172,7 @@ async def _model(use: Context, name: str) -> ModelInfo:
 
 
 async def _version(use: Context, stored: StoredVersion) -> VersionInfo:
-    status = next((s for s in use.registry.status(stored.name) if s.version == stored.version), None)
-    if status is None:
-        raise NotFound(f"model {stored.name!r}: there is no version {stored.version}")
+    status = use.registry.version_status(stored.name, stored.version)
     return VersionInfo.from_core(stored, status, use.registry.aliases(stored.name))
 
 

@@ -1,0 +1,271 @@
+"""`axon.v1`: models, data sets and jobs over gRPC. Convert, await a method of the core, convert back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, TypeVar, final
+
+import orjson
+
+from service.api.following import follow
+from service.api.grpc import axon_v1_convert as convert
+from service.api.grpc.errors import Context
+from service.api.grpc.generated import axon_v1_pb2 as pb
+from service.api.grpc.generated import axon_v1_pb2_grpc as rpc
+from service.api.grpc.server import Servicer
+from service.core.bundle_files import member_chunks
+from service.core.datasets import CsvOptions, DatasetService
+from service.core.errors import InvalidRequest, NotFound
+from service.core.jobs import JobService
+from service.core.limits import Limits
+from service.core.registry import Registry
+from service.core.types import StoredVersion
+from service.core.uploads import check_size
+
+_M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest)
+_CHUNK = 2**20
+_SILENCE_S = 3600.0  # HTTP/2 itself notices a dead connection
+_CONTENTS = {pb.DownloadRequest.CONTENT_BUNDLE: None, pb.DownloadRequest.CONTENT_PARAMS: "params.safetensors"}
+
+
+def servicers(
+    registry: Registry, datasets: DatasetService, jobs: JobService, limits: Limits, stopping: asyncio.Event
+) -> tuple[Servicer, ...]:
+    """The three services for `build_server`; `stopping` ends streams that would otherwise last."""
+    return (
+        Servicer(rpc.add_ModelsServicer_to_server, ModelsServicer(registry, limits), "axon.v1.Models"),
+        Servicer(rpc.add_DatasetsServicer_to_server, DatasetsServicer(datasets), "axon.v1.Datasets"),
+        Servicer(rpc.add_JobsServicer_to_server, JobsServicer(jobs, limits, stopping), "axon.v1.Jobs"),
+    )
+
+
+@final
+class ModelsServicer(rpc.ModelsServicer):
+    """What is stored, what is loaded, where aliases point."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry = registry
+        self._limits = limits
+
+    async def ValidateGraph(self, request: pb.ValidateGraphRequest, context: Context) -> pb.GraphReport:
+        """Check a graph without storing it."""
+        check_size(len(request.graph), limit_bytes=self._limits.max_graph_bytes, what="graph")
+        return convert.graph_report(await self._registry.check_graph(request.graph))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """All models."""
+        models = []
+        for name in await self._registry.stored_names():
+            with contextlib.suppress(NotFound):  # deleted since it was listed
+                models.append(await self._model(name))
+        return pb.ListModelsResponse(models=models)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:
+        """One model."""
+        return await self._model(request.name)
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
+        """Delete a model."""
+        await self._registry.delete(request.name)
+        return pb.DeleteModelResponse()
+
+    async def SubmitVersion(
+        self, request_iterator: AsyncIterator[pb.SubmitVersionRequest], context: Context
+    ) -> pb.Version:
+        """Store a version that comes in pieces."""
+        header = (await _first(request_iterator)).header
+        largest = self._limits.max_bundle_bytes
+        limits = {"bundle": largest, "graph": self._limits.max_graph_bytes, "params": largest}
+        async with self._registry.scratch() as folder:
+            parts = await _receive_parts(request_iterator, folder, limits)
+            load, alias = not header.do_not_load, header.alias or None
+            if "bundle" in parts:
+                stored = await self._registry.submit(header.name, parts["bundle"], load=load, alias=alias)
+            else:
+                graph = await asyncio.to_thread(parts["graph"].read_bytes)
+                params = await asyncio.to_thread(parts["params"].read_bytes) if "params" in parts else None
+                stored = await self._registry.submit_graph(
+                    header.name, graph, params, seed=header.seed, load=load, alias=alias
+                )
+        return self._version(stored)
+
+    async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.Version:
+        """One version."""
+        return self._version(await self._registry.stored_version(request.name, request.version))
+
+    async def DeleteVersion(self, request: pb.DeleteVersionRequest, context: Context) -> pb.DeleteVersionResponse:
+        """Delete a version."""
+        await self._registry.delete(request.name, request.version)
+        return pb.DeleteVersionResponse()
+
+    async def LoadVersion(self, request: pb.LoadVersionRequest, context: Context) -> pb.Version:
+        """Load a version and wait for it."""
+        await self._registry.load(request.name, request.version)
+        return self._version(await self._registry.stored_version(request.name, request.version))
+
+    async def UnloadVersion(self, request: pb.UnloadVersionRequest, context: Context) -> pb.Version:
+        """Unload a version and wait for its last request."""
+        await self._registry.unload(request.name, request.version)
+        return self._version(await self._registry.stored_version(request.name, request.version))
+
+    async def DescribeVersion(self, request: pb.DescribeVersionRequest, context: Context) -> pb.VersionDescription:
+        """A version's graph and summary."""
+        graph, summary = await self._registry.describe(request.name, request.version)
+        return pb.VersionDescription(graph=graph, summary=summary)
+
+    async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
+        """A version's bundle or parameters in pieces."""
+        if request.content not in _CONTENTS:
+            raise InvalidRequest(f"content: expected 0 (bundle) or 1 (params), got {request.content}")
+        stored = await self._registry.stored_version(request.name, request.version)
+        member = _CONTENTS[request.content]
+        chunks = _file_chunks(stored.path) if member is None else member_chunks(stored.path, member)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield pb.Chunk(data=chunk)
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        """Move an alias."""
+        await self._registry.set_alias(request.name, request.alias, request.version)
+        return pb.SetAliasResponse()
+
+    async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:
+        """Remove an alias."""
+        await self._registry.delete_alias(request.name, request.alias)
+        return pb.DeleteAliasResponse()
+
+    async def _model(self, name: str) -> pb.Model:
+        state, versions = await self._registry.stored(name)
+        return pb.Model(
+            name=name,
+            aliases=dict(state.aliases),
+            loaded=sorted(state.loaded),
+            versions=[self._version(stored) for stored in versions],
+        )
+
+    def _version(self, stored: StoredVersion) -> pb.Version:
+        status = self._registry.version_status(stored.name, stored.version)
+        return convert.version(stored, status, self._registry.aliases(stored.name))
+
+
+@final
+class DatasetsServicer(rpc.DatasetsServicer):
+    """Uploads that became columns."""
+
+    def __init__(self, datasets: DatasetService) -> None:
+        self._datasets = datasets
+
+    async def AddDataset(self, request_iterator: AsyncIterator[pb.AddDatasetRequest], context: Context) -> pb.Dataset:
+        """Store a file that comes in pieces."""
+        header = (await _first(request_iterator)).header
+        options = CsvOptions(tuple(header.features), header.features_name or "features", tuple(header.target))
+        chunks = _data(request_iterator)
+        found = await self._datasets.add(chunks, header.format, name=header.name or None, options=options)
+        return convert.dataset(found)
+
+    async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
+        """All data sets."""
+        return pb.ListDatasetsResponse(datasets=map(convert.dataset, await self._datasets.all()))
+
+    async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.Dataset:
+        """One data set."""
+        return convert.dataset(await self._datasets.get(request.id))
+
+    async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Context) -> pb.DeleteDatasetResponse:
+        """Delete a data set."""
+        await self._datasets.delete(request.id)
+        return pb.DeleteDatasetResponse()
+
+
+@final
+class JobsServicer(rpc.JobsServicer):
+    """Training through the queue."""
+
+    def __init__(self, jobs: JobService, limits: Limits, stopping: asyncio.Event) -> None:
+        self._jobs = jobs
+        self._limits = limits
+        self._stopping = stopping
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Context) -> pb.Job:
+        """Queue a job."""
+        check_size(len(request.spec_json), limit_bytes=self._limits.max_job_spec_bytes, what="job")
+        try:
+            spec = orjson.loads(request.spec_json)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"job: expected JSON, got {error}") from None
+        return convert.job(await self._jobs.submit(spec), with_spec=True)
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        """Jobs, newest first."""
+        found = await self._jobs.find(state=request.state or None, limit=request.limit or 100)
+        return pb.ListJobsResponse(jobs=[convert.job(job, with_spec=False) for job in found])
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
+        """One job."""
+        return convert.job(await self._jobs.get(request.id), with_spec=True)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
+        """Cancel a job."""
+        return convert.job(await self._jobs.cancel(request.id), with_spec=True)
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
+        """A job's events until it has ended."""
+        events = self._jobs.events(request.id, after=request.after or "0")
+        async with contextlib.aclosing(follow(events, self._stopping, silence_s=_SILENCE_S)) as following:
+            async for event in following:
+                if event is not None:
+                    yield convert.event(event)
+
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
+        """The workers that are alive."""
+        return pb.ListWorkersResponse(workers=map(convert.worker, await self._jobs.workers()))
+
+
+async def _first(messages: AsyncIterator[_M]) -> _M:
+    """The first message of an upload, which must be its header."""
+    message = await anext(messages, None)
+    if message is None or message.WhichOneof("part") != "header":
+        raise InvalidRequest("upload: expected a header as the first message, got another or none")
+    return message
+
+
+async def _data(messages: AsyncIterator[pb.AddDatasetRequest]) -> AsyncIterator[bytes]:
+    async for message in messages:
+        if message.WhichOneof("part") != "data":
+            raise InvalidRequest("upload: expected data behind the header, got another header")
+        yield message.data
+
+
+async def _receive_parts(
+    messages: AsyncIterator[pb.SubmitVersionRequest], folder: Path, limits: Mapping[str, int]
+) -> dict[str, Path]:
+    """Write the pieces of each part to a file as they come; raises `InvalidRequest`, `TooLarge`."""
+    sizes = dict.fromkeys(limits, 0)
+    files: dict[str, BinaryIO] = {}
+    try:
+        async for message in messages:
+            part = message.WhichOneof("part")
+            if part is None or part == "header":
+                raise InvalidRequest("upload: expected bundle, graph or params behind the header, got something else")
+            data: bytes = getattr(message, part)
+            sizes[part] += len(data)
+            check_size(sizes[part], limit_bytes=limits[part], what=part)
+            if part not in files:
+                files[part] = await asyncio.to_thread((folder / part).open, "wb")
+            await asyncio.to_thread(files[part].write, data)
+    finally:
+        for file in files.values():
+            await asyncio.to_thread(file.close)
+    if set(files) not in ({"bundle"}, {"graph"}, {"graph", "params"}):
+        raise InvalidRequest(
+            f"upload: expected bundle, or graph and perhaps params; got {', '.join(files) or 'nothing'}"
+        )
+    return {part: folder / part for part in files}
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk

@@ -1,0 +1,94 @@
+"""The core's values as messages of `axon.v1`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from service.api.grpc.generated import axon_v1_pb2 as pb
+from service.core.routing import VersionStatus
+from service.core.types import BundleReport, Dataset, Job, JobEvent, Json, StoredVersion, TensorSpec, WorkerInfo
+
+
+def tensors(specs: Iterable[TensorSpec]) -> list[pb.Tensor]:
+    """Named tensors."""
+    return [pb.Tensor(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs]
+
+
+def graph_report(report: BundleReport) -> pb.GraphReport:
+    """What a valid graph is."""
+    return pb.GraphReport(
+        inputs=tensors(report.inputs),
+        outputs=tensors(report.outputs),
+        parameters=report.parameters,
+        parameter_bytes=report.parameter_bytes,
+        summary=report.summary,
+    )
+
+
+def version(stored: StoredVersion, status: VersionStatus, aliases: Mapping[str, int]) -> pb.Version:
+    """A version with its state and the aliases in effect here."""
+    return pb.Version(
+        name=stored.name,
+        version=stored.version,
+        state=status.state.value,
+        reason=status.reason,
+        aliases=sorted(alias for alias, target in aliases.items() if target == stored.version),
+        created_at=stored.created_at,
+        manifest_json=_dumps(stored.manifest),
+    )
+
+
+def dataset(found: Dataset) -> pb.Dataset:
+    """A data set with its columns."""
+    return pb.Dataset(
+        id=found.id,
+        name=found.name,
+        rows=found.rows,
+        columns=[pb.Column(name=c.name, datatype=c.datatype, shape=c.shape) for c in found.columns],
+        sha256=found.sha256,
+        size_bytes=found.size_bytes,
+        created_at=found.created_at,
+    )
+
+
+def job(found: Job, *, with_spec: bool) -> pb.Job:
+    """A job; its request only where it was asked for alone."""
+    return pb.Job(
+        id=found.id,
+        model=str(found.spec.get("model", "")),
+        state=found.state.value,
+        tag=found.tag,
+        attempt=found.attempt,
+        max_attempts=found.max_attempts,
+        created_at=found.created_at,
+        started_at=found.started_at,
+        finished_at=found.finished_at,
+        worker=found.worker or "",
+        cancel_requested=found.cancel_requested,
+        result_json="" if found.result is None else _dumps(found.result),
+        error=found.error or "",
+        spec_json=_dumps(found.spec) if with_spec else "",
+    )
+
+
+def event(found: JobEvent) -> pb.JobEvent:
+    """One entry of a job's stream."""
+    return pb.JobEvent(id=found.id, kind=found.kind, time=found.time, data_json=_dumps(found.data))
+
+
+def worker(found: WorkerInfo) -> pb.Worker:
+    """A worker."""
+    return pb.Worker(
+        id=found.id,
+        tags=found.tags,
+        device=found.device,
+        state=found.state,
+        job=found.job or "",
+        version=found.version,
+        heartbeat_at=found.heartbeat_at,
+    )
+
+
+def _dumps(value: Mapping[str, Json]) -> str:
+    return json.dumps(dict(value))
