@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.client import Client
+from service.client import Client, ClientError
 
 HELD_OUT = 360
 EPOCHS = 30
@@ -111,8 +111,8 @@ def train(client: Client, dataset: str) -> tuple[dict[str, Any], list[dict[str, 
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("waiting for a worker", total=EPOCHS)
         for event in client.watch(job["id"]):
-            if event["kind"] == "progress":
-                data = event["data"]
+            if event.kind == "progress":
+                data = event.data
                 points.append(data)
                 shown = "  ".join(
                     f"{k} {v:.4f}" for k, v in data.items() if k in ("loss", "accuracy", "validation_accuracy")
@@ -122,26 +122,37 @@ def train(client: Client, dataset: str) -> tuple[dict[str, Any], list[dict[str, 
 
 
 def wait_until_served(client: Client, name: str, deadline_s: float = 60.0) -> None:
-    """The alias moves when the new version is compiled; wait for that."""
+    """A published version takes traffic once it is compiled; wait for that."""
     end = time.monotonic() + deadline_s
-    while not client.ready(name):
-        if time.monotonic() > end:
-            raise SystemExit(f"{name} was not served within {deadline_s} s: {client.model(name)}")
-        time.sleep(0.1)
+    while True:
+        try:
+            client.metadata(name)
+        except ClientError as error:
+            if error.status not in (404, 503) or time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
-def predict_grpc(port: int, images: np.ndarray) -> np.ndarray:
-    """One request of the Open Inference Protocol over gRPC."""
+@contextmanager
+def grpc_predictor(port: int) -> Iterator[Any]:
+    """A function from images to scores over one gRPC connection, in the Open Inference Protocol."""
     import grpc
 
     from service.api.grpc.generated import inference_pb2 as pb
     from service.api.grpc.generated import inference_pb2_grpc as rpc
 
-    request = pb.ModelInferRequest(model_name="digits", raw_input_contents=[images.tobytes()])
-    request.inputs.add(name="image", datatype="FP32", shape=images.shape)
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        reply = rpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
-    return np.frombuffer(reply.raw_output_contents[0], np.float32).reshape(tuple(reply.outputs[0].shape))
+        stub = rpc.GRPCInferenceServiceStub(channel)
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            request = pb.ModelInferRequest(model_name="digits", raw_input_contents=[images.tobytes()])
+            request.inputs.add(name="image", datatype="FP32", shape=images.shape)
+            reply = stub.ModelInfer(request, timeout=30)
+            return np.frombuffer(reply.raw_output_contents[0], np.float32).reshape(tuple(reply.outputs[0].shape))
+
+        yield predict
 
 
 def in_batches(images: np.ndarray, predict: Any, size: int = 60) -> np.ndarray:
@@ -201,7 +212,7 @@ def main() -> int:
         Client(f"http://127.0.0.1:{up['http_port']}") as client,
     ):
         console.print(f"[bold]axon up[/bold]  HTTP {up['http_port']}  gRPC {up['grpc_port']}")
-        dataset = client.upload_arrays("digits", {"image": images[:-HELD_OUT], "label": labels[:-HELD_OUT]})
+        dataset = client.add_dataset({"image": images[:-HELD_OUT], "label": labels[:-HELD_OUT]}, name="digits")
         console.print(f"data set {dataset['id']}: {dataset['rows']} rows")
         job, points = train(client, dataset["id"])
         if job["state"] != "succeeded":
@@ -209,15 +220,16 @@ def main() -> int:
         console.print(f"published {job['result']['model']} version {job['result']['version']}, alias prod")
         wait_until_served(client, "digits")
         save_curve(points, curve)
-        return report(client, up["grpc_port"], held_images, held_labels, curve)
+        with grpc_predictor(up["grpc_port"]) as over_grpc:
+            return report(client, over_grpc, held_images, held_labels, curve)
 
 
-def report(client: Client, grpc_port: int, images: np.ndarray, labels: np.ndarray, curve: Path) -> int:
+def report(client: Client, over_grpc: Any, images: np.ndarray, labels: np.ndarray, curve: Path) -> int:
     """Predict over every wire, compare, print."""
     wires = {
         "HTTP binary": lambda x: client.infer("digits", {"image": x})["digit"],
         "HTTP JSON": lambda x: client.infer("digits", {"image": x}, binary=False)["digit"],
-        "gRPC": lambda x: predict_grpc(grpc_port, x),
+        "gRPC": over_grpc,
     }
     answers = {wire: in_batches(images, predict) for wire, predict in wires.items()}
     predicted = answers["HTTP binary"].argmax(-1)
@@ -226,8 +238,8 @@ def report(client: Client, grpc_port: int, images: np.ndarray, labels: np.ndarra
     accuracy = float((predicted == labels).mean())
     console.print(confusion(labels, predicted))
     table = Table("wire", "requests/s, one client, one image each")
-    for wire in ("HTTP binary", "HTTP JSON"):
-        table.add_row(wire, f"{rate(wires[wire], images[:1]):,.0f}")
+    for wire, predict in wires.items():
+        table.add_row(wire, f"{rate(predict, images[:1]):,.0f}")
     console.print(table)
     console.print(f"[bold]accuracy on {len(labels)} held-out digits: {accuracy:.4f}[/bold]   curve: {curve}")
     return 0 if accuracy >= 0.95 else 1
