@@ -93,7 +93,7 @@ class Validation:
     data: Data
 
     def bind(self, loop: Loop) -> Handler:
-        evaluation = loop.evaluation()
+        evaluation = type(loop)(loop.program.evaluation, on_nonfinite="ignore")
 
         def handler(state: LoopState) -> LoopState:
             found = evaluation.run(self.data, state.model_state).metrics

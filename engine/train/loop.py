@@ -9,11 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
-
-import jax
-import jax.numpy as jnp
 
 from engine.errors import OptionError
 from engine.functional.options import as_integer, require_choice
@@ -30,10 +26,11 @@ from engine.train.handlers import (
     reduce_learning_rate,
     write_line,
 )
-from engine.train.metrics import Accumulate, Metric, accumulated, make_metric, zeros
+from engine.train.metrics import Accumulate, make_metric
+from engine.train.program import Program
 from engine.train.runner import Runner
-from engine.train.state import Accumulators, LoopState, Tree
-from engine.train.step import CustomStep, Losses, Step, TrainStep, evaluation_step, train_step
+from engine.train.state import LoopState
+from engine.train.step import CustomStep, Losses, TrainStep, evaluation_step, train_step
 
 OnNonfinite = Literal["raise", "ignore"]
 Events = str | Event | list[str | Event] | tuple[str | Event, ...]
@@ -44,16 +41,14 @@ class Loop:
     """A step, what is measured in it, and who is told about it. Made by `trainer`, `evaluator` or `from_step`.
 
     Attributes:
-        step: what is repeated.
-        metrics: what is measured besides the step's own reports.
+        program: the step with its metrics, and what is compiled of them.
         handlings: handlers with their events and filters, in the order in which they are called.
         on_nonfinite: whether a loss that is not finite at the end of an epoch, or when logged, is an error.
 
     Source: Axon.Loop.
     """
 
-    step: Step
-    metrics: tuple[Metric, ...] = ()
+    program: Program
     handlings: tuple[Handling, ...] = ()
     on_nonfinite: OnNonfinite = "raise"
 
@@ -64,7 +59,7 @@ class Loop:
         `init(first batch)` makes the first step state unless `run` is given one. Metrics are called with the step
         state. Source: Axon.Loop.loop/3.
         """
-        return cls(CustomStep(step, init))
+        return cls(Program(CustomStep(step, init)))
 
     def metric(
         self,
@@ -86,10 +81,11 @@ class Loop:
         Source: Axon.Loop.metric/5.
         """
         added = make_metric(metric, name, accumulate, options)
-        taken = {m.name for m in self.metrics} | ({"loss"} if isinstance(self.step, TrainStep) else set())
+        program = self.program
+        taken = {m.name for m in program.metrics} | ({"loss"} if isinstance(program.step, TrainStep) else set())
         if added.name in taken:
             raise OptionError(f"metric: expected a name not in use, got {added.name!r} again")
-        return replace(self, metrics=(*self.metrics, added))
+        return replace(self, program=Program(program.step, (*program.metrics, added)))
 
     def handle_event(
         self,
@@ -140,7 +136,7 @@ class Loop:
         All the loop's metrics are computed, with their accumulators and options, in inference mode. Add it before
         handlers that read its results. Source: Axon.Loop.validate/4.
         """
-        if not isinstance(self.step, TrainStep):
+        if not isinstance(self.program.step, TrainStep):
             raise OptionError("validate: expected the loop of a trainer")
         return self.handle_event(event, Validation(as_data(data)), **filters)
 
@@ -201,9 +197,10 @@ class Loop:
             seed: of the parameters; None takes the trainer's.
         """
         batch = as_data(data).peek()
-        with self.step.context():
-            step_state = self.step.init(batch, state, seed)
-            return LoopState(step_state, self.new_accumulators(step_state, batch))
+        step = self.program.step
+        with step.context():
+            step_state = step.init(batch, state, seed)
+            return LoopState(step_state, self.program.new_accumulators(step_state, batch))
 
     def run(
         self,
@@ -242,48 +239,10 @@ class Loop:
         if resume is not None and state is not None:
             raise OptionError("run: expected either a state to start from or one to resume, got both")
         data = as_data(data)
-        with self.step.context():
+        with self.program.step.context():
             begin = self.start(data, state, seed=seed) if resume is None else resume.copy()
             runner = Runner(self, data, begin, epochs, iterations)
             return runner.run()
-
-    def evaluation(self) -> Loop:
-        """The evaluator with a trainer's model, metrics and loss."""
-        return self._evaluation
-
-    @cached_property
-    def _evaluation(self) -> Loop:
-        assert isinstance(self.step, TrainStep)
-        step = evaluation_step(self.step.model, self.step.objective)
-        return Loop(step, self.metrics, on_nonfinite="ignore")
-
-    @cached_property
-    def compiled(self) -> Callable[[Tree, Accumulators, Batch], tuple[Tree, Accumulators]]:
-        """One iteration as an executable per batch shape, kept for the life of the loop."""
-        return jax.jit(self._iteration, donate_argnums=0 if self.step.donates else ())
-
-    def _iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
-        step_state, observation = self.step.step(step_state, batch)
-        measured = observation.measure(self.metrics)
-        return step_state, accumulated(so_far, measured, self.metrics, _rows(batch))
-
-    @cached_property
-    def reset(self) -> Callable[[Accumulators], Accumulators]:
-        """Accumulators of the same kind at zero."""
-        return jax.jit(lambda accumulators: jax.tree.map(jnp.zeros_like, accumulators))
-
-    @cached_property
-    def _measured(self) -> Any:
-        return jax.jit(lambda step_state, batch: self.step.step(step_state, batch)[1].measure(self.metrics))
-
-    def new_accumulators(self, step_state: Tree, batch: Batch) -> Accumulators:
-        """Accumulators at zero, for the metrics of batches like `batch`."""
-        return zeros(self._measured.eval_shape(step_state, batch), self.metrics)
-
-
-def _rows(batch: Batch) -> int:
-    leaves = [leaf for leaf in jax.tree.leaves(batch) if leaf.ndim > 0]
-    return leaves[0].shape[0] if leaves else 1
 
 
 def trainer(
@@ -313,7 +272,8 @@ def trainer(
     as_integer("trainer", "log", log, at_least=0)
     require_choice("trainer", "on_nonfinite", on_nonfinite, ("raise", "ignore"))
     as_integer("trainer", "seed", seed, at_least=0)
-    loop = Loop(train_step(model, loss, optimizer, seed=seed), on_nonfinite=on_nonfinite)
+    step = train_step(model, loss, optimizer, seed=seed)
+    loop = Loop(Program(step), on_nonfinite=on_nonfinite)
     return loop.log(every=("epoch", log)) if log else loop
 
 
@@ -322,4 +282,4 @@ def evaluator(model: Model) -> Loop:
 
     Source: Axon.Loop.evaluator/1.
     """
-    return Loop(evaluation_step(model))
+    return Loop(Program(evaluation_step(model)))

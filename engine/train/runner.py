@@ -28,7 +28,7 @@ class Runner:
         self._handlers: dict[Event, list[tuple[Filter, Handler]]] = {event: [] for event in Event}
         for handling in loop.handlings:
             self._handlers[handling.event].append((handling.filter, bound(handling.handler, loop)))
-        measured = [metric.name for metric in loop.metrics]
+        measured = [metric.name for metric in loop.program.metrics]
         reports = [name for name in begin.accumulators.values if name not in measured]
         self._names = (*reports, *measured)  # a compiled step gives them back sorted
         self._step_state = begin.step_state
@@ -76,7 +76,7 @@ class Runner:
     def _open_epoch(self) -> Status:
         self._stage = Stage.OPEN
         self._iterator = self._data.epoch(self._epoch)
-        self._accumulators = self._loop.reset(self._accumulators)
+        self._accumulators = self._loop.program.reset(self._accumulators)
         self._added = {}
         return self._fire(Event.EPOCH_STARTED)
 
@@ -105,7 +105,7 @@ class Runner:
 
     def _iterate(self) -> Status:
         iterator = self._resumed_iterator()
-        step = self._loop.compiled
+        step = self._loop.program.iteration
         watched = bool(self._handlers[Event.ITERATION_STARTED])
         started, completed = self._counts[Event.ITERATION_STARTED], self._counts[Event.ITERATION_COMPLETED]
         announced = started[0] > completed[0]

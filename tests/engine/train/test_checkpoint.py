@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def data() -> ArrayData:
     return ArrayData({"x": x}, y, batch_size=5)
 
 
+@functools.cache
 def training() -> Loop:
     """Everything that has a state: dropout keys, running statistics, Adam, metrics, validation, a monitor."""
     model = ax.input("x", shape=(None, 6)).dense(8, activation="relu").batch_norm().dropout(rate=0.5)

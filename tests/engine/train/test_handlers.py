@@ -77,7 +77,7 @@ def test_reduce_lr_on_plateau_multiplies_the_learning_rate() -> None:
     loop = loop.reduce_lr_on_plateau("m", factor=0.1, patience=0)
     final = loop.run(DATA, epochs=2)
     np.testing.assert_allclose(final.optimizer_state[0].scale, -0.05)
-    assert loop.compiled._cache_size() == 1  # type: ignore[attr-defined]
+    assert loop.program.iteration._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_monitor_names_an_unknown_metric() -> None:

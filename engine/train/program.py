@@ -1,0 +1,57 @@
+"""What is compiled for a loop: one iteration, with everything that is measured in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from engine.train.metrics import Metric, accumulated, zeros
+from engine.train.state import Accumulators, Tree
+from engine.train.step import Batch, Step, TrainStep, evaluation_step
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A step and the metrics measured in it. Loops that differ in handlers alone share one, and its executables."""
+
+    step: Step
+    metrics: tuple[Metric, ...] = ()
+
+    @cached_property
+    def iteration(self) -> Callable[[Tree, Accumulators, Batch], tuple[Tree, Accumulators]]:
+        """One iteration, compiled once per shape of a batch."""
+        return jax.jit(self._iteration, donate_argnums=0 if self.step.donates else ())
+
+    def _iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
+        step_state, observation = self.step.step(step_state, batch)
+        measured = observation.measure(self.metrics)
+        return step_state, accumulated(so_far, measured, self.metrics, _rows(batch))
+
+    @cached_property
+    def reset(self) -> Callable[[Accumulators], Accumulators]:
+        """Accumulators of the same kind at zero."""
+        return jax.jit(lambda accumulators: jax.tree.map(jnp.zeros_like, accumulators))
+
+    def new_accumulators(self, step_state: Tree, batch: Batch) -> Accumulators:
+        """Accumulators at zero, for the metrics of batches like `batch`."""
+        return zeros(self._measured.eval_shape(step_state, batch), self.metrics)
+
+    @cached_property
+    def _measured(self) -> Any:
+        return jax.jit(lambda step_state, batch: self.step.step(step_state, batch)[1].measure(self.metrics))
+
+    @cached_property
+    def evaluation(self) -> Program:
+        """The same metrics and loss of a trainer's model, in inference mode."""
+        assert isinstance(self.step, TrainStep)
+        return Program(evaluation_step(self.step.model, self.step.objective), self.metrics)
+
+
+def _rows(batch: Batch) -> int:
+    leaves = [leaf for leaf in jax.tree.leaves(batch) if leaf.ndim > 0]
+    return leaves[0].shape[0] if leaves else 1
