@@ -7,14 +7,17 @@ A handler is `handler(state) -> None | LoopState | Status | (Status, LoopState)`
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DivergedError, OptionError
 from engine.functional.options import as_integer, require_choice, require_number
 from engine.optim import multiply_scale
+from engine.train import checkpoint
 from engine.train.data import Data
 from engine.train.events import Status
 from engine.train.state import LoopState
@@ -124,15 +127,10 @@ class Monitor:
         as_integer("monitor", "patience", self.patience, at_least=0)
 
     def __call__(self, state: LoopState) -> Answer:
-        if self.metric not in state.metrics:
-            known = ", ".join(state.metrics) or "none"
-            raise OptionError(f"monitor {self.name}: expected a metric out of {known}; got {self.metric!r}")
-        value = float(state.metrics[self.metric])
+        value = read_metric(f"monitor {self.name}", self.metric, state)
         memory = state.handler_state.get(self.name)
-        better = memory is None or (value < memory["best"] if self.mode == "min" else value > memory["best"])
-        if better:
+        if memory is None or is_better(value, memory["best"], self.mode):
             return self._remember(state, value, 0)
-        assert memory is not None
         if memory["since_improvement"] < self.patience:
             return self._remember(state, memory["best"], memory["since_improvement"] + 1)
         state = self._remember(state, value, 0)
@@ -141,6 +139,47 @@ class Monitor:
 
     def _remember(self, state: LoopState, best: float, since: int) -> LoopState:
         return state.with_handler_state(self.name, {"best": best, "since_improvement": since})
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """Writes a checkpoint to `folder/checkpoint_<steps done>`; with a metric only when it is better than ever before.
+
+    The best value is `state.handler_state["checkpoint"]`, and in the checkpoint itself. One of the same step, left by
+    a run that went on from an earlier one, is replaced.
+    """
+
+    folder: Path
+    metric: str | None
+    mode: str
+
+    def __post_init__(self) -> None:
+        require_choice("checkpoint", "mode", self.mode, ("min", "max"))
+
+    def __call__(self, state: LoopState) -> LoopState:
+        if self.metric is not None:
+            value = read_metric("checkpoint", self.metric, state)
+            best = state.handler_state.get("checkpoint")
+            if best is not None and not is_better(value, best, self.mode):
+                return state
+            state = state.with_handler_state("checkpoint", value)
+        path = self.folder / f"checkpoint_{state.total_iterations}"
+        shutil.rmtree(path, ignore_errors=True)
+        checkpoint.save(path, state)
+        return state
+
+
+def read_metric(owner: str, metric: str, state: LoopState) -> float:
+    """A metric's value on the host; raises `OptionError` when there is none of that name."""
+    if metric not in state.metrics:
+        known = ", ".join(state.metrics) or "none"
+        raise OptionError(f"{owner}: expected a metric out of {known}; got {metric!r}")
+    return float(state.metrics[metric])
+
+
+def is_better(value: float, best: float, mode: str) -> bool:
+    """Whether a value is below (mode `min`) or above (`max`) the best so far."""
+    return value < best if mode == "min" else value > best
 
 
 def halt(state: LoopState) -> Status:

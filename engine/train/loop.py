@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from engine.errors import OptionError
@@ -20,6 +21,7 @@ from engine.train.handlers import (
     Handler,
     Logging,
     Monitor,
+    Saving,
     Validation,
     describe,
     halt,
@@ -187,6 +189,21 @@ class Loop:
         return self.monitor(
             metric, handler, "reduce_lr_on_plateau", mode=mode, patience=patience, event=event, **filters
         )
+
+    def checkpoint(
+        self,
+        folder: str | Path,
+        *,
+        metric: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
+        """Write checkpoints below `folder`; with `metric` only when it has improved (see `Saving`).
+
+        Add it after handlers whose effects belong into the checkpoint. Source: Axon.Loop.checkpoint/2.
+        """
+        return self.handle_event(event, Saving(Path(folder), metric, mode), **filters)
 
     def start(self, data: Data | Iterable[Batch], state: Any = None, *, seed: int | None = None) -> LoopState:
         """The state a run begins with; also the pattern for restoring a checkpoint of it.

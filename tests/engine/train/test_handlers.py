@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import engine as ax
 from engine.errors import DivergedError, OptionError
-from engine.train import Event, Loop, trainer
+from engine.train import Event, Loop, checkpoint, trainer
 
 DATA = [({"x": np.ones((4, 1), np.float32)}, np.zeros((4, 1), np.float32))] * 3
 
@@ -78,6 +79,26 @@ def test_reduce_lr_on_plateau_multiplies_the_learning_rate() -> None:
     final = loop.run(DATA, epochs=2)
     np.testing.assert_allclose(final.optimizer_state[0].scale, -0.05)
     assert loop.program.iteration._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_checkpoint_writes_on_improvement_only(tmp_path: Path) -> None:
+    """The best epochs are kept, and the best value goes on counting after a resume."""
+    loop = scripted([3.0, 4.0, 2.0, 2.5]).checkpoint(tmp_path, metric="m")
+    loop.run([1], 0, epochs=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_1", "checkpoint_3"]
+    restored = checkpoint.restore(tmp_path / "checkpoint_3", loop.start([1], 0))
+    assert restored.handler_state == {"checkpoint": 2.0}
+    assert int(loop.run([1], resume=restored, epochs=4).step_state) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_1", "checkpoint_3"]
+
+
+def test_checkpoint_replaces_one_of_the_same_step(tmp_path: Path) -> None:
+    """A second run over the same folder writes its own."""
+    loop = Loop.from_step(lambda total, x: total + x).checkpoint(tmp_path, event="iteration_completed", every=2)
+    for start in (0, 10):
+        loop.run([1, 2, 3], start)
+    restored = checkpoint.restore(tmp_path / "checkpoint_3", loop.start([1], 0))
+    assert int(restored.step_state) == 16
 
 
 def test_monitor_names_an_unknown_metric() -> None:
