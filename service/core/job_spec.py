@@ -56,7 +56,8 @@ class JobSpec:
     """A training job, checked and with its defaults filled in.
 
     `inputs` maps the graph's input names to columns of `dataset`; None means the column named like the graph's only
-    input. A checkpoint is due after `checkpoint_every_s` seconds or `checkpoint_every_steps` steps, whichever is first.
+    input. A checkpoint is due after `checkpoint_every_s` seconds or `checkpoint_every_steps` steps, whichever is first;
+    training waits for the one before to be stored only where steps are given.
     """
 
     model: str

@@ -25,6 +25,7 @@ from service.core.types import BundleReport, Json, TensorSpec
 from service.worker.protocol import TrainerJob
 
 PROGRESS_EVERY_S = 0.25
+_POLL_S = 0.005
 
 
 class Reports(Protocol):
@@ -119,7 +120,8 @@ class Watch:
     """Handlers of the loop: they report progress, write checkpoints, and stop on request.
 
     They read values from the device only when progress is due, at most every `PROGRESS_EVERY_S` and at each epoch's
-    end. A checkpoint is not begun while the one before has not been acknowledged.
+    end. A checkpoint is not begun while the one before has not been acknowledged: one due by time comes later, for one
+    due by steps training waits, so that at most two intervals of steps are ever lost.
     """
 
     def __init__(self, spec: JobSpec, reports: Reports, work: Path, *, batches: int) -> None:
@@ -149,7 +151,10 @@ class Watch:
             return Status.HALT_LOOP
         if now - self._told_at >= PROGRESS_EVERY_S:
             self._tell(state, now, {})
-        if self._reports.acknowledged >= self._awaited and self._is_due(state.total_iterations, now):
+        if self._is_due_by_steps(state.total_iterations):
+            self._wait()
+            self._save(state)
+        elif self._is_due_by_time(now) and self._reports.acknowledged >= self._awaited:
             self._save(state)
         return None
 
@@ -158,11 +163,17 @@ class Watch:
         self._tell(state, time.monotonic(), {"epoch_completed": True})
         return None
 
-    def _is_due(self, step: int, now: float) -> bool:
-        every_s, every_steps = self._spec.checkpoint_every_s, self._spec.checkpoint_every_steps
-        return (every_s is not None and now - self._saved_at >= every_s) or (
-            every_steps is not None and step - self._saved_step >= every_steps
-        )
+    def _is_due_by_steps(self, step: int) -> bool:
+        every = self._spec.checkpoint_every_steps
+        return every is not None and step - self._saved_step >= every
+
+    def _is_due_by_time(self, now: float) -> bool:
+        every_s = self._spec.checkpoint_every_s
+        return every_s is not None and now - self._saved_at >= every_s
+
+    def _wait(self) -> None:
+        while self._reports.acknowledged < self._awaited and not self._reports.stopping:
+            time.sleep(_POLL_S)
 
     def _save(self, state: LoopState) -> None:
         step = state.total_iterations

@@ -36,8 +36,8 @@ pytestmark = [
 
 LEASE_S = 2.0
 WORKER = Path(__file__).with_name("run_worker.py")
-# 2400 steps, a checkpoint after every 200: long enough to be killed three times, each time after a checkpoint.
-LONG = {"epochs": 50, "batch_size": 2, "checkpoint_every_steps": 200, "metrics": []}
+# 60 checkpoints, each of which takes a good part of a tenth of a second: time enough for three kills, each after one.
+LONG = {"epochs": 10, "batch_size": 1, "checkpoint_every_steps": 16, "metrics": []}
 
 
 @contextlib.asynccontextmanager

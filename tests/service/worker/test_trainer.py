@@ -27,26 +27,33 @@ from tests.service.worker.workshop import ROWS, add_dataset, graph, spec_json
 
 
 class Recorder:
-    """Keeps what is reported, acknowledges checkpoints if asked to, and wants to stop after so many steps."""
+    """Keeps what is reported, and wants to stop after so many steps.
 
-    def __init__(self, *, stop_after: int | None = None, acknowledges: bool = True) -> None:
-        self.acknowledged = -1
+    Checkpoints are acknowledged when that has been asked for `patience` times; with None never.
+    """
+
+    def __init__(self, *, stop_after: int | None = None, patience: int | None = 0) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
-        self._acknowledges = acknowledges
+        self._patience = patience
+        self._asked = 0
         self._stop_after = stop_after
         self._steps = 0
 
     @property
     def stopping(self) -> bool:
-        """Asked once in every step."""
         self._steps += 1
         return self._stop_after is not None and self._steps >= self._stop_after
+
+    @property
+    def acknowledged(self) -> int:
+        self._asked += 1
+        steps = [content["step"] for content in self.of("checkpoint")]
+        return steps[-1] if steps and self._patience is not None and self._asked > self._patience else -1
 
     def send(self, kind: str, **content: Any) -> None:
         encode({"type": kind, **content})
         self.sent.append((kind, content))
-        if kind == "checkpoint" and self._acknowledges:
-            self.acknowledged = content["step"]
+        self._asked = 0
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [content for k, content in self.sent if k == kind]
@@ -152,12 +159,17 @@ def test_stopped_job_goes_on_exactly(make_job, step):
     assert {**lineages[0], "attempts": 0} == {**lineages[1], "attempts": 0}
 
 
-def test_unacknowledged_checkpoint_holds_the_next_one_back(make_job):
-    """Only one is under way at a time."""
-    reports = Recorder(acknowledges=False)
-    assert training.run(make_job(epochs=1, checkpoint_every_steps=2), reports)
-    assert [c["step"] for c in reports.of("checkpoint")] == [2]
-    reports = Recorder()
+@pytest.mark.parametrize(("patience", "steps"), [(None, [1]), (0, [1, 2, 3, 4, 5, 6])])
+def test_checkpoint_due_by_time_waits_for_the_one_before(make_job, patience, steps):
+    """Training goes on meanwhile; there is never more than one under way."""
+    reports = Recorder(patience=patience)
+    assert training.run(make_job(epochs=1, checkpoint_every_s=1e-9), reports)
+    assert [c["step"] for c in reports.of("checkpoint")] == steps
+
+
+def test_training_waits_for_checkpoints_due_by_steps(make_job):
+    """None is left out, however slowly they are stored."""
+    reports = Recorder(patience=3)
     assert training.run(make_job(epochs=1, checkpoint_every_steps=2), reports)
     assert [c["step"] for c in reports.of("checkpoint")] == [2, 4, 6]
 
