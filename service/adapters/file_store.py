@@ -23,7 +23,7 @@ from typing import Any
 
 from service.adapters.files import Scratch, locked, move, replace_json, sync, write_json
 from service.core.errors import Conflict, NotFound
-from service.core.names import check_name
+from service.core.names import check_name, is_name
 from service.core.ports import Clock
 from service.core.types import Column, Dataset, Json, ModelState, StoredVersion
 
@@ -83,8 +83,8 @@ class FileModelStore:
 
     def models(self) -> list[str]:
         """Names of all models, sorted."""
-        names = sorted(entry.name for entry in os.scandir(self._models) if entry.is_dir())
-        return [name for name in names if (found := self._read(name)) is not None and not found.deleted]
+        names = filter(is_name, os.listdir(self._models))  # whatever else lies there is none of ours
+        return [name for name in sorted(names) if (found := self._read(name)) is not None and not found.deleted]
 
     def state(self, name: str) -> ModelState:
         """The desired state; raises `NotFound`. Costs one `stat` while nothing changes."""
@@ -190,7 +190,7 @@ class FileModelStore:
                 if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
                     self._seen[name] = (stamp, document)
                 return document
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _document(self, name: str) -> _Document:
@@ -251,8 +251,8 @@ class FileModelStore:
                 self._scratch.discard(folder / entry)
 
     def _finish_deletions(self) -> None:
-        for entry in os.scandir(self._models):
-            self._discard_gone(entry.name)
+        for name in filter(is_name, os.listdir(self._models)):
+            self._discard_gone(name)
 
 
 class FileDatasetStore:
@@ -292,15 +292,15 @@ class FileDatasetStore:
         folder = self._datasets / check_name(dataset_id, "data set")
         try:
             return _dataset_from_json(json.loads((folder / MANIFEST).read_bytes()), folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"there is no data set {dataset_id!r}") from None
 
     def all(self) -> list[Dataset]:
         """All, oldest first."""
         found = []
-        for entry in os.scandir(self._datasets):
+        for name in filter(is_name, os.listdir(self._datasets)):
             with contextlib.suppress(NotFound):  # deleted since it was listed
-                found.append(self.get(entry.name))
+                found.append(self.get(name))
         return sorted(found, key=lambda dataset: (dataset.created_at, dataset.id))
 
     def delete(self, dataset_id: str) -> None:

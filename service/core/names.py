@@ -12,9 +12,14 @@ _SHOWN = 80
 _MAX_VERSION = 2**63 - 1
 
 
+def is_name(name: str) -> bool:
+    """Whether `name` is legal."""
+    return _NAME.fullmatch(name) is not None and name not in _RESERVED
+
+
 def check_name(name: str, what: str = "model") -> str:
     """Return `name` when it is a legal name of a `what`; raises `InvalidRequest`."""
-    if _NAME.fullmatch(name) is None or name in _RESERVED:
+    if not is_name(name):
         raise InvalidRequest(
             f"{what} name: expected 1 to 128 of A-Z a-z 0-9 . _ - (not '.', '..' or 'stats'), got {name[:_SHOWN]!r}"
         )

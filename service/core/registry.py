@@ -30,6 +30,7 @@ from service.core.types import BundleReport, ModelState, ServingConfig, StoredVe
 P = ParamSpec("P")
 T = TypeVar("T")
 _IO_THREADS = 4
+_CHECK_THREADS = 2
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +48,8 @@ class Registry:
         self._entries: dict[str, ModelEntry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._io = ThreadPoolExecutor(_IO_THREADS, thread_name_prefix="registry")
+        # Checks of large uploads take long: they must not hold up the store's small documents.
+        self._checks = ThreadPoolExecutor(_CHECK_THREADS, thread_name_prefix="check")
         # One load at a time: compiling uses every core already, and memory peaks stay those of one model.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         self._first: list[Slot] | None = None
@@ -101,7 +104,7 @@ class Registry:
 
     async def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""
-        return await self._call(self._engine.check_graph, graph)
+        return await self._check(self._engine.check_graph, graph)
 
     async def submit(self, name: str, bundle: Path, *, load: bool = True, alias: str | None = None) -> StoredVersion:
         """Validate, number and publish a bundle (the file is moved in); then load it and point `alias` at it if asked.
@@ -111,8 +114,8 @@ class Registry:
         check_name(name)
         if alias is not None:
             check_alias(alias)
-        report = await self._call(self._engine.check_bundle, bundle)
-        manifest = await self._call(bundle_manifest, bundle, report, {})
+        report = await self._check(self._engine.check_bundle, bundle)
+        manifest = await self._check(bundle_manifest, bundle, report, {})
         number = await self._call(self._store.allocate, name)
         stored = await self._call(lambda: self._store.publish(name, number, bundle, manifest=manifest))
         await self._refresh(name)
@@ -136,7 +139,7 @@ class Registry:
         check_name(name)
         async with self.scratch() as folder:
             path = folder / "bundle.axon"
-            await self._call(lambda: self._engine.write_bundle(path, graph, params, seed=seed, lineage={}))
+            await self._check(lambda: self._engine.write_bundle(path, graph, params, seed=seed, lineage={}))
             return await self.submit(name, path, load=load, alias=alias)
 
     @contextlib.asynccontextmanager
@@ -232,7 +235,7 @@ class Registry:
     async def describe(self, name: str, version: int) -> tuple[bytes, str]:
         """A stored version's graph JSON and summary table; raises `NotFound`."""
         stored = await self._call(self._store.version, name, version)
-        return await self._call(self._engine.describe, stored.path)
+        return await self._check(self._engine.describe, stored.path)
 
     # Convergence
 
@@ -256,8 +259,8 @@ class Registry:
                 self._start_unload(entry, number, slot)
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        self._loader.shutdown(wait=False, cancel_futures=True)
-        self._io.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._loader, self._checks, self._io):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:
         """Say not ready from now on, so that no new traffic is sent here; requests are still answered."""
@@ -361,6 +364,10 @@ class Registry:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _check(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._checks, lambda: function(*args, **kwargs))
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()

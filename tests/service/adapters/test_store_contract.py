@@ -88,6 +88,18 @@ def test_absent_things_are_not_found(store):
     assert not (store.state("m").loaded)
 
 
+def test_foreign_files_in_the_folder_are_no_models(tmp_path, store, datasets):
+    """What a file system or a person leaves between our folders is passed over."""
+    for place in ("models", "datasets"):
+        for name in ("lost+found", "empty"):
+            (tmp_path / place / name).mkdir()
+        (tmp_path / place / "notes.txt").write_text("hello")
+    put(store)
+    assert store.models() == ["m"]
+    assert datasets.all() == []
+    FileModelStore(tmp_path, SystemClock()).close()
+
+
 def test_change_counts_generations_and_persists(tmp_path, store):
     """A change is seen by another store on the same folder; a change to the same value writes nothing."""
     put(store)
