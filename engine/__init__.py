@@ -52,12 +52,13 @@ from engine.model.layers.pooling import avg_pool, global_avg_pool, max_pool
 from engine.model.layers.shape import flatten, reshape
 from engine.model.model import Model
 from engine.model.state import ModelState
+from engine.version import VERSION
 
 if TYPE_CHECKING:
     from engine import bundle, optim, runtime, train
     from engine.model import display
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _LAZY = {
     "bundle": "engine.bundle",

@@ -26,6 +26,7 @@ from engine.model.graph import ParamSpec
 from engine.model.model import Model
 from engine.model.state import ModelState, flatten, unflatten
 from engine.precision import name_of
+from engine.version import VERSION as ENGINE_VERSION
 
 FORMAT = "axon.bundle"
 VERSION = 1
@@ -55,8 +56,6 @@ def write(
 
     Raises: `GraphError` for a model that cannot be written, `BundleError` for a state that does not fit it.
     """
-    from engine import __version__
-
     graph, constants = to_json(model, frozen=state.frozen)
     from_json(graph, constants=constants, limits=limits)
     parameters, layer_state = dict(flatten(state.parameters)), dict(flatten(state.state))
@@ -71,7 +70,7 @@ def write(
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "engine_version": __version__,
+        "engine_version": ENGINE_VERSION,
         "members": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)} for name, data in members.items()
         },
@@ -139,7 +138,7 @@ def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]
 
 
 def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * int(np.dtype(leaf.dtype).itemsize)
+    return int(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
 
 
 def _json(value: Any) -> bytes:

@@ -48,6 +48,10 @@ class LayerInfo:
     output: Any
     params: Mapping[str, jax.ShapeDtypeStruct]
 
+    def trained(self) -> list[str]:
+        """Names of the parameters that gradients reach; the others are state."""
+        return [spec.name for spec in self.node.op.params(self.node.options) if spec.kind == "parameter"]
+
 
 def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """A value that has a shape and a dtype only."""

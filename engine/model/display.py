@@ -53,8 +53,7 @@ def as_table(model: Model, template: Inputs = None) -> str:
 
 
 def _size(layer: LayerInfo) -> tuple[int, int]:
-    trained = [s for s in layer.node.op.params(layer.node.options) if s.kind == "parameter"]
-    leaves = [layer.params[spec.name] for spec in trained]
+    leaves = [layer.params[name] for name in layer.trained()]
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     return count, sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 

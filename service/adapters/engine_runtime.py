@@ -128,7 +128,7 @@ class EngineRuntime:
     def _report(self, model: Model) -> BundleReport:
         layers = engine.bundle.check_size(model, self._limits)
         inputs, outputs = signature(model)
-        leaves = [leaf for layer in layers for leaf in layer.params.values()]
+        leaves = [layer.params[name] for layer in layers for name in layer.trained()]
         return BundleReport(
             inputs=tuple(map(_tensor_spec, inputs)),
             outputs=tuple(map(_tensor_spec, outputs)),
