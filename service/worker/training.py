@@ -101,7 +101,7 @@ class Training:
         }
         serving = None if self._spec.serving is None else dict(self._spec.serving)
         bundle.write(path, self._model, final.model_state, lineage=lineage, serving=serving)
-        leaves = jax.tree.leaves(final.model_state)
+        leaves = jax.tree.leaves(final.model_state.parameters)
         report = BundleReport(
             inputs=tuple(map(_tensor_spec, self._inputs)),
             outputs=(_tensor_spec(self._output),),
