@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.errors import DtypeError, OptionError, ShapeError
-from engine.functional.options import REDUCTIONS, Reduction, require_choice, require_number
+from engine.functional.options import REDUCTIONS, Reduction, as_integer, require_choice, require_number
 from engine.shapes import Shape, normalize_axis, require_rank
 
 # Keeps logarithms finite; upstream's value, part of the losses' definition.
@@ -325,6 +325,78 @@ def label_smoothing(loss: Loss, *, smoothing: float = 0.1) -> Loss:
     return smoothed
 
 
+def check_ctc(lengths: Shape, labels: Shape, y_pred: Shape) -> None:
+    """Raise `ShapeError` unless the shapes are `[batch]`, `[batch, S]` and `[batch, T, classes]`."""
+    op = "connectionist_temporal_classification"
+    require_rank(op, y_pred, exactly=3)
+    if len(labels) != 2 or labels[0] != y_pred[0] or lengths != y_pred[:1]:
+        raise ShapeError(
+            f"{op}: expected lengths of shape ({y_pred[0]},) and labels of shape ({y_pred[0]}, S) "
+            f"for y_pred of shape {y_pred}, got {lengths} and {labels}"
+        )
+
+
+def connectionist_temporal_classification(
+    y_true: tuple[jax.Array, jax.Array],
+    y_pred: jax.Array,
+    *,
+    blank: int = 0,
+    reduction: Reduction = "none",
+) -> jax.Array:
+    """`-log p(labels)` summed over all alignments of a label sequence with the frames.
+
+    Args:
+        y_true: `(lengths [batch], labels [batch, S])`, integers; labels behind a sequence's length are ignored.
+        y_pred: log-probabilities `[batch, T, classes]`.
+        blank: the class that stands for no label.
+        reduction: `mean` divides each loss by its length first.
+    Returns: `[batch]`, or a scalar. A sequence that fits no alignment costs about 1e5; a label outside the classes
+        makes its loss NaN.
+    Raises:
+        ShapeError: shapes do not fit.
+        OptionError: `blank` is not a class.
+    Source: Graves et al. 2006; Axon.Losses.connectionist_temporal_classification (which adds 1e-7 at every step).
+    """
+    op = "connectionist_temporal_classification"
+    lengths, labels = y_true
+    check_ctc(jnp.shape(lengths), jnp.shape(labels), jnp.shape(y_pred))
+    classes = y_pred.shape[-1]
+    if as_integer(op, "blank", blank, at_least=0) >= classes:
+        raise OptionError(f"{op}: expected blank below {classes}, the number of classes, got {blank}")
+    (log_p,) = _floats(y_pred)
+    inside = jnp.arange(labels.shape[1]) < lengths[:, None]
+    # Negative indices would count from the end; the gather fills those past it with NaN.
+    labels = jnp.where(inside, jnp.where(labels < 0, classes, labels), blank)
+    loss = _alignments(log_p, labels, lengths, blank)
+    return _reduce(op, loss / jnp.maximum(lengths, 1) if reduction == "mean" else loss, reduction)
+
+
+# Stands for log 0: finite, so that derivatives are.
+_LOG_ZERO = -1e5
+
+
+def _alignments(log_p: jax.Array, labels: jax.Array, lengths: jax.Array, blank: int) -> jax.Array:
+    """Forward recursion over the states blank, label, blank, label, ..., blank."""
+    batch, count = labels.shape
+    states = jnp.full((batch, 2 * count + 1), blank, labels.dtype).at[:, 1::2].set(labels)
+    emitted = jnp.take_along_axis(log_p, states[:, None, :], axis=2, mode="fill", fill_value=jnp.nan)
+    before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :-2]
+    skips = (states != blank) & (states != before)
+
+    def step(alpha: jax.Array, frame: jax.Array) -> tuple[jax.Array, None]:
+        padded = jnp.pad(alpha, ((0, 0), (2, 0)), constant_values=_LOG_ZERO)
+        reached = jnp.logaddexp(alpha, padded[:, 1:-1])
+        return frame + jnp.logaddexp(reached, jnp.where(skips, padded[:, :-2], _LOG_ZERO)), None
+
+    start = jnp.full(states.shape, _LOG_ZERO, log_p.dtype).at[:, 0].set(0)
+    # From a virtual state before the first, so that the first frame reaches blank and first label alike.
+    first = emitted[:, 0] + jnp.logaddexp(start, jnp.pad(start, ((0, 0), (1, 0)), constant_values=_LOG_ZERO)[:, :-1])
+    alpha, _ = jax.lax.scan(step, first, jnp.swapaxes(emitted[:, 1:], 0, 1))
+    last = jnp.take_along_axis(alpha, 2 * lengths[:, None].astype(jnp.int32), axis=1)[:, 0]
+    label = jnp.take_along_axis(alpha, jnp.maximum(2 * lengths[:, None].astype(jnp.int32) - 1, 0), axis=1)[:, 0]
+    return -jnp.where(lengths > 0, jnp.logaddexp(last, label), last)
+
+
 LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
     {
         function.__name__: function
@@ -332,6 +404,7 @@ LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
             binary_cross_entropy,
             categorical_cross_entropy,
             categorical_hinge,
+            connectionist_temporal_classification,
             hinge,
             huber,
             kl_divergence,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from engine.functional.options import Channels, Padding
+from engine.functional.options import Channels, Padding, require_number
 from engine.functional.windows import WindowPlan, plan_pool, spatial_axes
 from engine.shapes import Shape, require_rank
 
@@ -239,3 +239,82 @@ def global_max_pool(x: jax.Array, *, keep_axes: bool = False, channels: Channels
     """
     check_global_max_pool(jnp.shape(x), keep_axes=keep_axes, channels=channels)
     return jnp.max(x, axis=spatial_axes("global_max_pool", x.ndim, channels), keepdims=keep_axes)
+
+
+def check_lp_pool(
+    x: Shape,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "valid",
+    window_dilations: int | Sequence[int] = 1,
+    channels: Channels = "last",
+    norm: float = 2,
+) -> None:
+    """The shape rule of `lp_pool`."""
+    require_number("lp_pool", "norm", norm, at_least=1)
+    plan_pool(
+        "lp_pool",
+        x,
+        kernel_size=kernel_size,
+        strides=strides,
+        padding=padding,
+        window_dilations=window_dilations,
+        channels=channels,
+    )
+
+
+def lp_pool(
+    x: jax.Array,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Padding = "valid",
+    window_dilations: int | Sequence[int] = 1,
+    channels: Channels = "last",
+    norm: float = 2,
+) -> jax.Array:
+    r"""Power-average of each window: $(\sum |x|^p)^{1/p}$ with $p$ = `norm`, at least 1.
+
+    A window of zeros has gradient 0. Other arguments, result and errors as in `max_pool`.
+    Source: Axon.Layers.lp_pool (which leaves out the absolute value).
+    """
+    require_number("lp_pool", "norm", norm, at_least=1)
+    plan = plan_pool(
+        "lp_pool",
+        jnp.shape(x),
+        kernel_size=kernel_size,
+        strides=strides,
+        padding=padding,
+        window_dilations=window_dilations,
+        channels=channels,
+    )
+    return _root(_window_sum(_power(x, norm), plan), norm).astype(_float_dtype(x))
+
+
+def _power(x: jax.Array, norm: float) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.square(x) if norm == 2 else jnp.abs(x) ** norm
+
+
+def _root(total: jax.Array, norm: float) -> jax.Array:
+    # The root's slope is infinite at zero.
+    positive = total > 0
+    return jnp.where(positive, jnp.where(positive, total, 1) ** (1 / norm), 0)
+
+
+def check_global_lp_pool(x: Shape, *, keep_axes: bool = False, channels: Channels = "last", norm: float = 2) -> None:
+    """The shape rule of `global_lp_pool`."""
+    require_rank("global_lp_pool", x, at_least=3)
+    spatial_axes("global_lp_pool", len(x), channels)
+    require_number("global_lp_pool", "norm", norm, at_least=1)
+
+
+def global_lp_pool(x: jax.Array, *, keep_axes: bool = False, channels: Channels = "last", norm: float = 2) -> jax.Array:
+    """Power-average over all spatial axes, as `lp_pool`; other arguments, result and errors as in `global_avg_pool`.
+
+    Source: Axon.Layers.global_lp_pool.
+    """
+    check_global_lp_pool(jnp.shape(x), keep_axes=keep_axes, channels=channels, norm=norm)
+    total = jnp.sum(_power(x, norm), axis=spatial_axes("global_lp_pool", x.ndim, channels), keepdims=keep_axes)
+    return _root(total, norm).astype(_float_dtype(x))

@@ -26,10 +26,8 @@ def channel_axis(rank: int, channels: Channels) -> int:
     return rank - 1 if channels == "last" else 1
 
 
-def as_pads(
-    op: str, padding: Padding, sizes: Sequence[int], windows: Sequence[int], strides: Sequence[int]
-) -> tuple[tuple[int, int], ...]:
-    """Padding before and after each spatial axis, of dilated input and window sizes.
+def as_pads(op: str, padding: Padding, windows: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Padding before and after each spatial axis, of dilated window sizes.
 
     `same` adds the window's size less one, the odd one after, so that the output has `ceil(size / stride)` elements.
     At strides above 1 this aligns windows as PyTorch's explicit padding does; TensorFlow and XLA may pad less before.
@@ -37,12 +35,12 @@ def as_pads(
     if isinstance(padding, str):
         require_choice(op, "padding", padding, ("valid", "same"))
         if padding == "valid":
-            return ((0, 0),) * len(sizes)
+            return ((0, 0),) * len(windows)
         return tuple(((window - 1) // 2, window // 2) for window in windows)
     pairs = tuple(padding) if isinstance(padding, Sequence) else ()
-    if len(pairs) != len(sizes) or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
+    if len(pairs) != len(windows) or any(not isinstance(pair, Sequence) or len(pair) != 2 for pair in pairs):
         raise OptionError(
-            f"{op}: expected padding 'valid', 'same' or {len(sizes)} pairs (before, after), got {padding!r}"
+            f"{op}: expected padding 'valid', 'same' or {len(windows)} pairs (before, after), got {padding!r}"
         )
     return tuple(
         (as_integer(op, "padding", low, at_least=0), as_integer(op, "padding", high, at_least=0)) for low, high in pairs
@@ -98,7 +96,7 @@ def plan_pool(
     holes = as_sizes(op, "window_dilations", window_dilations, rank)
     sizes = [x[axis] for axis in axes]
     extents = [dilated(size, hole) for size, hole in zip(window, holes, strict=True)]
-    pads = as_pads(op, padding, sizes, extents, steps)
+    pads = as_pads(op, padding, extents)
     for extent, pair in zip(extents, pads, strict=True):
         if max(pair) >= extent:
             raise OptionError(f"{op}: expected padding below the window's {tuple(extents)} (dilated), got {pads}")

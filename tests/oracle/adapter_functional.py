@@ -127,6 +127,8 @@ def _check_layer_differences(case: Case) -> None:
         raise Different(name.replace("_", "-"))
     if name == "blur_pool" and args.get("channels", "last") == "last":
         raise Different("blur-pool-channels-last")
+    if name.endswith("lp_pool") and args.get("norm", 2) % 2 and (case["inputs"]["input"] < 0).any():
+        raise Different("lp-pool-odd-norm")
     if name == "bilinear" and case["inputs"]["input1"].ndim > 2:
         raise Different("bilinear-rank")
     if train and name == "instance_norm" and case["inputs"]["input"].ndim > 2:
@@ -141,11 +143,16 @@ def _layer_function(case: Case) -> tuple[Callable[..., Any], list[str]]:
     function = _function(functional, name)
     index = args.pop("index", None)
     names = [*case["inputs"], *case["params"]]
+    parameters = {f"k{i}": f"kernel_{i}" for i in (1, 2, 3)} | {f"b{i}": f"bias_{i}" for i in (1, 2, 3)}
     spread = name in ("add", "subtract", "multiply", "concatenate")
 
     def layer(**values: Any) -> Any:
-        arguments = values["inputs"] if spread else [values[n] for n in names]
-        output = function(*arguments, **args)
+        if spread:
+            return function(*values["inputs"], **args)
+        if name.startswith("separable"):
+            named = {parameters[n]: values[n] for n in names if n != "input"}
+            return function(values["input"], **named, **args)
+        output = function(*(values[n] for n in names), **args)
         return output if index is None else output[index]
 
     return layer, names

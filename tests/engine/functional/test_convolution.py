@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from jax import lax
 
 from engine.errors import OptionError, ShapeError
-from engine.functional import check_conv, conv
+from engine.functional import (
+    check_conv,
+    check_conv_transpose,
+    check_depthwise_conv,
+    check_separable_conv2d,
+    conv,
+    conv_transpose,
+    depthwise_conv,
+    separable_conv2d,
+    separable_conv3d,
+)
 from engine.shapes import Shape
 from tests.engine.functional.support import assert_gradient, values
 
@@ -169,3 +179,64 @@ def test_groups_must_divide() -> None:
         check_conv((2, 5, 3), (3, 1, 4), feature_group_size=2)
     with pytest.raises(ShapeError, match="divisible by batch_group_size 2, got 3 and 4"):
         check_conv((3, 5, 3), (3, 3, 4), batch_group_size=2)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("window", "strides"), [(2, 1), (3, 2), (2, 3), (5, 2), (4, 4)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_transposed_convolution_is_that_of_lax(padding: Any, window: int, strides: int, dilation: int) -> None:
+    """The same sizes and values as lax.conv_transpose, in both layouts."""
+    x, kernel = values(2, 5, 4, 3).astype(np.float32), values(window, 2, 3, 2).astype(np.float32)
+    options = {"strides": (strides, 1), "padding": padding, "kernel_dilation": dilation}
+    expected = lax.conv_transpose(
+        x, kernel, (strides, 1), padding.upper(), (dilation, dilation), dimension_numbers=LAST[2]
+    )
+    np.testing.assert_allclose(conv_transpose(x, kernel, **options), expected, rtol=1e-4, atol=1e-5)
+    first = conv_transpose(np.moveaxis(x, -1, 1), np.moveaxis(kernel, (-1, -2), (0, 1)), channels="first", **options)
+    np.testing.assert_allclose(np.moveaxis(first, 1, -1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_transposed_convolution_takes_padding_as_it_is() -> None:
+    """Pairs are those of the convolution of the dilated input."""
+    x, kernel = values(1, 4, 2).astype(np.float32), values(3, 2, 2).astype(np.float32)
+    expected = conv(x, kernel, padding=[(1, 0)], input_dilation=2)
+    np.testing.assert_allclose(conv_transpose(x, kernel, strides=2, padding=[(1, 0)]), expected, rtol=1e-6)
+    assert_gradient(partial(conv_transpose, strides=2), x, kernel, values(2))
+
+
+def test_depthwise_convolution_treats_channels_alone() -> None:
+    """Each input channel is convolved with its own filters."""
+    x, kernel = values(2, 5, 5, 3).astype(np.float32), values(3, 2, 1, 6).astype(np.float32)
+    alone = [conv(x[..., i : i + 1], kernel[..., 2 * i : 2 * i + 2], padding="same") for i in range(3)]
+    np.testing.assert_allclose(depthwise_conv(x, kernel, padding="same"), np.concatenate(alone, -1), rtol=1e-5)
+    assert_gradient(depthwise_conv, x, kernel, values(6))
+
+
+def test_separable_convolution_equals_the_product_of_its_kernels() -> None:
+    """One window per axis, without strides or biases: the outer product as one depthwise kernel."""
+    x = values(2, 5, 6, 2).astype(np.float32)
+    k1, k2 = values(3, 1, 1, 4).astype(np.float32), values(1, 2, 1, 4, seed=1).astype(np.float32)
+    np.testing.assert_allclose(separable_conv2d(x, k1, k2), depthwise_conv(x, k1 * k2), rtol=1e-4, atol=1e-5)
+    volume = values(1, 4, 4, 4, 2).astype(np.float32)
+    kernels = [
+        values(*shape, 1, 2, seed=i).astype(np.float32) for i, shape in enumerate([(2, 1, 1), (1, 3, 1), (1, 1, 2)])
+    ]
+    product = kernels[0] * kernels[1] * kernels[2]
+    np.testing.assert_allclose(
+        separable_conv3d(volume, *kernels), depthwise_conv(volume, product), rtol=1e-4, atol=1e-5
+    )
+    assert_gradient(separable_conv2d, x, k1, k2, values(4), values(4))
+
+
+def test_other_convolutions_check_their_shapes() -> None:
+    """Each speaks in its own name."""
+    with pytest.raises(ShapeError, match="depthwise_conv: expected a kernel of 1 input channels"):
+        check_depthwise_conv((1, 5, 3), (2, 3, 3))
+    with pytest.raises(ShapeError, match="separable_conv2d: expected an input of rank 4"):
+        check_separable_conv2d((1, 5, 3), (2, 1, 3), (2, 1, 3))
+    with pytest.raises(ShapeError, match="separable_conv2d: expected spatial sizes"):
+        check_separable_conv2d((1, 5, 2, 3), (2, 1, 1, 3), (1, 3, 1, 3))
+    with pytest.raises(ShapeError, match="conv_transpose: expected a kernel of rank 3"):
+        check_conv_transpose((1, 5, 3), (3, 3))
+    with pytest.raises(OptionError, match="conv_transpose: expected padding to be one of"):
+        check_conv_transpose((1, 5, 3), (2, 3, 3), padding="full")  # type: ignore[arg-type]

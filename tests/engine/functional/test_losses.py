@@ -19,6 +19,7 @@ from engine.functional import losses
 from engine.functional.losses import LOSSES, binary_cross_entropy, categorical_cross_entropy
 from tests.engine.functional.support import assert_gradient, values
 
+ONE_TO_ONE = [name for name in LOSSES if name not in ("margin_ranking", "connectionist_temporal_classification")]
 ONE_HOT = np.eye(4, dtype=np.float32)[[1, 3, 0]]
 LABELS = np.array([1, 3, 0], np.int32)
 LOGITS = (3 * values(3, 4)).astype(np.float32)
@@ -58,7 +59,7 @@ def test_value_matches_an_independent_one(
 PROBABILITIES = ("binary_cross_entropy", "categorical_cross_entropy", "kl_divergence", "poisson")
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "margin_ranking"])
+@pytest.mark.parametrize("name", ONE_TO_ONE)
 def test_gradient_matches_central_differences(name: str) -> None:
     """The derivative with respect to both arguments is that of the function."""
     y_pred = values(3, 4, low=0.05, high=0.95) if name in PROBABILITIES else LOGITS
@@ -151,7 +152,7 @@ def test_class_index_out_of_range_gives_nan(label: int) -> None:
     assert np.isnan(loss).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "margin_ranking"])
+@pytest.mark.parametrize("name", ONE_TO_ONE)
 @pytest.mark.parametrize("shape", [(3, 1), (3,), (1, 4), (4,), ()])
 def test_shapes_are_never_broadcast(name: str, shape: tuple[int, ...]) -> None:
     """Targets of another shape raise, and the message names both shapes."""
@@ -200,3 +201,47 @@ def test_label_smoothing_matches_optax() -> None:
     np.testing.assert_allclose(losses.apply_label_smoothing(ONE_HOT, LOGITS, smoothing=0.2), smoothed, rtol=1e-6)
     wrapped = losses.label_smoothing(losses.mean_squared_error, smoothing=0.2)
     np.testing.assert_allclose(wrapped(ONE_HOT, LOGITS), losses.mean_squared_error(smoothed, LOGITS), rtol=1e-6)
+
+
+LENGTHS = np.array([2, 3, 0, 1], np.int32)
+SEQUENCES = np.array([[1, 1, -1], [2, 1, 3], [9, 9, 9], [4, 0, 0]], np.int32)
+FRAMES = np.asarray(jax.nn.log_softmax(3 * values(4, 7, 5, seed=6).astype(np.float32)))
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+def test_ctc_matches_optax(blank: int) -> None:
+    """Repeated labels, empty sequences and padding behind the length give what Optax gives."""
+    labels = np.where(blank == SEQUENCES, 3, SEQUENCES)
+    padding = np.arange(3) >= LENGTHS[:, None]
+    expected = optax.ctc_loss(FRAMES, np.zeros((4, 7)), labels, padding.astype(np.float32), blank_id=blank)
+    loss = partial(losses.connectionist_temporal_classification, blank=blank)
+    np.testing.assert_allclose(loss((LENGTHS, labels), FRAMES), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        loss((LENGTHS, labels), FRAMES, reduction="mean"), np.mean(expected / np.maximum(LENGTHS, 1)), rtol=1e-4
+    )
+    assert_gradient(lambda frames: loss((jnp.asarray(LENGTHS), jnp.asarray(labels)), frames), FRAMES)
+
+
+def test_ctc_of_an_impossible_sequence_is_large_with_a_finite_gradient() -> None:
+    """Two equal labels need three frames."""
+    loss = partial(losses.connectionist_temporal_classification, reduction="sum")
+    y_true = (jnp.array([2]), jnp.array([[1, 1]]))
+    value, gradient = jax.value_and_grad(loss, argnums=1)(y_true, jnp.asarray(FRAMES[:1, :2]))
+    assert value > 9e4
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_ctc_of_a_label_outside_the_classes_is_nan(label: int) -> None:
+    """Only the sequence that holds it is spoilt."""
+    y_true = (jnp.array([1, 1]), jnp.array([[label], [1]]))
+    loss = losses.connectionist_temporal_classification(y_true, jnp.asarray(FRAMES[:2]))
+    assert np.isnan(loss).tolist() == [True, False]
+
+
+def test_ctc_arguments_are_checked() -> None:
+    """Lengths, labels and frames belong to one batch; the blank is a class."""
+    with pytest.raises(ShapeError, match=r"expected lengths of shape \(4,\) and labels of shape \(4, S\)"):
+        losses.connectionist_temporal_classification((LENGTHS[:2], SEQUENCES), FRAMES)
+    with pytest.raises(OptionError, match="expected blank below 5"):
+        losses.connectionist_temporal_classification((LENGTHS, SEQUENCES), FRAMES, blank=5)

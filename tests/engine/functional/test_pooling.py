@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from jax import lax
 
 from engine.errors import OptionError, ShapeError
-from engine.functional import avg_pool, check_max_pool, global_avg_pool, global_max_pool, max_pool
+from engine.functional import (
+    avg_pool,
+    check_max_pool,
+    global_avg_pool,
+    global_lp_pool,
+    global_max_pool,
+    lp_pool,
+    max_pool,
+)
 from engine.shapes import Shape
 from tests.engine.functional.support import assert_gradient, values
 
@@ -166,3 +174,22 @@ def test_wrong_arguments_raise(shape: Shape, options: dict[str, Any], error: typ
     """The check speaks before XLA can."""
     with pytest.raises(error, match=message):
         check_max_pool(shape, **options)
+
+
+@pytest.mark.parametrize("norm", [1, 2, 3, 2.5])
+def test_lp_pool_is_the_norm_of_each_window(norm: float) -> None:
+    """NumPy's vector norm, of negative values too, with its derivative."""
+    x = values(2, 6, 3)
+    expected = np.linalg.norm(x.reshape(2, 3, 2, 3), norm, axis=2)
+    np.testing.assert_allclose(lp_pool(jnp.asarray(x), kernel_size=2, norm=norm), expected, rtol=1e-5)
+    np.testing.assert_allclose(global_lp_pool(jnp.asarray(x), norm=norm), np.linalg.norm(x, norm, axis=1), rtol=1e-5)
+    assert_gradient(partial(lp_pool, kernel_size=2, strides=1, norm=norm), x)
+    assert_gradient(partial(global_lp_pool, norm=norm, channels="first", keep_axes=True), x)
+
+
+def test_lp_pool_of_zeros_has_no_gradient() -> None:
+    """The root's infinite slope at zero does not turn into NaN."""
+    gradient = jax.grad(lambda x: lp_pool(x, kernel_size=2).sum())(jnp.zeros((1, 4, 1)))
+    assert not np.asarray(gradient).any()
+    with pytest.raises(OptionError, match="lp_pool: expected norm to be a finite number of at least 1"):
+        lp_pool(jnp.zeros((1, 4, 1)), kernel_size=2, norm=0)
