@@ -11,11 +11,17 @@ from typing import Protocol, final
 from service.core.errors import NotFound, NotReady
 from service.core.ports import Clock
 from service.core.serving import ServedModel
-from service.core.types import InferRequest, InferResult, ModelSpec, TensorSpec
+from service.core.types import InferRequest, InferResult, TensorSpec
 
 PLATFORM = "jax_graph"
 
-EXTENSIONS: tuple[str, ...] = ("binary_tensor_data", "parameters", "schedule_policy")
+EXTENSIONS: tuple[str, ...] = (
+    "binary_tensor_data",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+)
 """The protocol's extensions that are served, by their names in it."""
 
 
@@ -99,20 +105,21 @@ class InferenceService:
             return False
         return True
 
-    def spec(self, name: str, version: str | None = None) -> ModelSpec:
-        """What the version that would answer takes and gives; raises `NotFound` or `NotReady`."""
-        return self._registry.resolve(name, version).spec
+    def model(self, name: str, version: str | None = None) -> ServedModel:
+        """The version that would answer; raises `NotFound` or `NotReady`."""
+        return self._registry.resolve(name, version)
 
-    def served(self) -> list[ServedModel]:
-        """Every ready version of every model."""
+    def served(self, name: str | None = None) -> list[ServedModel]:
+        """Every ready version of one model, or of all; raises `NotFound` for a name that is not known."""
+        if name is not None:
+            return [self._registry.resolve(name, str(version)) for version in self._registry.versions(name)]
         served = []
-        for name in self._registry.names():
-            for version in self._ready_versions(name):
-                try:
-                    served.append(self._registry.resolve(name, str(version)))
-                except (NotFound, NotReady):
-                    # It was unloaded between the two look-ups.
-                    continue
+        for each in self._registry.names():
+            try:
+                served += self.served(each)
+            except (NotFound, NotReady):
+                # It was unloaded between two look-ups.
+                continue
         return served
 
     def deadline(self, timeout_s: float) -> float:
@@ -124,9 +131,3 @@ class InferenceService:
         served = self._registry.resolve(request.model, request.version)
         outputs = await served.infer(request.inputs, request.outputs, request.deadline, request.priority)
         return InferResult(served.name, served.version, outputs, request.id)
-
-    def _ready_versions(self, name: str) -> list[int]:
-        try:
-            return self._registry.versions(name)
-        except NotFound:
-            return []

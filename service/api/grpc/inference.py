@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import final
 
+from google.protobuf.json_format import ParseDict
+
+from service.api.descriptions import model_config, model_statistics
 from service.api.grpc import convert
 from service.api.grpc.errors import Context, details
 from service.api.grpc.generated import inference_pb2 as pb
@@ -45,6 +48,19 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """What a model takes and gives."""
         return convert.model_metadata_to_proto(self._inference.model_metadata(request.name, request.version or None))
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        """How a model is served."""
+        served = self._inference.model(request.name, request.version or None)
+        return ParseDict({"config": model_config(served)}, pb.ModelConfigResponse())
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        """What one version, all versions of a model, or all models have done."""
+        if request.version:
+            served = [self._inference.model(request.name, request.version)]
+        else:
+            served = self._inference.served(request.name or None)
+        return ParseDict(model_statistics(served), pb.ModelStatisticsResponse())
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """One request, one answer, before the call's deadline."""

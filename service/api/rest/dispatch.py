@@ -101,7 +101,7 @@ class Dispatcher:
             raise InvalidRequest(f"Inference-Header-Content-Length: expected an integer >= 0, got {given[:64]!r}")
         header_length = int(given)
         if header_length == 0:
-            return decode_raw_request(body, self._inference.spec(model, version))
+            return decode_raw_request(body, self._inference.model(model, version).spec)
         return decode_request(body, header_length)
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:

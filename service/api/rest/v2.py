@@ -8,15 +8,21 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Response
 
+from service.api.descriptions import model_config, model_statistics
 from service.core.errors import NotReady
 from service.core.inference import InferenceService, ModelMetadata
 from service.core.types import TensorSpec
 
 
 def router(inference: InferenceService) -> APIRouter:
-    """Health, server metadata, the list of models, and their metadata and readiness."""
+    """Health, server metadata, and the models: metadata, readiness, configuration, statistics."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+    _add_server(routes, inference)
+    _add_models(routes, inference)
+    return routes
 
+
+def _add_server(routes: APIRouter, inference: InferenceService) -> None:
     @routes.get("", summary="Server metadata")
     async def server_metadata() -> Response:
         server = inference.server_metadata()
@@ -36,6 +42,26 @@ def router(inference: InferenceService) -> APIRouter:
     async def models() -> Response:
         return _json({"models": inference.models()})
 
+
+def _add_models(routes: APIRouter, inference: InferenceService) -> None:
+    # Before `/models/{name}`, which would take it for a model.
+    @routes.get("/models/stats", summary="Statistics of all models")
+    async def all_statistics() -> Response:
+        return _json(model_statistics(inference.served()))
+
+    @routes.get("/models/{name}/stats", summary="Statistics of all versions")
+    async def statistics(name: str) -> Response:
+        return _json(model_statistics(inference.served(name)))
+
+    @routes.get("/models/{name}/versions/{version}/stats", summary="Statistics of a version")
+    async def version_statistics(name: str, version: str) -> Response:
+        return _json(model_statistics([inference.model(name, version)]))
+
+    @routes.get("/models/{name}/config", summary="Model configuration")
+    @routes.get("/models/{name}/versions/{version}/config", summary="Model configuration")
+    async def configuration(name: str, version: str | None = None) -> Response:
+        return _json(model_config(inference.model(name, version)))
+
     @routes.get("/models/{name}", summary="Model metadata")
     @routes.get("/models/{name}/versions/{version}", summary="Model metadata")
     async def model_metadata(name: str, version: str | None = None) -> Response:
@@ -47,8 +73,6 @@ def router(inference: InferenceService) -> APIRouter:
         if not inference.model_ready(name, version):
             raise NotReady(f"model {name!r} is not ready")
         return _json({"name": name, "ready": True})
-
-    return routes
 
 
 def metadata_body(metadata: ModelMetadata) -> dict[str, Any]:

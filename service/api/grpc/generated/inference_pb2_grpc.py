@@ -60,6 +60,16 @@ class GRPCInferenceServiceStub:
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelMetadataResponse.FromString,
                 _registered_method=True)
+        self.ModelConfig = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelConfig',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelConfigRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelConfigResponse.FromString,
+                _registered_method=True)
+        self.ModelStatistics = channel.unary_unary(
+                '/inference.GRPCInferenceService/ModelStatistics',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelStatisticsRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelStatisticsResponse.FromString,
+                _registered_method=True)
         self.ModelInfer = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelInfer',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelInferRequest.SerializeToString,
@@ -111,6 +121,20 @@ class GRPCInferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ModelConfig(self, request, context):
+        """How a model is served (extension model_configuration).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStatistics(self, request, context):
+        """What versions have done since they were loaded (extension statistics).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ModelInfer(self, request, context):
         """Compute a model's outputs for one set of inputs.
         """
@@ -152,6 +176,16 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelMetadata,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelMetadataRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelMetadataResponse.SerializeToString,
+            ),
+            'ModelConfig': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelConfig,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelConfigRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelConfigResponse.SerializeToString,
+            ),
+            'ModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ModelStatistics,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelStatisticsRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelStatisticsResponse.SerializeToString,
             ),
             'ModelInfer': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelInfer,
@@ -300,6 +334,60 @@ class GRPCInferenceService:
             '/inference.GRPCInferenceService/ModelMetadata',
             service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelMetadataRequest.SerializeToString,
             service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelConfig(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelConfig',
+            service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelConfigRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inference.GRPCInferenceService/ModelStatistics',
+            service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelStatisticsRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_inference__pb2.ModelStatisticsResponse.FromString,
             options,
             channel_credentials,
             insecure,
