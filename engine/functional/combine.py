@@ -3,7 +3,7 @@ r"""Ops that join several arrays into one, or part one into several. Source: Axo
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -111,3 +111,23 @@ def split(x: jax.Array, *, splits: int | Sequence[int], axis: int = -1) -> tuple
     sizes = _split_sizes(jnp.shape(x), splits, axis)
     starts = [sum(sizes[:i]) for i in range(1, len(sizes))]
     return tuple(jnp.split(x, starts, axis=axis))
+
+
+def stack_columns(columns: Mapping[str, jax.Array], *, ignore: Sequence[str] = ()) -> jax.Array:
+    """The columns of a table side by side.
+
+    Args:
+        columns: arrays `[batch]` or `[batch, n]` by name.
+        ignore: names to leave out.
+    Returns: `[batch, sum of n]`, in the order of the sorted names.
+    Raises:
+        ShapeError: not a mapping of such arrays, or nothing is left.
+    Source: Axon.stack_columns.
+    """
+    if not isinstance(columns, Mapping):
+        raise ShapeError(f"stack_columns: expected columns by name, got {type(columns).__name__}")
+    chosen = {name: columns[name] for name in sorted(columns) if name not in ignore}
+    shapes = {name: jnp.shape(column) for name, column in chosen.items()}
+    if not chosen or any(len(shape) not in (1, 2) for shape in shapes.values()):
+        raise ShapeError(f"stack_columns: expected columns of rank 1 or 2, got {shapes or 'none'}")
+    return concatenate(*(c[:, None] if c.ndim == 1 else c for c in chosen.values()), axis=-1)

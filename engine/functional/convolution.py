@@ -413,6 +413,7 @@ def _plan_transpose(
     padding: Padding,
     kernel_dilation: int | Sequence[int],
     channels: Channels,
+    feature_group_size: int,
 ) -> _Plan:
     op = "conv_transpose"
     require_rank(op, x, at_least=3)
@@ -434,7 +435,7 @@ def _plan_transpose(
         input_dilation=steps,
         kernel_dilation=holes,
         channels=channels,
-        feature_group_size=1,
+        feature_group_size=feature_group_size,
         batch_group_size=1,
     )
 
@@ -448,10 +449,11 @@ def check_conv_transpose(
     padding: Padding = "valid",
     kernel_dilation: int | Sequence[int] = 1,
     channels: Channels = "last",
+    feature_group_size: int = 1,
 ) -> None:
     """The shape rule of `conv_transpose`."""
     _plan_transpose(
-        x, kernel, bias, strides=strides, padding=padding, kernel_dilation=kernel_dilation, channels=channels
+        x, kernel, bias, strides=strides, padding=padding, kernel_dilation=kernel_dilation, channels=channels, feature_group_size=feature_group_size
     )
 
 
@@ -464,22 +466,24 @@ def conv_transpose(
     padding: Padding = "valid",
     kernel_dilation: int | Sequence[int] = 1,
     channels: Channels = "last",
+    feature_group_size: int = 1,
 ) -> jax.Array:
     """Fractionally strided convolution: zeros are put between the elements of x, by `strides`.
 
     Args:
         x: `[batch, *spatial, in]` (see the module's head), rank 3 or more.
-        kernel: `[*window, in, units]`, not flipped.
+        kernel: `[*window, in / groups, units]`, not flipped.
         bias: `[units]`, a scalar, or `None` for no bias.
         strides: by how much the output is larger, per spatial axis or one for all.
         padding: `valid` gives `(size - 1) * stride + max(window, stride)` elements (window dilated), `same`
             `size * stride`; pairs (before, after) are those of the convolution itself.
         kernel_dilation: `n - 1` zeros are put between the elements of the kernel.
         channels: `last` or `first`.
+        feature_group_size: how many groups; each sees its share of the input channels.
     Errors as in `conv`. Source: Zeiler et al. 2010; Axon.Layers.conv_transpose.
     """
     shapes = (jnp.shape(x), jnp.shape(kernel), _optional_shape(bias))
     plan = _plan_transpose(
-        *shapes, strides=strides, padding=padding, kernel_dilation=kernel_dilation, channels=channels
+        *shapes, strides=strides, padding=padding, kernel_dilation=kernel_dilation, channels=channels, feature_group_size=feature_group_size
     )
-    return _convolve(x, kernel, bias, plan, channels=channels)
+    return _convolve(x, kernel, bias, plan, channels=channels, feature_group_size=feature_group_size)

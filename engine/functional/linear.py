@@ -106,3 +106,27 @@ def embedding(x: jax.Array, kernel: jax.Array) -> jax.Array:
         raise DtypeError(f"embedding: expected integer indices, got dtype {x.dtype}")
     # "clip" would still read a negative index from the end.
     return jnp.take(kernel, jnp.maximum(x, 0), axis=0, mode="clip")
+
+
+def check_scale(x: Shape, scale: Shape, *, channel_index: int = -1) -> None:
+    """The shape rule of `scale`."""
+    axis = normalize_axis("scale", channel_index, len(x))
+    if scale != (x[axis],):
+        raise ShapeError(f"scale: expected a scale of shape ({x[axis]},) for x of shape {x}, got {scale}")
+
+
+def scale(x: jax.Array, scale: jax.Array, *, channel_index: int = -1) -> jax.Array:
+    """A factor per channel: `y = x * s`.
+
+    Args:
+        x: `[..., C, ...]`, the channel axis at `channel_index`.
+        scale: `[C]`.
+    Returns: x's shape.
+    Raises:
+        ShapeError: scale is not of shape `[C]`.
+        OptionError: the axis is outside the rank.
+    Source: Axon 0.9 scale; Touvron et al. 2021, arXiv:2103.17239 (LayerScale).
+    """
+    check_scale(jnp.shape(x), jnp.shape(scale), channel_index=channel_index)
+    axis = channel_index % x.ndim
+    return x * scale.reshape([-1 if other == axis else 1 for other in range(x.ndim)])

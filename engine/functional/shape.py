@@ -38,20 +38,24 @@ def resolve_shape(x: Shape, new_shape: Sequence[Dimension]) -> Shape:
     """The sizes `new_shape` stands for when an input of shape `x` is reshaped to it; errors as in `reshape`."""
     if isinstance(new_shape, str) or not isinstance(new_shape, Sequence):
         raise OptionError(f"reshape: expected new_shape to be a sequence, got {new_shape!r}")
-    if "batch" in new_shape:
+    rest, entries = x, list(new_shape)
+    if "batch" in entries:
+        # The batch's size stands on both sides, so it need not be known.
         require_rank("reshape", x, at_least=1)
-    sizes = [x[0] if size == "batch" else size for size in new_shape]
-    known = [as_integer("reshape", "new_shape", size, at_least=0) for size in sizes if size != "auto"]
-    total, product = math.prod(x), math.prod(known)
-    if len(sizes) - len(known) > 1:
+        rest = x[1:]
+        entries.remove("batch")
+    entries = [x[0] if size == "batch" else size for size in entries]
+    known = [as_integer("reshape", "new_shape", size, at_least=0) for size in entries if size != "auto"]
+    total, product = math.prod(rest), math.prod(known)
+    if len(entries) - len(known) > 1:
         raise OptionError(f"reshape: expected at most one 'auto' in new_shape, got {tuple(new_shape)}")
-    if len(sizes) > len(known):
+    if len(entries) > len(known):
         if product == 0 or total % product:
             raise ShapeError(f"reshape: expected sizes that divide those of {x}, got {tuple(new_shape)}")
-        return tuple(total // product if size == "auto" else int(size) for size in sizes)
-    if product != total:
-        raise ShapeError(f"reshape: expected {total} elements as in shape {x}, got {tuple(new_shape)} of {product}")
-    return tuple(known)
+    elif product != total:
+        raise ShapeError(f"reshape: expected as many elements as in shape {x}, got {tuple(new_shape)}")
+    sizes = {"batch": x[0] if x else 1, "auto": total // max(product, 1)}
+    return tuple(sizes[size] if isinstance(size, str) else size for size in new_shape)
 
 
 def reshape(x: jax.Array, *, new_shape: Sequence[Dimension]) -> jax.Array:

@@ -19,4 +19,4 @@ def assert_gradient(function: Callable[..., jax.Array], *arrays: Any) -> None:
     """Forward and reverse derivatives of a float64 function agree with central differences."""
     with jax.enable_x64(True):
         wide = tuple(jax.numpy.asarray(array, jax.numpy.float64) for array in arrays)
-        check_grads(function, wide, order=1, atol=1e-5, rtol=1e-5)
+        check_grads(jax.jit(function), wide, order=1, atol=1e-5, rtol=1e-5)

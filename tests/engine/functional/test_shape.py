@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from engine.errors import OptionError, ShapeError
 from engine.functional import flatten, pad, reshape, transpose
@@ -33,10 +35,18 @@ def test_reshape_fills_placeholders(new_shape: Any, expected: Shape) -> None:
     np.testing.assert_allclose(reshape(x, new_shape=new_shape), x.reshape(expected), rtol=1e-6)
 
 
+def test_reshape_takes_a_batch_of_unknown_or_no_size() -> None:
+    """The batch's own size need not be known, and may be zero."""
+    (batch,) = export.symbolic_shape("batch")
+    program = export.export(jax.jit(lambda x: reshape(x, new_shape=("batch", "auto", 2))))
+    assert program(jax.ShapeDtypeStruct((batch, 6), jnp.float32)).out_avals[0].shape == (batch, 3, 2)
+    assert reshape(jnp.ones((0, 6)), new_shape=("batch", "auto", 2)).shape == (0, 3, 2)
+
+
 @pytest.mark.parametrize(
     ("new_shape", "error", "message"),
     [
-        ((5, 2), ShapeError, r"expected 12 elements as in shape \(2, 6\), got \(5, 2\) of 10"),
+        ((5, 2), ShapeError, r"expected as many elements as in shape \(2, 6\), got \(5, 2\)"),
         ((5, "auto"), ShapeError, "expected sizes that divide"),
         ((0, "auto"), ShapeError, "expected sizes that divide"),
         (("auto", "auto"), OptionError, "expected at most one 'auto'"),
