@@ -29,6 +29,7 @@ from engine.functional.combine import (
     concatenate,
     multiply,
     split,
+    stack_columns,
     subtract,
 )
 from engine.functional.convolution import (
@@ -61,8 +62,10 @@ from engine.functional.linear import (
     check_bilinear,
     check_dense,
     check_embedding,
+    check_scale,
     dense,
     embedding,
+    scale,
 )
 from engine.functional.losses import FUSED_ACTIVATION, LOSSES
 from engine.functional.metrics import METRICS
@@ -156,6 +159,7 @@ __all__ = [
     "check_reshape",
     "check_resize",
     "check_rms_norm",
+    "check_scale",
     "check_separable_conv2d",
     "check_separable_conv3d",
     "check_spatial_dropout",
@@ -188,10 +192,12 @@ __all__ = [
     "reshape",
     "resize",
     "rms_norm",
+    "scale",
     "separable_conv2d",
     "separable_conv3d",
     "spatial_dropout",
     "split",
+    "stack_columns",
     "subtract",
     "transpose",
 ]

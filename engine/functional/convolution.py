@@ -80,9 +80,7 @@ def _check_groups(
             f"in {groups} groups, got kernel {kernel}"
         )
     if batches > 1 and (x[0] % batches or units % batches):
-        raise ShapeError(
-            f"{op}: expected batch and units divisible by batch_group_size {batches}, got {x[0]} and {units}"
-        )
+        raise ShapeError(f"{op}: expected batch and units divisible by batch_group_size {batches}, got {x[0]}, {units}")
 
 
 def check_conv(
@@ -453,7 +451,14 @@ def check_conv_transpose(
 ) -> None:
     """The shape rule of `conv_transpose`."""
     _plan_transpose(
-        x, kernel, bias, strides=strides, padding=padding, kernel_dilation=kernel_dilation, channels=channels, feature_group_size=feature_group_size
+        x,
+        kernel,
+        bias,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        channels=channels,
+        feature_group_size=feature_group_size,
     )
 
 
@@ -484,6 +489,11 @@ def conv_transpose(
     """
     shapes = (jnp.shape(x), jnp.shape(kernel), _optional_shape(bias))
     plan = _plan_transpose(
-        *shapes, strides=strides, padding=padding, kernel_dilation=kernel_dilation, channels=channels, feature_group_size=feature_group_size
+        *shapes,
+        strides=strides,
+        padding=padding,
+        kernel_dilation=kernel_dilation,
+        channels=channels,
+        feature_group_size=feature_group_size,
     )
     return _convolve(x, kernel, bias, plan, channels=channels, feature_group_size=feature_group_size)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.errors import DtypeError, ShapeError
-from engine.shapes import Shape, require_rank
+from engine.shapes import Shape, normalize_axis, require_rank
 
 
 def check_bias_shape(op: str, bias: Shape | None, units: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from engine.errors import OptionError, ShapeError
-from engine.functional import add, concatenate, multiply, split, subtract
+from engine.functional import add, concatenate, multiply, split, stack_columns, subtract
 from tests.engine.functional.support import assert_gradient, values
 
 PARTS = [values(2, 3), values(1, 3, seed=1), values(2, 1, seed=2)]
@@ -63,3 +63,16 @@ def test_split_that_does_not_fit_raises() -> None:
         split(jnp.ones((2, 6)), splits=4)
     with pytest.raises(OptionError, match="expected splits that sum to 6"):
         split(jnp.ones((2, 6)), splits=[2, 2])
+
+
+def test_stack_columns_joins_sorted_columns() -> None:
+    """Vectors and matrices side by side, in the order of their names, without the ignored."""
+    columns = {"b": jnp.asarray([1.0, 2.0]), "a": jnp.asarray([[3, 4], [5, 6]]), "c": jnp.zeros((2, 9))}
+    assert stack_columns(columns, ignore=["c"]).tolist() == [[3, 4, 1], [5, 6, 2]]
+
+
+@pytest.mark.parametrize("columns", [{"x": (2,)}, {"x": (2,), "y": (2, 3, 4)}, {"y": (2,), "z": (3,)}])
+def test_stack_columns_that_do_not_fit_raise(columns: dict[str, tuple[int, ...]]) -> None:
+    """A column at least, of rank 1 or 2, of one batch."""
+    with pytest.raises(ShapeError):
+        stack_columns({name: jnp.zeros(shape) for name, shape in columns.items()}, ignore=["x"])

@@ -177,7 +177,7 @@ def test_groups_must_divide() -> None:
     """Channels, units and batch are split evenly."""
     with pytest.raises(ShapeError, match="divisible by feature_group_size 2, got 3 in and 4 out"):
         check_conv((2, 5, 3), (3, 1, 4), feature_group_size=2)
-    with pytest.raises(ShapeError, match="divisible by batch_group_size 2, got 3 and 4"):
+    with pytest.raises(ShapeError, match="divisible by batch_group_size 2, got 3, 4"):
         check_conv((3, 5, 3), (3, 3, 4), batch_group_size=2)
 
 
@@ -202,6 +202,14 @@ def test_transposed_convolution_takes_padding_as_it_is() -> None:
     expected = conv(x, kernel, padding=[(1, 0)], input_dilation=2)
     np.testing.assert_allclose(conv_transpose(x, kernel, strides=2, padding=[(1, 0)]), expected, rtol=1e-6)
     assert_gradient(partial(conv_transpose, strides=2), x, kernel, values(2))
+
+
+def test_grouped_transposed_convolution_treats_groups_alone() -> None:
+    """Each group of channels is convolved with its own units."""
+    x, kernel = values(1, 4, 4).astype(np.float32), values(3, 2, 6).astype(np.float32)
+    alone = [conv_transpose(x[..., 2 * i : 2 * i + 2], kernel[..., 3 * i : 3 * i + 3], strides=2) for i in range(2)]
+    grouped = conv_transpose(x, kernel, strides=2, feature_group_size=2)
+    np.testing.assert_allclose(grouped, np.concatenate(alone, -1), rtol=1e-5, atol=1e-6)
 
 
 def test_depthwise_convolution_treats_channels_alone() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.errors import DtypeError, ShapeError
-from engine.functional import bias, bilinear, check_bilinear, check_dense, check_embedding, dense, embedding
+from engine.functional import bias, bilinear, check_bilinear, check_dense, check_embedding, dense, embedding, scale
 from engine.shapes import Shape
 from tests.engine.functional.support import assert_gradient, values
 
@@ -27,6 +27,16 @@ def test_bias_is_added_to_the_last_axis() -> None:
     """One value per unit."""
     x = values(2, 3, 4)
     np.testing.assert_allclose(bias(x, BIAS), x + BIAS, rtol=1e-6)
+
+
+@pytest.mark.parametrize("channel_index", [-1, 0, 1])
+def test_scale_multiplies_channels(channel_index: int) -> None:
+    """One factor per channel, wherever the channels are."""
+    x, factors = values(2, 3, 4), values((2, 3, 4)[channel_index], seed=1)
+    shape = np.where(np.arange(3) == channel_index % 3, -1, 1)
+    np.testing.assert_allclose(scale(x, factors, channel_index=channel_index), x * factors.reshape(shape), rtol=1e-6)
+    with pytest.raises(ShapeError, match="scale: expected"):
+        scale(x, np.ones(5), channel_index=channel_index)
 
 
 @pytest.mark.parametrize("leading", [(5,), (2, 5)])
