@@ -32,6 +32,7 @@ from engine.functional.combine import (
     stack_columns,
     subtract,
 )
+from engine.functional.conv_lstm import check_conv_lstm, check_conv_lstm_cell, conv_lstm, conv_lstm_cell
 from engine.functional.convolution import (
     check_conv,
     check_conv_transpose,
@@ -95,6 +96,16 @@ from engine.functional.pooling import (
     lp_pool,
     max_pool,
 )
+from engine.functional.recurrent import (
+    check_gru,
+    check_gru_cell,
+    check_lstm,
+    check_lstm_cell,
+    gru,
+    gru_cell,
+    lstm,
+    lstm_cell,
+)
 from engine.functional.resize import check_resize, resize
 from engine.functional.shape import (
     check_flatten,
@@ -107,6 +118,7 @@ from engine.functional.shape import (
     transpose,
 )
 from engine.functional.stateful import StatefulOutput
+from engine.functional.unroll import check_dynamic_unroll, check_static_unroll, dynamic_unroll, static_unroll
 
 __all__ = [
     "ACTIVATIONS",
@@ -139,10 +151,13 @@ __all__ = [
     "check_blur_pool",
     "check_concatenate",
     "check_conv",
+    "check_conv_lstm",
+    "check_conv_lstm_cell",
     "check_conv_transpose",
     "check_dense",
     "check_depthwise_conv",
     "check_dropout",
+    "check_dynamic_unroll",
     "check_embedding",
     "check_feature_alpha_dropout",
     "check_flatten",
@@ -150,9 +165,13 @@ __all__ = [
     "check_global_lp_pool",
     "check_global_max_pool",
     "check_group_norm",
+    "check_gru",
+    "check_gru_cell",
     "check_instance_norm",
     "check_layer_norm",
     "check_lp_pool",
+    "check_lstm",
+    "check_lstm_cell",
     "check_max_pool",
     "check_multiply",
     "check_pad",
@@ -164,14 +183,18 @@ __all__ = [
     "check_separable_conv3d",
     "check_spatial_dropout",
     "check_split",
+    "check_static_unroll",
     "check_subtract",
     "check_transpose",
     "concatenate",
     "conv",
+    "conv_lstm",
+    "conv_lstm_cell",
     "conv_transpose",
     "dense",
     "depthwise_conv",
     "dropout",
+    "dynamic_unroll",
     "embedding",
     "feature_alpha_dropout",
     "flatten",
@@ -179,12 +202,16 @@ __all__ = [
     "global_lp_pool",
     "global_max_pool",
     "group_norm",
+    "gru",
+    "gru_cell",
     "initializers",
     "instance_norm",
     "keys",
     "layer_norm",
     "losses",
     "lp_pool",
+    "lstm",
+    "lstm_cell",
     "max_pool",
     "metrics",
     "multiply",
@@ -198,6 +225,7 @@ __all__ = [
     "spatial_dropout",
     "split",
     "stack_columns",
+    "static_unroll",
     "subtract",
     "transpose",
 ]

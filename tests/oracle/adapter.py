@@ -21,6 +21,7 @@ _MODULES = {
     "loop": "adapter_loop",
     "model": "adapter_model",
     "optimizer": "adapter_optimizer",
+    "rnn": "adapter_rnn",
     "schedule": "adapter_optimizer",
 }
 
