@@ -6,7 +6,6 @@ import inspect
 
 from engine import functional
 
-
 # Its input is a table of arrays by name.
 TAKES_NO_SHAPES = {"stack_columns"}
 
