@@ -14,7 +14,9 @@ FORMAT = (ROOT / "docs/bundle-format.md").read_text()
 
 
 def _row(op: str) -> str:
-    return next((line for line in FORMAT.splitlines() if line.startswith("|") and f"`{op}`" in line.split("|")[1]), "")
+    """The line of an op, and of the ops whose options it says it shares (as `conv`)."""
+    row = next((line for line in FORMAT.splitlines() if line.startswith("|") and f"`{op}`" in line.split("|")[1]), "")
+    return row + "".join(_row(other) for other in re.findall(r"as `(\w+)`", row))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -192,11 +192,7 @@ def _tensors(members: Mapping[str, bytes], name: str) -> dict[str, np.ndarray]:
 
 
 def _expected(layers: list[LayerInfo]) -> list[tuple[str, ParamSpec, Any]]:
-    return [
-        (f"{layer.name}.{spec.name}", spec, layer.params[spec.name])
-        for layer in layers
-        for spec in layer.node.op.params(layer.node.options)
-    ]
+    return [(f"{layer.name}.{spec.name}", spec, layer.params[spec.name]) for layer in layers for spec in layer.specs()]
 
 
 def _check_members(

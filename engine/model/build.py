@@ -48,9 +48,13 @@ class LayerInfo:
     output: Any
     params: Mapping[str, jax.ShapeDtypeStruct]
 
+    def specs(self) -> list[ParamSpec]:
+        """The specifications of its parameters; none where the layer is passed over for want of an optional input."""
+        return [spec for spec in self.node.op.params(self.node.options) if spec.name in self.params]
+
     def trained(self) -> list[str]:
         """Names of the parameters that gradients reach; the others are state."""
-        return [spec.name for spec in self.node.op.params(self.node.options) if spec.kind == "parameter"]
+        return [spec.name for spec in self.specs() if spec.kind == "parameter"]
 
 
 def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -148,7 +152,7 @@ def _initialise(model: Model, template: Inputs, seed: Seed) -> ModelState:
     def draw(key: jax.Array) -> tuple[Tree, Tree]:
         trees: dict[str, dict[str, jax.Array]] = {"parameter": {}, "state": {}}
         for layer in layers:
-            for spec in layer.node.op.params(layer.node.options):
+            for spec in layer.specs():
                 path = f"{layer.name}.{spec.name}"
                 shape = layer.params[spec.name].shape
                 trees[spec.kind][path] = _draw(spec, shape, jax.random.fold_in(key, path_hash(path)))
@@ -246,11 +250,11 @@ class _Walk:
         op = node.op
         try:
             shapes = tuple(jnp.shape(a) if isinstance(a, jax.Array) else () for a in arguments)
-            if arguments and any(a is MISSING for a in arguments):
-                return self._missing(node, arguments), {}
+            if any(a is MISSING for a in arguments):
+                return op.apply(*arguments, **self.arguments[index]) if op.takes_missing else MISSING, {}
             op.check(*shapes, **self.arguments[index])
             used = params(index, shapes)
-            if op.train_only and self.mode == "inference":
+            if (op.train_only and self.mode == "inference") or (op.inference_only and self.mode == "train"):
                 return arguments[0], used
             mode = {"mode": self.mode} if op.has_modes else {}
             value = op.apply(*arguments, **used, **self.arguments[index], **mode)
@@ -260,12 +264,6 @@ class _Walk:
             updates[name] = value.state
             value = value.output
         return value, used
-
-    @staticmethod
-    def _missing(node: Node, arguments: tuple[Any, ...]) -> Any:
-        if node.op.name == "container":
-            return node.op.apply(*arguments, structure=node.options["structure"])
-        return MISSING
 
 
 def _located(error: Exception, name: str, node: Node, shapes: list[Any]) -> Exception:

@@ -63,6 +63,8 @@ class Op:
         arity: least and most inputs (None: any number).
         has_modes: whether training and inference differ.
         train_only: whether the node passes its input through in inference.
+        inference_only: whether it passes its input through in training.
+        takes_missing: whether it is called although an optional input is absent (as None).
         mixes_rows: `(options, input shapes) -> reason` why one row's answer depends on another's, else None.
     """
 
@@ -75,6 +77,8 @@ class Op:
     arity: tuple[int, int | None] = (1, 1)
     has_modes: bool = False
     train_only: bool = False
+    inference_only: bool = False
+    takes_missing: bool = False
     mixes_rows: Callable[[Mapping[str, Any], Sequence[Shape]], str | None] = lambda options, shapes: None
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:

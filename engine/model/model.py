@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.model.graph import Node, names, post_order
-from engine.model.layers import activations, combine, convolution, normalization, pooling
+from engine.model.layers import activations, combine, convolution, normalization, pooling, special
 from engine.model.layers import dropout as dropouts
 from engine.model.layers import linear as linears
 from engine.model.layers import shape as shapes
@@ -38,6 +38,9 @@ class Model:
         shapes = ", ".join(f"{name}: {node.options['shape']}" for name, node in self.inputs().items())
         return f"Model(inputs={{{shapes}}}, output={found[self.node]!r}, nodes={len(found)})"
 
+    optional = special.optional
+    or_else = special.or_else
+    nx = special.nx
     activation = activations.activation
     celu = activations.celu
     elu = activations.elu
@@ -64,16 +67,42 @@ class Model:
     dense = linears.dense
     bias = linears.bias
     embedding = linears.embedding
+    bilinear = linears.bilinear
+    scale = linears.scale
     conv = convolution.conv
+    conv_transpose = convolution.conv_transpose
+    depthwise_conv = convolution.depthwise_conv
+    separable_conv2d = convolution.separable_conv2d
+    separable_conv3d = convolution.separable_conv3d
     max_pool = pooling.max_pool
     avg_pool = pooling.avg_pool
+    lp_pool = pooling.lp_pool
+    adaptive_avg_pool = pooling.adaptive_avg_pool
+    adaptive_max_pool = pooling.adaptive_max_pool
+    adaptive_lp_pool = pooling.adaptive_lp_pool
     global_avg_pool = pooling.global_avg_pool
+    global_max_pool = pooling.global_max_pool
+    global_lp_pool = pooling.global_lp_pool
+    blur_pool = pooling.blur_pool
     batch_norm = normalization.batch_norm
+    instance_norm = normalization.instance_norm
     layer_norm = normalization.layer_norm
+    group_norm = normalization.group_norm
+    rms_norm = normalization.rms_norm
     dropout = dropouts.dropout
+    spatial_dropout = dropouts.spatial_dropout
+    alpha_dropout = dropouts.alpha_dropout
+    feature_alpha_dropout = dropouts.feature_alpha_dropout
     flatten = shapes.flatten
     reshape = shapes.reshape
+    transpose = shapes.transpose
+    pad = shapes.pad
+    resize = shapes.resize
+    stack_columns = shapes.stack_columns
     add = combine.add
     subtract = combine.subtract
     multiply = combine.multiply
     concatenate = combine.concatenate
+    split = combine.split
+    residual = combine.residual
+    cond = combine.cond

@@ -105,6 +105,34 @@ def _padding(value: Any) -> str | tuple[tuple[int, int], ...]:
 padding = Option("'valid', 'same', or a pair [low, high] of non-negative integers per spatial axis", _padding)
 
 
+def _pairs(value: Any) -> tuple[tuple[int, int], ...]:
+    size = _integer(-MAX_SIZE, MAX_SIZE)
+    return tuple((size(low), size(high)) for low, high in (_items(pair, 2, 2) for pair in _items(value, 1, 8)))
+
+
+pairs = Option("a pair [low, high] of integers per spatial axis", _pairs)
+
+
+def _permutation(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    axes = tuple(_integer(0, 15)(v) for v in _items(value, 1, 16))
+    _require(sorted(axes) == list(range(len(axes))))
+    return axes
+
+
+permutation = Option("null, or every axis once", _permutation)
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    items = _items(value, 0, 256)
+    _require(all(isinstance(item, str) and len(item) <= 128 for item in items))
+    return tuple(items)
+
+
+words = Option("a list of names", _words)
+
+
 def _open_shape(value: Any) -> tuple[int | None, ...] | None:
     size = _integer(0, MAX_SIZE)
     return None if value is None else tuple(None if v is None else size(v) for v in _items(value, 0, 16))

@@ -16,6 +16,8 @@ from tests.oracle.support import Different, Unsupported, as_arrays, precision_of
 Builder = Callable[[], ax.Model]
 
 DIFFERENT = {
+    "cnn_zoo": "instance-norm-state",
+    "instance_norm_train_state": "instance-norm-state",
     "shared_by_name": "duplicate-names",
 }
 
@@ -53,12 +55,105 @@ def _subtract_multiply() -> ax.Model:
     return ax.subtract(a, b).dense(3).multiply(b.dense(3))
 
 
+def _cond() -> ax.Model:
+    x = ax.input("x")
+    return ax.cond(x, x.dense(2), x.dense(2).relu())
+
+
+def _container_then_nx() -> ax.Model:
+    x = ax.input("x")
+    return ax.container((x.dense(2), x.dense(2))).nx(lambda pair: pair[0] * jnp.sin(pair[1]))
+
+
+def _custom_layer() -> ax.Model:
+    alpha = ax.param("alpha", lambda shape: (shape[1],), initializer="ones")
+    beta = ax.param("beta", (), initializer="zeros")
+
+    def scale_shift(x: jax.Array, *, alpha: jax.Array, beta: jax.Array, k: float) -> jax.Array:
+        return x * alpha * k + beta
+
+    return ax.layer(scale_shift, ax.input("x"), params=[alpha, beta], op_name="scale_shift", k=3.0).dense(2)
+
+
+def _optional_custom() -> ax.Model:
+    x, o = ax.input("x"), ax.input("o", optional=True)
+
+    def mask_mul(x: jax.Array, o: jax.Array | None) -> jax.Array:
+        return x if o is None else x * o
+
+    return ax.layer(mask_mul, [x, o.optional()], op_name="mask_mul", takes_missing=True)
+
+
+def _or_else() -> ax.Model:
+    return ax.input("o", optional=True).optional().or_else(ax.input("x")).dense(2)
+
+
+def _optional_propagates() -> ax.Model:
+    return ax.container((ax.input("x").dense(2), ax.input("o", optional=True).dense(2).optional()))
+
+
+def _self_attention() -> ax.Model:
+    x = ax.input("x")
+    q, k, v = (x.dense(4, use_bias=False, name=name) for name in "qkv")
+
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return jax.nn.softmax(jnp.einsum("btd,bsd->bts", q, k) / 2.0) @ v
+
+    return ax.layer(attention, [q, k, v], op_name="attention").add(x.dense(4)).layer_norm()
+
+
+def _split_n() -> ax.Model:
+    a, b = ax.input("x").split(2)
+    return ax.add(a.dense(2), b.dense(2))
+
+
 def _init_random() -> ax.Model:
     head = ax.input("x").dense(4).dense(3, kernel_initializer="he_normal", name="head")
     return head.batch_norm(gamma_initializer="glorot_uniform").dense(2, kernel_initializer="uniform")
 
 
 BUILDERS: dict[str, Builder] = {
+    "cond_b": _cond,
+    "cond_a": _cond,
+    "activation_function": lambda: ax.layer(jnp.sin, ax.input("x").dense(3)),
+    "split_n": _split_n,
+    "self_attention": _self_attention,
+    "pad_resize": lambda: (
+        ax.input("x").pad([(1, 0), (0, 2)], 0.5).resize((6, 3), method="bilinear").conv(2, kernel_size=2)
+    ),
+    "optional_propagates_present": _optional_propagates,
+    "optional_propagates_absent": _optional_propagates,
+    "optional_or_else_present": _or_else,
+    "optional_or_else_absent": _or_else,
+    "optional_custom_layer_present": _optional_custom,
+    "optional_custom_layer_absent": _optional_custom,
+    "custom_layer": _custom_layer,
+    "container_input": lambda: ax.input("x").nx(lambda pair: pair[0] + pair[1]).dense(2),
+    "container_then_nx": _container_then_nx,
+    "conv3d": lambda: (
+        ax.input("x")
+        .conv(2, kernel_size=2)
+        .max_pool(kernel_size=(1, 2, 2))
+        .separable_conv3d(1, kernel_size=1)
+        .flatten()
+        .dense(2)
+    ),
+    "split_names": lambda: ax.container(ax.input("x").split(2, axis=1, name=["left", "right"])),
+    "split_list": lambda: ax.container(ax.input("x").split([1, 3, 2], axis=1)),
+    "nx": lambda: ax.input("x").nx(jnp.cos).dense(2).nx(lambda t: t * 2, name="twice"),
+    "reshape_batch": lambda: ax.input("x").reshape(("batch", 2, 3)).transpose((0, 2, 1)).dense(2).flatten().dense(2),
+    "mlp_all_norms": lambda: ax.input("x").dense(4).layer_norm().dense(4).group_norm(2).dense(4).rms_norm().dense(2),
+    "instance_norm_train_state": lambda: ax.input("x").instance_norm().global_avg_pool().dense(2),
+    "cnn_channels_first": lambda: (
+        ax.input("x")
+        .conv(3, kernel_size=(3, 2), strides=(2, 1), channels="first")
+        .avg_pool(kernel_size=2, channels="first")
+        .batch_norm(channel_index=1)
+        .global_max_pool(channels="first")
+        .dense(2)
+    ),
+    "blur_pool": lambda: ax.input("x").blur_pool(channels="first"),
+    "bilinear": lambda: ax.bilinear(ax.input("a"), ax.input("b"), 3, activation="tanh").dense(2),
     "activations_chain": lambda: (
         ax.input("x").dense(3).activation("leaky_relu", alpha=0.2).dense(3).elu(alpha=0.5).dense(3).selu().dense(3)
     ).log_softmax(),

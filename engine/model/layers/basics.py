@@ -122,6 +122,7 @@ CONTAINER = Op(
     options={"structure": Option("nested lists and objects of input positions", _structure)},
     apply_options={"structure": "structure"},
     arity=(1, None),
+    takes_missing=True,
 )
 
 

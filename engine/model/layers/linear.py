@@ -10,7 +10,7 @@ from engine.model import options
 from engine.model.graph import Namer, Op, ParamSpec
 from engine.model.layers.activations import Activation, activate
 from engine.model.layers.basics import extend
-from engine.shapes import require_rank
+from engine.shapes import normalize_axis, require_rank
 
 if TYPE_CHECKING:
     from engine.model.model import Model
@@ -123,3 +123,70 @@ def embedding(
         "kernel_initializer": kernel_initializer,
     }
     return extend(EMBEDDING, [x], values, name)
+
+
+BILINEAR = Op(
+    "bilinear",
+    apply=F.bilinear,
+    params=lambda values: (
+        ParamSpec("kernel", lambda x, y: (values["units"], x[-1], y[-1]), values["kernel_initializer"]),
+        *((ParamSpec("bias", lambda x, y: (values["units"],), values["bias_initializer"]),) * values["use_bias"]),
+    ),
+    options=DENSE.options,
+    apply_options={},
+    arity=(2, 2),
+)
+
+
+def bilinear(
+    x: Model,
+    y: Model,
+    units: int,
+    *,
+    activation: Activation = None,
+    use_bias: bool = True,
+    kernel_initializer: Any = "glorot_uniform",
+    bias_initializer: Any = "zeros",
+    name: Namer = None,
+) -> Model:
+    r"""Bilinear form of two inputs: $z_o = f(x^T K_o y + b_o)$.
+
+    Args:
+        x, y: `[..., in1]` and `[..., in2]` with equal leading axes.
+        units: size of the new last axis.
+    Returns: `[..., units]`. Parameters: kernel `[units, in1, in2]`, bias `[units]`.
+    Source: Axon.bilinear/4.
+    """
+    values = {
+        "units": units,
+        "use_bias": use_bias,
+        "kernel_initializer": kernel_initializer,
+        "bias_initializer": bias_initializer,
+    }
+    return activate(extend(BILINEAR, [x, y], values, name), activation)
+
+
+SCALE = Op(
+    "scale",
+    apply=F.scale,
+    params=lambda values: (
+        ParamSpec(
+            "scale",
+            lambda x: (x[normalize_axis("scale", values["channel_index"], len(x))],),
+            values["scale_initializer"],
+        ),
+    ),
+    options={"channel_index": options.integer(-16, 15), "scale_initializer": options.initializer},
+    apply_options={"channel_index": "channel_index"},
+)
+
+
+def scale(x: Model, *, channel_index: int = -1, scale_initializer: Any = "ones", name: Namer = None) -> Model:
+    """A trainable factor per channel: `y = x * s`.
+
+    Args:
+        x: `[..., channels]`, the channel axis at `channel_index`.
+    Parameters: scale `[channels]`.
+    Source: Axon 0.9 scale; Touvron et al. 2021, arXiv:2103.17239.
+    """
+    return extend(SCALE, [x], {"channel_index": channel_index, "scale_initializer": scale_initializer}, name)

@@ -1,0 +1,115 @@
+"""Layers around missing values, and layers from functions of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.errors import GraphError, OptionError
+from engine.model.graph import Namer, Op, ParamSpec
+from engine.model.layers.basics import extend
+from engine.model.options import Option
+from engine.shapes import Shape
+
+if TYPE_CHECKING:
+    from engine.model.model import Model
+
+OPTIONAL = Op("optional", apply=lambda x: x, options={}, apply_options={}, takes_missing=True)
+
+
+def optional(x: Model, *, name: Namer = None) -> Model:
+    """The value of `x`, or None where an optional input that it needs is absent, handed on to a container's structure.
+
+    Source: Axon.optional/2.
+    """
+    return extend(OPTIONAL, [x], {}, name)
+
+
+OR_ELSE = Op(
+    "or_else",
+    apply=lambda x, y: y if x is None else x,
+    options={},
+    apply_options={},
+    arity=(2, 2),
+    takes_missing=True,
+)
+
+
+def or_else(x: Model, y: Model, *, name: Namer = None) -> Model:
+    """The value of `x`, or that of `y` where an optional input that x needs is absent. Source: Axon.or_else/3."""
+    return extend(OR_ELSE, [x, y], {}, name)
+
+
+def param(
+    name: str,
+    shape: Shape | Callable[..., Shape],
+    *,
+    initializer: Any = "glorot_uniform",
+    dtype: str = "f32",
+    kind: Literal["parameter", "state"] = "parameter",
+) -> ParamSpec:
+    """A parameter of a layer of one's own.
+
+    Args:
+        shape: a shape, or a function of the input shapes.
+        initializer: a name, `{"name": ..., options}` or a function `(shape, dtype, key)`.
+        kind: `state` for what gradients do not reach and the layer itself updates.
+    Source: Axon.param/3, Axon.parameter/3.
+    """
+    fixed = None if callable(shape) else tuple(shape)
+    return ParamSpec(name, shape if callable(shape) else lambda *_: fixed, initializer, kind, dtype)  # type: ignore[arg-type]
+
+
+_ANYTHING = Option("anything", lambda value: value)
+
+
+def layer(
+    function: Callable[..., Any],
+    inputs: Model | Sequence[Model],
+    *,
+    params: Sequence[ParamSpec] = (),
+    mode: Literal["both", "train", "inference"] = "both",
+    passes_mode: bool = False,
+    takes_missing: bool = False,
+    op_name: str = "custom",
+    name: Namer = None,
+    **options: Any,
+) -> Model:
+    """A layer from a function of one's own.
+
+    Args:
+        function: pure, `function(*inputs, **parameters, **options)`; it may return a `StatefulOutput`.
+        inputs: what it is called with, in order.
+        params: what `param` made; each comes under its name.
+        mode: in the other mode the first input is passed through.
+        passes_mode: whether the function gets `mode` (`train` or `inference`) too.
+        takes_missing: whether it is called with None for an absent optional input.
+        op_name: under which it is counted and shown.
+    Raises: `GraphError` when names of parameters and options clash.
+    Source: Axon.layer/3. A graph with such a layer cannot be written yet.
+    """
+    given = list(inputs) if isinstance(inputs, Sequence) else [inputs]
+    taken = [spec.name for spec in params] + list(options)
+    if len(set(taken)) != len(taken):
+        raise GraphError(f"{op_name}: expected distinct names of parameters and options, got {taken}")
+    if mode not in ("both", "train", "inference"):
+        raise OptionError(f"{op_name}: expected mode 'both', 'train' or 'inference', got {mode!r}")
+    op = Op(
+        op_name,
+        apply=function,
+        options=dict.fromkeys(options, _ANYTHING),
+        apply_options={option: option for option in options},
+        params=lambda _: tuple(params),
+        arity=(1, None),
+        has_modes=passes_mode,
+        train_only=mode == "train",
+        inference_only=mode == "inference",
+        takes_missing=takes_missing,
+        mixes_rows=lambda values, shapes: "it is a function whose rows are not known to be independent",
+    )
+    return extend(op, given, options, name)
+
+
+def nx(x: Model, function: Callable[[Any], Any], *, name: Namer = None) -> Model:
+    """A parameter-free function as a layer. Source: Axon.nx/3."""
+    return layer(function, x, op_name="nx", name=name)
