@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
-from pathlib import Path
 from typing import Any
 
 import grpc
+import uvicorn
 import uvloop
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from service.api.rest.server import build_server  # noqa: E402
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -43,26 +37,29 @@ async def reply(request: bytes, context: Any) -> bytes:
 
 async def run(kind: str, port: int) -> None:
     """Serve on `port` until SIGTERM."""
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if kind == "asgi":
-        http = build_server(echo, backlog=2048, drain_s=1)
-        serving = asyncio.create_task(http.serve(sockets=[socket.create_server(("127.0.0.1", port), backlog=2048)]))
+        config = uvicorn.Config(
+            echo, port=port, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_level="warning"
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn sets a flag, no event
+            await asyncio.sleep(0.01)
         print("ready", flush=True)
-        await stop.wait()
-        http.should_exit = True
         await serving
     elif kind == "grpc":
         handlers = {"ModelInfer": grpc.unary_unary_rpc_method_handler(reply)}
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers(
+        rpc = grpc.aio.server()
+        rpc.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),)
         )
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
+        rpc.add_insecure_port(f"127.0.0.1:{port}")
+        await rpc.start()
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         print("ready", flush=True)
         await stop.wait()
-        await server.stop(1)
+        await rpc.stop(1)
     else:
         raise SystemExit(f"expected asgi or grpc, got {kind}")
 

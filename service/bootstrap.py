@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -196,6 +197,9 @@ async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Rep
     try:
         endpoints = await api.start()
         if await _before(stop, api.wait_ready()):
+            # What is there by now stays. Left to the collector, JAX's objects cost every request 0.1 s now and then.
+            gc.collect()
+            gc.freeze()
             on_ready(_report(settings, endpoints, {"api": os.getpid()}))
             await stop.wait()
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from service.api.rest.dispatch import App
+from service.api.rest.http_protocol import HttpProtocol
 
 
 class Server(uvicorn.Server):
@@ -26,11 +27,12 @@ def build_server(app: App, *, backlog: int, drain_s: float) -> Server:
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         backlog=backlog,

@@ -1,0 +1,97 @@
+"""HTTP/1.1 as uvicorn speaks it, with a reply's headers and body in one write.
+
+uvicorn writes the headers when it gets them and the body when it gets that: two system calls, two segments, and a
+client that is woken twice. Here what is written waits for the rest of the same turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+JOIN_BYTES = 2**16
+"""Longer bodies are written by themselves: copying them would cost more than a second system call."""
+
+
+@final
+class JoinedWrites(asyncio.Transport):
+    """A transport that holds the first write of a turn of the event loop and sends it with the second.
+
+    Everything else passes through. A write without a second one goes out at the end of the turn.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held: bytes | None = None
+        self._flush_later: asyncio.Handle | None = None
+
+    def write(self, data: Any) -> None:
+        """Send `data`, after what was held and with it."""
+        held = self._held
+        if held is None and not self._transport.is_closing():
+            self._held = data
+            self._flush_later = self._loop.call_soon(self._flush)
+            return
+        self._forget()
+        if held is None:
+            self._transport.write(data)
+        elif len(data) <= JOIN_BYTES:
+            self._transport.write(b"".join((held, data)))
+        else:
+            self._transport.write(held)
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what was held and close."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what was held is lost."""
+        self._forget()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed or will be."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """The transport's own answer."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Let the client wait."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Hand the connection to another protocol."""
+        self._transport.set_protocol(protocol)
+
+    def _flush(self) -> None:
+        held = self._held
+        self._forget()
+        if held is not None and not self._transport.is_closing():
+            self._transport.write(held)
+
+    def _forget(self) -> None:
+        self._held = None
+        if self._flush_later is not None:
+            self._flush_later.cancel()
+            self._flush_later = None
+
+
+@final
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol over `JoinedWrites`."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection."""
+        super().connection_made(JoinedWrites(transport, self.loop))
