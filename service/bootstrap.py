@@ -77,8 +77,9 @@ class Report:
 def build_engine(settings: Settings) -> Engine:
     """The engine on this process's device; imports JAX, which takes seconds."""
     from engine.bundle import DEFAULT_LIMITS
-    from service.adapters.engine_runtime import EngineRuntime, use_compile_cache
+    from service.adapters.engine_runtime import EngineRuntime, compute_in_calling_thread, use_compile_cache
 
+    compute_in_calling_thread()
     use_compile_cache(settings.data_dir / "compile-cache")
     limits = replace(
         DEFAULT_LIMITS,

@@ -40,6 +40,14 @@ def use_compile_cache(folder: Path) -> None:
         jax.config.update(setting, value)  # type: ignore[no-untyped-call]
 
 
+def compute_in_calling_thread() -> None:
+    """Let the CPU compute where it is called, not in a thread of XLA's: the hand-over costs more than a small batch.
+
+    Takes effect before JAX is first used. Process-wide, so only entry points call it.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _translated(what: str) -> Iterator[None]:
     """The engine's errors in the service's words."""
