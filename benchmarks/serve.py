@@ -1,6 +1,6 @@
 """Serving speed: a 784-128-10 MLP over HTTP binary, HTTP JSON and gRPC, next to the limits of this machine.
 
-    python benchmarks/serve.py [--seconds 3] [--concurrency 1 16 64] [--wires http-binary http-json grpc] [--json FILE]
+    python benchmarks/serve.py [--rounds 3] [--concurrency 1 16 64] [--wires http-binary http-json grpc] [--json FILE]
 
 The limits, in the same run: `jax.jit` in one process (batch 1 and 64), a bare ASGI echo of the same bytes, a bare
 `grpc.aio` echo. Load comes from processes made in C, so that the load maker is not the limit: `wrk` and `h2load`
@@ -16,13 +16,14 @@ import os
 import re
 import shutil
 import socket
+import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from benchmarks.report import Report  # noqa: E402
 WORK = "mlp 784-128-10"
 SIZES = (784, 128, 10)
 WIRES = ("http-binary", "http-json", "grpc")
+ASGI_ECHO, GRPC_ECHO = "bare ASGI echo", "bare grpc.aio echo"
 RPC = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -275,12 +277,7 @@ def loads(target: Target, wires: list[str], bodies: dict[str, tuple[Path, list[s
     return chosen
 
 
-def no_batches() -> tuple[float, float]:
-    """What a server without a model has computed."""
-    return 0.0, 0.0
-
-
-def batches_of(target: Target) -> Callable[[], tuple[float, float]]:
+def rows_per_batch(target: Target) -> Callable[[], tuple[float, float]]:
     """Reads rows and batches computed so far from the server's metrics."""
     import httpx
 
@@ -294,65 +291,66 @@ def batches_of(target: Target) -> Callable[[], tuple[float, float]]:
 
 
 def measure(
-    report: Report,
-    side: str,
-    load: Load,
-    concurrencies: list[int],
-    seconds: int,
-    batches: Callable[[], tuple[float, float]] = no_batches,
-) -> dict[int, Figures]:
-    """Warm up, then measure each concurrency; `batches` reads how many rows in how many batches were computed."""
-    load(max(concurrencies), 1)
+    report: Report, sides: dict[str, Load], options: argparse.Namespace, counted: Callable[[], tuple[float, float]]
+) -> dict[tuple[str, int], Figures]:
+    """The median of several rounds per side and concurrency; sides take turns, so that all see the same machine."""
     measured = {}
-    for concurrency in concurrencies:
-        before = batches()
-        figures = measured[concurrency] = load(concurrency, seconds)
-        rows, count = (now - then for now, then in zip(batches(), before, strict=True))
-        report.add(WORK, side, f"c={concurrency}: requests/s", figures.requests_per_s)
-        report.add(WORK, side, f"c={concurrency}: p50 ms", figures.p50_ms)
-        report.add(WORK, side, f"c={concurrency}: p99 ms", figures.p99_ms)
-        if count:
-            report.add(WORK, side, f"c={concurrency}: rows per batch", rows / count)
+    for load in sides.values():
+        load(max(options.concurrency), 1)
+    for concurrency in options.concurrency:
+        rounds: dict[str, list[Figures]] = {side: [] for side in sides}
+        batches = dict.fromkeys(sides, (0.0, 0.0))
+        for _ in range(options.rounds):
+            for side, load in sides.items():
+                before = counted()
+                rounds[side].append(load(concurrency, options.seconds))
+                rows, count = (now - then for now, then in zip(counted(), before, strict=True))
+                batches[side] = (batches[side][0] + rows, batches[side][1] + count)
+        for side, figures in rounds.items():
+            median = measured[side, concurrency] = median_of(figures)
+            report.add(WORK, side, f"c={concurrency}: requests/s", median.requests_per_s)
+            report.add(WORK, side, f"c={concurrency}: p50 ms", median.p50_ms)
+            report.add(WORK, side, f"c={concurrency}: p99 ms", median.p99_ms)
+            if batches[side][1]:
+                report.add(WORK, side, f"c={concurrency}: rows per batch", batches[side][0] / batches[side][1])
     return measured
 
 
-def targets(report: Report, ours: dict[str, dict[int, Figures]], echo: dict[int, Figures]) -> None:
+def median_of(figures: list[Figures]) -> Figures:
+    """Each figure's median."""
+    columns = zip(*((each.requests_per_s, each.p50_ms, each.p99_ms) for each in figures), strict=True)
+    return Figures(*(statistics.median(column) for column in columns))
+
+
+def targets(report: Report, measured: dict[tuple[str, int], Figures]) -> None:
     """The targets, as ratios within this run where they are ratios."""
-    binary, text = ours.get("http-binary", {}), ours.get("http-json", {})
-    if 64 in binary and 64 in echo:
-        share = binary[64].requests_per_s / echo[64].requests_per_s
+    binary, text, echo = (measured.get((side, 64)) for side in ("http-binary", "http-json", ASGI_ECHO))
+    if binary and echo:
+        share = binary.requests_per_s / echo.requests_per_s
         report.add(WORK, "target", "HTTP binary / bare ASGI echo at 64 (>= 0.40)", share)
-    if 64 in text:
-        report.add(WORK, "target", "HTTP JSON requests/s at 64 (>= 7000)", text[64].requests_per_s)
-    if 1 in binary:
-        report.add(WORK, "target", "HTTP binary p50 ms at 1 (<= 0.6)", binary[1].p50_ms)
+    if text:
+        report.add(WORK, "target", "HTTP JSON requests/s at 64 (>= 7000)", text.requests_per_s)
+    alone = measured.get(("http-binary", 1))
+    if alone:
+        report.add(WORK, "target", "HTTP binary p50 ms at 1 (<= 0.6)", alone.p50_ms)
 
 
-def limits(
-    report: Report, options: argparse.Namespace, body: tuple[Path, list[str]], framed: Path
-) -> dict[int, Figures]:
-    """What this machine can do without the service; returns the figures of the ASGI echo."""
-    in_process(report, options.seconds)
-    with echo_server("asgi") as port:
-
-        def http(concurrency: int, seconds: int) -> Figures:
-            return wrk(f"http://127.0.0.1:{port}/", *body, concurrency, seconds)
-
-        echo = measure(report, "bare ASGI echo", http, options.concurrency, options.seconds)
-    if "grpc" in options.wires:
-        with echo_server("grpc") as grpc_port:
-
-            def rpc(concurrency: int, seconds: int) -> Figures:
-                return h2load(f"127.0.0.1:{grpc_port}", framed, concurrency, seconds)
-
-            measure(report, "bare grpc.aio echo", rpc, options.concurrency, options.seconds)
-    return echo
+def echo_loads(stack: ExitStack, wires: list[str], body: tuple[Path, list[str]], framed: Path) -> dict[str, Load]:
+    """The echoes, started on `stack`, with the same bytes."""
+    port = stack.enter_context(echo_server("asgi"))
+    url = f"http://127.0.0.1:{port}/"
+    chosen: dict[str, Load] = {ASGI_ECHO: lambda concurrency, seconds: wrk(url, *body, concurrency, seconds)}
+    if "grpc" in wires:
+        address = f"127.0.0.1:{stack.enter_context(echo_server('grpc'))}"
+        chosen[GRPC_ECHO] = lambda concurrency, seconds: h2load(address, framed, concurrency, seconds)
+    return chosen
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=3, help="per figure")
+    parser.add_argument("--seconds", type=int, default=1, help="per round and figure")
+    parser.add_argument("--rounds", type=int, default=3, help="whose median is taken")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--wires", nargs="+", choices=WIRES, default=list(WIRES))
     parser.add_argument("--no-limits", action="store_true", help="only the service")
@@ -360,19 +358,19 @@ def main() -> None:
     options = parser.parse_args()
     report = Report("Serving")
     image = np.random.default_rng(3).random((1, SIZES[0]), np.float32)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         write_bundle(folder / "mlp.axon")
         bodies, framed = http_bodies(folder, image), grpc_body(folder, image)
-        echo = {} if options.no_limits else limits(report, options, bodies["http-binary"], framed)
-        with product(folder, folder / "mlp.axon") as target:
-            check_answers(target, bodies, framed, image)
-            counted = batches_of(target)
-            ours = {
-                wire: measure(report, wire, load, options.concurrency, options.seconds, counted)
-                for wire, load in loads(target, options.wires, bodies, framed).items()
-            }
-    targets(report, ours, echo)
+        sides: dict[str, Load] = {}
+        if not options.no_limits:
+            in_process(report, options.seconds)
+            sides |= echo_loads(stack, options.wires, bodies["http-binary"], framed)
+        target = stack.enter_context(product(folder, folder / "mlp.axon"))
+        check_answers(target, bodies, framed, image)
+        sides |= loads(target, options.wires, bodies, framed)
+        measured = measure(report, sides, options, rows_per_batch(target))
+    targets(report, measured)
     report.finish(options.json)
 
 
