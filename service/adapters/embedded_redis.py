@@ -41,6 +41,7 @@ _MAX_SOCKET_PATH = 100  # the kernel takes 107 bytes
 _START_S = 30.0  # a long log is read back before the first answer
 _STOP_S = 10.0
 _POLL_S = 0.02
+_TAKE_FOLDER_S = 2.0
 _MAX_PAUSE_S = 5.0
 _LOG_TAIL = 2000
 
@@ -95,7 +96,7 @@ class EmbeddedRedis:
         Raises `Conflict` when another process uses the folder, `NotReady` when there is no server program or it fails.
         """
         self._data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._take_folder()
+        await self._take_folder()
         try:
             if self._port == 0:
                 self._port = _free_port()
@@ -218,14 +219,22 @@ class EmbeddedRedis:
                 process.kill()
             await process.wait()
 
-    def _take_folder(self) -> None:
+    async def _take_folder(self) -> None:
+        """Own the folder; an owner killed a moment ago may still be exiting with its server, so try for a while."""
         lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise Conflict(f"embedded job queue: another process uses the folder {self._data_dir}") from None
-        self._lock = lock
+        tries_until = asyncio.get_running_loop().time() + _TAKE_FOLDER_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() > tries_until:
+                    os.close(lock)
+                    where = f"embedded job queue: another process uses the folder {self._data_dir}"
+                    raise Conflict(where) from None
+                await asyncio.sleep(_POLL_S)
+            else:
+                self._lock = lock
+                return
 
     def _give_folder_back(self) -> None:
         if self._lock is not None:
