@@ -20,7 +20,7 @@ import engine as ax
 from examples.demo import GRAPH, HELD_OUT, cluster, digits, wait_until_served
 from service.client import Client, ClientError
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("processes")]
 
 
 def spec(dataset: str, **changes: Any) -> dict[str, Any]:
