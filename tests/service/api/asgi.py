@@ -54,7 +54,19 @@ async def call(
     async def send(message: Mapping[str, Any]) -> None:
         sent.append(message)
 
-    scope = {
+    await app(_scope(method, path, headers or {}), receive, send)
+    if not sent:
+        return None
+    start, *rest = sent
+    return Reply(
+        start["status"],
+        {name.decode().lower(): value.decode() for name, value in start["headers"]},
+        b"".join(message.get("body", b"") for message in rest),
+    )
+
+
+def _scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
@@ -64,17 +76,8 @@ async def call(
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()],
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
         "state": {},
     }
-    await app(scope, receive, send)
-    if not sent:
-        return None
-    start, *rest = sent
-    return Reply(
-        start["status"],
-        {name.decode().lower(): value.decode() for name, value in start["headers"]},
-        b"".join(message.get("body", b"") for message in rest),
-    )

@@ -21,7 +21,7 @@ from service.core.errors import (
 )
 from service.core.statistics import Statistics
 from service.core.types import ServingConfig
-from tests.service.core.served import WAIT_S, HeldClock, HeldModel, RealClock, double, spec
+from tests.service.core.served import WAIT_S, HeldClock, HeldModel, RealClock, double, serve, spec
 
 
 def rows(*firsts: float) -> dict[str, np.ndarray]:
@@ -376,64 +376,66 @@ def test_aligned_zeros_have_shape_dtype_and_alignment(dtype: type) -> None:
     assert not made.any()
 
 
+def poisonous(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Fails on negative numbers."""
+    if (inputs["x"] < 0).any():
+        raise ExecutionFailed("poisoned")
+    return double(inputs)
+
+
+def submit_at_random(
+    made: Batcher, draw: random.Random, clock: HeldClock, most: int
+) -> list[tuple[Pending, np.ndarray, type[BaseException] | None]]:
+    """120 requests, one of them poisoned, with what each caller must get: None for its rows."""
+    sent = []
+    poisoned = draw.randrange(120)
+    for number in range(120):
+        count = draw.randint(0, most) if number != poisoned else 1
+        inputs = rows(*(number * 100 + row for row in range(count)))
+        expected: type[BaseException] | None = None
+        if number == poisoned:
+            inputs, expected = {"x": -1 - inputs["x"]}, ExecutionFailed
+        elif draw.random() < 0.2:
+            expected = draw.choice([asyncio.CancelledError, DeadlineExceeded])
+        deadline = clock.now + (5.0 if expected is DeadlineExceeded else 5000.0)
+        pending = submit(made, inputs, deadline=deadline, priority=draw.randint(0, 4))
+        sent.append((pending, inputs["x"], expected))
+    for pending, _, expected in sent:
+        if expected is asyncio.CancelledError:
+            pending.future.cancel()
+            if draw.random() < 0.5:
+                made.discard(pending)
+    return sent
+
+
 @pytest.mark.parametrize("seed", range(8))
 async def test_every_caller_gets_its_own_rows_or_its_own_error(seed: int) -> None:
     """Random sizes, cancellations, deadlines, priorities and one poisoned request: nobody gets another's answer."""
-    draw = random.Random(seed)
-    clock = HeldClock()
-
-    def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if (inputs["x"] < 0).any():
-            raise ExecutionFailed("poisoned")
-        return double(inputs)
-
-    model = HeldModel(spec(max_batch_size=draw.choice([1, 4, 7, 16])), compute, held=True)
-    poisoned = draw.randrange(120)
+    draw, clock = random.Random(seed), HeldClock()
+    model = HeldModel(spec(max_batch_size=draw.choice([1, 4, 7, 16])), poisonous, held=True)
     async with batcher(model, clock) as (made, statistics):
         blocker = submit(made, rows(0))
         await started(model)
-        sent: list[tuple[Pending, np.ndarray, str]] = []
-        for number in range(120):
-            count = draw.randint(0, model.spec.max_batch_size) if number != poisoned else 1
-            inputs = rows(*(number * 100 + row for row in range(count)))
-            expected = "answer"
-            if number == poisoned:
-                inputs, expected = {"x": -1 - inputs["x"]}, "poisoned"
-            elif draw.random() < 0.2:
-                expected = draw.choice(["cancelled", "late"])
-            deadline = clock.now + (5.0 if expected == "late" else 5000.0)
-            sent.append((submit(made, inputs, deadline=deadline, priority=draw.randint(0, 4)), inputs["x"], expected))
-        for pending, _, expected in sent:
-            if expected == "cancelled":
-                pending.future.cancel()
-                if draw.random() < 0.5:
-                    made.discard(pending)
+        sent = submit_at_random(made, draw, clock, model.spec.max_batch_size)
         clock.now += 10
         model.gate.set()
         await answer(blocker)
         for pending, x, expected in sent:
-            if expected == "answer":
+            if expected is None:
                 result = await answer(pending)
                 np.testing.assert_array_equal(result["doubled"], x + x)
                 np.testing.assert_allclose(result["total"], x.astype(np.float64).sum(axis=1))
             else:
-                error = {
-                    "poisoned": ExecutionFailed,
-                    "late": DeadlineExceeded,
-                    "cancelled": asyncio.CancelledError,
-                }[expected]
-                with pytest.raises(error):
+                with pytest.raises(expected):
                     await answer(pending)
         assert made.depth == 0
-    kinds = [expected for _, _, expected in sent]
-    assert statistics.success.count == kinds.count("answer") + 1
-    assert statistics.failures.get("deadline", 0) == kinds.count("late")
+    errors = [expected for _, _, expected in sent]
+    assert statistics.success.count == errors.count(None) + 1
+    assert statistics.failures.get("deadline", 0) == errors.count(DeadlineExceeded)
 
 
 async def test_too_many_rows_is_for_the_caller_of_the_model() -> None:
     """The batcher's own contract: a request of more than `max_batch_size` rows is refused before it gets here."""
-    from tests.service.core.served import serve
-
     served = serve(HeldModel(spec(max_batch_size=4)))
     with pytest.raises(InvalidRequest, match="at most 4 rows in one request, got 5"):
         await served.infer(rows(1, 2, 3, 4, 5))

@@ -273,8 +273,7 @@ async def test_empty_binary_tensor(server: Server) -> None:
 def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
     """Bodies, headers, and what the error must say."""
     good = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": X.ravel().tolist()}
-    sized = binary_input(X)
-    cases: list[tuple[Any, dict[str, str], str]] = [
+    return [
         (b"", {}, "expected JSON"),
         (b"{", {}, "expected JSON"),
         (b"[]", {}, "expected a JSON object, got list"),
@@ -305,6 +304,13 @@ def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
         ({"inputs": [good], "outputs": [{}]}, {}, r"outputs\[0\]"),
         ({"inputs": [good], "outputs": [{"name": "total"}] * 2}, {}, "each output once"),
         ({"inputs": [good], "outputs": [{"name": "nope"}]}, {}, "got 'nope'"),
+    ]
+
+
+def wrong_binary_bodies() -> list[tuple[Any, dict[str, str], str]]:
+    """The same for the binary tensor data extension."""
+    sized = binary_input(X)
+    return [
         (b"{}", {"Inference-Header-Content-Length": "-1"}, "integer >= 0"),
         (b"{}", {"Inference-Header-Content-Length": "1_0"}, "integer >= 0"),
         (b"{}", {"Inference-Header-Content-Length": "3"}, "at most the body's 2 bytes"),
@@ -318,10 +324,9 @@ def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
             "binary_data_size",
         ),
     ]
-    return cases
 
 
-@pytest.mark.parametrize(("body", "headers", "message"), wrong_bodies())
+@pytest.mark.parametrize(("body", "headers", "message"), wrong_bodies() + wrong_binary_bodies())
 async def test_wrong_body_is_explained(server: Server, body: Any, headers: dict[str, str], message: str) -> None:
     """Never a 5xx, always what was expected, and the server answers on."""
     reply = await server.post(body, headers)
