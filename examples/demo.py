@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.client import Client, ClientError
+from service.client import Client
 
 HELD_OUT = 360
 EPOCHS = 30
@@ -121,20 +121,6 @@ def train(client: Client, dataset: str) -> tuple[dict[str, Any], list[dict[str, 
     return client.job(job["id"]), points
 
 
-def wait_until_served(client: Client, name: str, deadline_s: float = 60.0) -> None:
-    """A published version takes traffic once it is compiled; wait for that."""
-    end = time.monotonic() + deadline_s
-    while True:
-        try:
-            client.metadata(name)
-        except ClientError as error:
-            if error.status not in (404, 503) or time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
 @contextmanager
 def grpc_predictor(port: int) -> Iterator[Any]:
     """A function from images to scores over one gRPC connection, in the Open Inference Protocol."""
@@ -218,7 +204,7 @@ def main() -> int:
         if job["state"] != "succeeded":
             raise SystemExit(f"the job {job['state']}: {job['error']}")
         console.print(f"published {job['result']['model']} version {job['result']['version']}, alias prod")
-        wait_until_served(client, "digits")
+        client.wait_served("digits")
         save_curve(points, curve)
         with grpc_predictor(up["grpc_port"]) as over_grpc:
             return report(client, over_grpc, held_images, held_labels, curve)

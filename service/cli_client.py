@@ -68,7 +68,7 @@ def train(
         job = client.train(request)
         typer.echo(f"job {job['id']}")
         if not detach:
-            _follow(client, job["id"])
+            _follow(client, job["id"], request.get("on_success") or {})
 
 
 @app.command()
@@ -248,7 +248,8 @@ def _client(url: str) -> Iterator[Client]:
             yield client
     except ClientError as error:
         if error.problems:
-            typer.echo(f"error: {len(error.problems)} problems", err=True)
+            count = len(error.problems)
+            typer.echo(f"error: {count} problem{'s' if count > 1 else ''}", err=True)
         for problem in error.problems:
             typer.echo(f"  {problem}", err=True)
         if not error.problems:
@@ -258,7 +259,7 @@ def _client(url: str) -> Iterator[Client]:
         raise typer.Exit(130) from None
 
 
-def _follow(client: Client, job_id: str) -> None:
+def _follow(client: Client, job_id: str, on_success: dict[str, Any]) -> None:
     show_training(client.watch(job_id))
     job = client.job(job_id)
     if job["state"] != "succeeded":
@@ -267,6 +268,9 @@ def _follow(client: Client, job_id: str) -> None:
     result = job["result"]
     values = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items() if value is not None)
     typer.echo(f"{result['model']} version {result['version']}: {values}")
+    if on_success.get("load") or on_success.get("alias"):
+        client.wait_served(result["model"], result["version"])
+        typer.echo("served" + (f" as {on_success['alias']}" if on_success.get("alias") else ""))
 
 
 def _arrays(client: Client, model: str, version: str | None, path: Path) -> dict[str, np.ndarray]:

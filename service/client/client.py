@@ -22,6 +22,7 @@ from service.client.events import Event, parse
 Json = dict[str, Any]
 _RETRIED = frozenset({429, 502, 503, 504})
 _MAX_PAUSE_S = 5.0
+_POLL_S = 0.1
 
 
 class Client:
@@ -165,6 +166,20 @@ class Client:
                 return False
             raise
         return True
+
+    def wait_served(self, model: str, version: int | str | None = None, *, timeout_s: float = 60.0) -> Json:
+        """Wait until a version takes traffic (a published one is compiled first); returns what it takes and gives.
+
+        Raises `ClientError` with the server's reason when that is not so within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return self.metadata(model, version)
+            except ClientError as error:
+                if error.status not in (404, 503) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
     # Data sets
 

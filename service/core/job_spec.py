@@ -68,7 +68,7 @@ class JobSpec:
     optimizer: Choice
     epochs: int
     batch_size: int
-    seed: int
+    seed: int = 0
     inputs: Mapping[str, str] | None = None
     metrics: tuple[str, ...] = ()
     validation_fraction: float = 0.0
@@ -106,7 +106,7 @@ def parse_spec(value: Json) -> JobSpec:
         metrics=tuple(read.take("metrics", f"a list of at most {MAX_METRICS} different names", _is_names, [])),
         epochs=read.take("epochs", f"a whole number of 1 to {MAX_EPOCHS}", _integer(1, MAX_EPOCHS)),
         batch_size=read.take("batch_size", f"a whole number of 1 to {MAX_BATCH_SIZE}", _integer(1, MAX_BATCH_SIZE)),
-        seed=read.take("seed", "a whole number of 0 to 2**63 - 1", _integer(0, MAX_SEED)),
+        seed=read.take("seed", "a whole number of 0 to 2**63 - 1", _integer(0, MAX_SEED), 0),
         validation_fraction=read.take("validation_fraction", "a number f with 0 <= f < 1", _is_fraction, 0.0),
         checkpoint_every_s=read.take(
             "checkpoint_every_s", "a number above 0", _is_positive, None if steps else DEFAULT_CHECKPOINT_EVERY_S

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import engine as ax
-from examples.demo import GRAPH, HELD_OUT, cluster, digits, wait_until_served
+from examples.demo import GRAPH, HELD_OUT, cluster, digits
 from service.client import Client, ClientError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("processes")]
@@ -70,7 +70,7 @@ def trained(client: Client, dataset: str) -> dict[str, Any]:
     assert kinds[-1] == ("state", "succeeded")
     assert ("state", "running") in kinds
     assert any(kind == "progress" for kind, _ in kinds)
-    wait_until_served(client, "digits")
+    client.wait_served("digits")
     return client.job(job["id"])
 
 

@@ -232,3 +232,22 @@ def test_client_imports_nothing_heavy():
     code += "'engine', 'fastapi') or m.startswith(('service.core', 'service.api', 'service.adapters'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert done.stdout.strip() == "[]"
+
+
+def test_wait_served_asks_until_the_version_is_ready():
+    """Unknown and loading are waited for; what the ready model takes comes back."""
+    answers = iter([(404, {"error": "unknown"}), (503, {"error": "LOADING"}), (200, {"name": "m"})])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        status, body = next(answers)
+        return httpx.Response(status, json=body)
+
+    with Client("http://server", transport=httpx.MockTransport(answer)) as client:
+        assert client.wait_served("m", 1) == {"name": "m"}
+
+
+def test_wait_served_gives_the_reason_when_time_is_over():
+    """The server's own words end the wait, at once for what waiting cannot mend."""
+    transport = httpx.MockTransport(lambda request: httpx.Response(503, json={"error": "m is LOADING"}))
+    with Client("http://server", transport=transport) as client, pytest.raises(ClientError, match="m is LOADING"):
+        client.wait_served("m", timeout_s=0)

@@ -128,9 +128,7 @@ def test_bad_value_is_reported_at_its_path(path, changes):
     assert found[path].got
 
 
-@pytest.mark.parametrize(
-    "key", ["model", "graph", "dataset", "target", "loss", "optimizer", "epochs", "batch_size", "seed"]
-)
+@pytest.mark.parametrize("key", ["model", "graph", "dataset", "target", "loss", "optimizer", "epochs", "batch_size"])
 def test_required_field_is_missed(key):
     """What has no default must be there."""
     value = minimal()
@@ -141,7 +139,7 @@ def test_required_field_is_missed(key):
 def test_every_problem_is_in_one_answer():
     """A client mends a spec in one go."""
     assert set(problems({"epochs": "many", "x": 1})) == {
-        *("model", "graph", "dataset", "target", "loss", "optimizer", "epochs", "batch_size", "seed", "x"),
+        *("model", "graph", "dataset", "target", "loss", "optimizer", "epochs", "batch_size", "x"),
     }
 
 
