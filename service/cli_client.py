@@ -68,7 +68,7 @@ def train(
         job = client.train(request)
         typer.echo(f"job {job['id']}")
         if not detach:
-            _follow(client, job["id"], request.get("on_success") or {})
+            _follow(client, job["id"])
 
 
 @app.command()
@@ -259,7 +259,7 @@ def _client(url: str) -> Iterator[Client]:
         raise typer.Exit(130) from None
 
 
-def _follow(client: Client, job_id: str, on_success: dict[str, Any]) -> None:
+def _follow(client: Client, job_id: str) -> None:
     show_training(client.watch(job_id))
     job = client.job(job_id)
     if job["state"] != "succeeded":
@@ -268,6 +268,7 @@ def _follow(client: Client, job_id: str, on_success: dict[str, Any]) -> None:
     result = job["result"]
     values = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items() if value is not None)
     typer.echo(f"{result['model']} version {result['version']}: {values}")
+    on_success = job["spec"].get("on_success") or {}
     if on_success.get("load") or on_success.get("alias"):
         client.wait_served(result["model"], result["version"])
         typer.echo("served" + (f" as {on_success['alias']}" if on_success.get("alias") else ""))
