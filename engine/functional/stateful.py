@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,9 +10,10 @@ import jax
 class StatefulOutput(NamedTuple):
     """An output together with the new state.
 
-    `state` maps the names of the op's state parameters (`mean`, `var`, `key`) to their new values,
-    each of the shape and dtype the parameter has. Source: Axon.StatefulOutput.
+    The output is an array, or a tuple of arrays for ops with several. `state` maps the names of the op's state
+    parameters (`mean`, `var`, `key`) to their new values, each of the shape and dtype the parameter has.
+    Source: Axon.StatefulOutput.
     """
 
-    output: jax.Array
+    output: Any
     state: dict[str, jax.Array]

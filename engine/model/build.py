@@ -20,7 +20,7 @@ from engine.functional.initializers import from_spec
 from engine.functional.stateful import StatefulOutput
 from engine.model.graph import Mode, Node, ParamSpec
 from engine.model.model import Model
-from engine.model.state import ModelState, Tree, unflatten
+from engine.model.state import ModelState, Tree, flatten, unflatten
 from engine.precision import dtype_of, is_wide, name_of
 
 MISSING = None
@@ -178,6 +178,7 @@ def _param_dtype(spec: ParamSpec) -> np.dtype:
 
 
 ParamSource = Callable[[int, tuple[Any, ...]], dict[str, Any]]
+"""Parameters of the node with this index for these input shapes, by their paths within the layer."""
 
 
 class _Walk:
@@ -208,7 +209,7 @@ class _Walk:
 
         def read(index: int, shapes: tuple[Any, ...]) -> dict[str, Any]:
             name = self.names[index][1]
-            layer = state.layer(name)
+            layer = dict(flatten(state.layer(name)))
             for spec in self.specs[index]:
                 if spec.name not in layer:
                     raise StateError(
@@ -257,7 +258,7 @@ class _Walk:
             if (op.train_only and self.mode == "inference") or (op.inference_only and self.mode == "train"):
                 return arguments[0], used
             mode = {"mode": self.mode} if op.has_modes else {}
-            value = op.apply(*arguments, **used, **self.arguments[index], **mode)
+            value = op.apply(*arguments, **unflatten(used), **self.arguments[index], **mode)
         except Exception as error:
             raise _located(error, name, node, [getattr(a, "shape", None) for a in arguments]) from error
         if isinstance(value, StatefulOutput):

@@ -10,7 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 class ParamSpec:
     """A parameter of an op: `shape` is a function of the input shapes.
 
+    A `name` with dots is a path: the op gets nested dicts, `input_kernel.wii` as `input_kernel={"wii": ...}`.
     `initializer` is a name, `{"name": ..., options}` or a callable `(shape, dtype, key)`; `kind` says whether
     gradients reach it; `dtype` None means that of the computation. `layout` tells the initializer where a kernel's
     `in` and `out` axes are.
@@ -59,6 +60,7 @@ class Op:
         options: every option a graph may give, with its domain.
         apply_options: those of `options` that `apply` takes, as `{option: argument}`.
         params: the parameters for given options.
+        defaults: those of options that are no argument of the builder, such as which inputs are there.
         check: the shape rule, `(*shapes, **apply options)`; raises `ShapeError` before XLA can.
         arity: least and most inputs (None: any number).
         has_modes: whether training and inference differ.
@@ -79,6 +81,7 @@ class Op:
     train_only: bool = False
     inference_only: bool = False
     takes_missing: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     mixes_rows: Callable[[Mapping[str, Any], Sequence[Shape]], str | None] = lambda options, shapes: None
 
     def arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.model.graph import Node, names, post_order
-from engine.model.layers import activations, combine, convolution, normalization, pooling, special
+from engine.model.layers import (
+    activations,
+    attention,
+    combine,
+    convolution,
+    normalization,
+    pooling,
+    recurrent,
+    sequence,
+    special,
+)
 from engine.model.layers import dropout as dropouts
 from engine.model.layers import linear as linears
 from engine.model.layers import shape as shapes
@@ -106,3 +116,16 @@ class Model:
     split = combine.split
     residual = combine.residual
     cond = combine.cond
+    lstm = recurrent.lstm
+    gru = recurrent.gru
+    conv_lstm = recurrent.conv_lstm
+    bidirectional = sequence.bidirectional
+    scaled_dot_product_attention = attention.scaled_dot_product_attention
+    multi_head_attention = attention.multi_head_attention
+    mask = sequence.mask
+    elem = sequence.elem
+    fetch = sequence.fetch
+    reverse = sequence.reverse
+    sinusoidal_position = sequence.sinusoidal_position
+    learned_position = sequence.learned_position
+    rotary_embedding = sequence.rotary_embedding

@@ -31,20 +31,25 @@ def mixing_reason(model: Model) -> str | None:
             carries[node] = True
             continue
         carries[node] = any(carries[parent] for parent in node.inputs)
-        reason = _reason(layer, [carries[parent] for parent in node.inputs]) if carries[node] else None
+        reason = _reason(layer, carries) if carries[node] else None
         if reason is not None:
             return f"layer {layer.name!r}: {reason}"
     return None if _all_carry(model.node, carries) else "an output does not depend on the batch"
 
 
 def _all_carry(node: Node, carries: dict[Node, bool]) -> bool:
-    return all(carries[parent] for parent in node.inputs) if node.op.name == "container" else carries[node]
+    if node.op.name == "container":
+        return all(_all_carry(parent, carries) for parent in node.inputs)
+    return carries[node]
 
 
-def _reason(layer: LayerInfo, carries: Sequence[bool]) -> str | None:
+def _reason(layer: LayerInfo, known: dict[Node, bool]) -> str | None:
     node = layer.node
     if node.op.name == "container":
         return None
+    carries = [known[parent] for parent in node.inputs]
+    if any(parent.op.name == "container" and not _all_carry(parent, known) for parent in node.inputs):
+        return "it takes a structured value of which a part does not depend on the batch"
     shapes = [getattr(value, "shape", ()) for value in layer.inputs]
     rows = [shape for shape, carry in zip(shapes, carries, strict=True) if carry]
     fixed = [shape for shape, carry in zip(shapes, carries, strict=True) if not carry]

@@ -10,6 +10,7 @@ from typing import Any
 from engine.model.graph import Op
 from engine.model.layers import (
     activations,
+    attention,
     basics,
     combine,
     convolution,
@@ -17,6 +18,8 @@ from engine.model.layers import (
     linear,
     normalization,
     pooling,
+    recurrent,
+    sequence,
     shape,
     special,
 )
@@ -37,7 +40,7 @@ def _entry(op: Op, builder: Any) -> Entry:
         for option in op.options
         if option in parameters and parameters[option].default is not inspect.Parameter.empty
     }
-    return Entry(op, defaults)
+    return Entry(op, {**defaults, **op.defaults})
 
 
 OPS: dict[str, Entry] = {
@@ -89,6 +92,17 @@ OPS: dict[str, Entry] = {
         (combine.CONCATENATE, combine.concatenate),
         (combine.SPLIT, combine.split),
         (combine.COND, combine.cond),
+        (recurrent.LSTM, recurrent.lstm),
+        (recurrent.GRU, recurrent.gru),
+        (recurrent.CONV_LSTM, recurrent.conv_lstm),
+        (attention.SCALED_DOT_PRODUCT_ATTENTION, attention.scaled_dot_product_attention),
+        (attention.MULTI_HEAD_ATTENTION, attention.multi_head_attention),
+        (sequence.MASK, sequence.mask),
+        (sequence.ELEM, sequence.elem),
+        (sequence.REVERSE, sequence.reverse),
+        (sequence.SINUSOIDAL_POSITION, sequence.sinusoidal_position),
+        (sequence.LEARNED_POSITION, sequence.learned_position),
+        (sequence.ROTARY_EMBEDDING, sequence.rotary_embedding),
         *((activations.OPS[name], builder) for name, builder in activations.BUILDERS.items()),
     )
 }
