@@ -3,6 +3,9 @@ r"""Losses: `loss(y_true, y_pred, *, reduction="none", ...)`, the target first.
 Unless said otherwise both arguments have the same shape `[..., n]`, the loss is computed along the last axis and has
 shape `[...]`; `reduction` then leaves it (`none`) or takes the `mean` or `sum` over everything. Values are computed in
 float32 at least, whatever the inputs' dtype. Shapes are never broadcast: ones that do not match raise `ShapeError`.
+
+`rows` are weights `[batch]` of the rows, 0 for padding (see `engine.functional.rows`): `none` multiplies by them, `sum`
+adds the products, `mean` is `sum(rows loss) / sum(rows)`. None means all ones.
 Source: Axon.Losses.
 """
 
@@ -18,6 +21,7 @@ import jax.numpy as jnp
 
 from engine.errors import DtypeError, OptionError, ShapeError
 from engine.functional.options import REDUCTIONS, Reduction, as_integer, require_choice, require_number
+from engine.functional.rows import Rows, check_rows, row_mean, weighted, without_padding
 from engine.shapes import Shape, normalize_axis, require_rank
 
 # Keeps logarithms finite; upstream's value, part of the losses' definition.
@@ -52,28 +56,40 @@ def _floats(*arrays: jax.Array) -> list[jax.Array]:
     return [jnp.asarray(array, dtype) for array in arrays]
 
 
-def _pair(op: str, y_true: jax.Array, y_pred: jax.Array, *, at_least: int = 1) -> list[jax.Array]:
+def _pair(op: str, y_true: jax.Array, y_pred: jax.Array, rows: Rows = None, *, at_least: int = 1) -> list[jax.Array]:
     check_pair(op, jnp.shape(y_true), jnp.shape(y_pred), at_least=at_least)
-    return _floats(y_true, y_pred)
+    return [_real(op, array, rows) for array in _floats(y_true, y_pred)]
 
 
-def _reduce(op: str, loss: jax.Array, reduction: Reduction) -> jax.Array:
+def _real(op: str, x: jax.Array, rows: Rows) -> jax.Array:
+    if rows is not None:
+        check_rows(op, jnp.shape(rows), x.shape)
+    return without_padding(x, rows)
+
+
+def _reduce(op: str, loss: jax.Array, reduction: Reduction, rows: Rows) -> jax.Array:
     require_choice(op, "reduction", reduction, REDUCTIONS)
-    if reduction == "none":
-        return loss
-    return jnp.mean(loss) if reduction == "mean" else jnp.sum(loss)
+    if rows is not None:
+        check_rows(op, jnp.shape(rows), loss.shape)
+    if reduction == "mean":
+        return row_mean(loss, rows)
+    return weighted(loss, rows) if reduction == "none" else jnp.sum(weighted(loss, rows))
 
 
-def mean_squared_error(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def mean_squared_error(
+    y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None
+) -> jax.Array:
     """L2: `mean((y - p)^2)`. Source: Axon.Losses.mean_squared_error."""
-    y, p = _pair("mean_squared_error", y_true, y_pred)
-    return _reduce("mean_squared_error", jnp.mean(jnp.square(y - p), axis=-1), reduction)
+    y, p = _pair("mean_squared_error", y_true, y_pred, rows)
+    return _reduce("mean_squared_error", jnp.mean(jnp.square(y - p), axis=-1), reduction, rows)
 
 
-def mean_absolute_error(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def mean_absolute_error(
+    y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None
+) -> jax.Array:
     """L1: `mean(|y - p|)`. Source: Axon.Losses.mean_absolute_error."""
-    y, p = _pair("mean_absolute_error", y_true, y_pred)
-    return _reduce("mean_absolute_error", jnp.mean(jnp.abs(y - p), axis=-1), reduction)
+    y, p = _pair("mean_absolute_error", y_true, y_pred, rows)
+    return _reduce("mean_absolute_error", jnp.mean(jnp.abs(y - p), axis=-1), reduction, rows)
 
 
 def binary_cross_entropy(
@@ -84,6 +100,7 @@ def binary_cross_entropy(
     negative_weight: float | None = None,
     reduction: Reduction = "none",
     from_logits: bool = False,
+    rows: Rows = None,
 ) -> jax.Array:
     """Cross entropy of independent yes-or-no targets: `mean(-w1 y log p - w0 (1 - y) log(1 - p))`.
 
@@ -96,7 +113,7 @@ def binary_cross_entropy(
     Source: Axon.Losses.binary_cross_entropy (whose weights ignore `reduction`; these do not).
     """
     op = "binary_cross_entropy"
-    y, p = _pair(op, y_true, y_pred)
+    y, p = _pair(op, y_true, y_pred, rows)
     if from_logits:
         positive, negative = -jax.nn.log_sigmoid(p), -jax.nn.log_sigmoid(-p)
     else:
@@ -107,7 +124,7 @@ def binary_cross_entropy(
             require_number(op, option, weight, at_least=0)
     positive = positive if positive_weight is None else positive_weight * positive
     negative = negative if negative_weight is None else negative_weight * negative
-    return _reduce(op, jnp.mean(y * positive + (1 - y) * negative, axis=-1), reduction)
+    return _reduce(op, jnp.mean(y * positive + (1 - y) * negative, axis=-1), reduction, rows)
 
 
 def _weighted_log(y: jax.Array, log_p: jax.Array) -> jax.Array:
@@ -139,6 +156,7 @@ def categorical_cross_entropy(
     reduction: Reduction = "none",
     from_logits: bool = False,
     sparse: bool = False,
+    rows: Rows = None,
 ) -> jax.Array:
     """Cross entropy of one class among n: `-sum(y log p)`, with `0 log 0 = 0`.
 
@@ -157,13 +175,13 @@ def categorical_cross_entropy(
     """
     op = "categorical_cross_entropy"
     if sparse:
-        return _sparse_cross_entropy(op, y_true, y_pred, class_weights, reduction, from_logits)
-    y, p = _pair(op, y_true, y_pred)
+        return _sparse_cross_entropy(op, y_true, y_pred, class_weights, reduction, from_logits, rows)
+    y, p = _pair(op, y_true, y_pred, rows)
     loss = -jnp.sum(_weighted_log(y, _log_probabilities(p, y != 0, from_logits)), axis=-1)
     if class_weights is None:
-        return _reduce(op, loss, reduction)
+        return _reduce(op, loss, reduction, rows)
     weights = _check_class_weights(op, class_weights, p.shape[-1])
-    return _reduce_weighted(op, loss, weights[jnp.argmax(y, axis=-1)], reduction)
+    return _reduce_weighted(op, loss, weights[jnp.argmax(y, axis=-1)], reduction, rows)
 
 
 def _sparse_cross_entropy(
@@ -173,11 +191,13 @@ def _sparse_cross_entropy(
     class_weights: Sequence[float] | jax.Array | None,
     reduction: Reduction,
     from_logits: bool,
+    rows: Rows,
 ) -> jax.Array:
     check_labels(op, jnp.shape(y_true), jnp.shape(y_pred))
     if not jnp.issubdtype(y_true.dtype, jnp.integer):
         raise DtypeError(f"{op}: expected integer class indices with sparse, got dtype {y_true.dtype}")
     (p,) = _floats(y_pred)
+    p = _real(op, p, rows)
     classes = p.shape[-1]
     labels = jnp.reshape(y_true, p.shape[:-1])
     # Negative indices would count from the end; a gather fills only those past it.
@@ -187,52 +207,61 @@ def _sparse_cross_entropy(
     chosen = jnp.take_along_axis(p, labels, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
     loss = -chosen if from_logits else -jnp.log(chosen)
     if class_weights is None:
-        return _reduce(op, loss, reduction)
+        return _reduce(op, loss, reduction, rows)
     weights = _check_class_weights(op, class_weights, classes)
-    return _reduce_weighted(op, loss, jnp.take(weights, labels[..., 0], mode="clip"), reduction)
+    return _reduce_weighted(op, loss, jnp.take(weights, labels[..., 0], mode="clip"), reduction, rows)
 
 
-def _reduce_weighted(op: str, loss: jax.Array, weights: jax.Array, reduction: Reduction) -> jax.Array:
-    total = _reduce(op, loss * weights, "sum" if reduction == "mean" else reduction)
-    return total / jnp.sum(weights) if reduction == "mean" else total
+def _reduce_weighted(op: str, loss: jax.Array, weights: jax.Array, reduction: Reduction, rows: Rows) -> jax.Array:
+    total = _reduce(op, loss * weights, "sum" if reduction == "mean" else reduction, rows)
+    if reduction != "mean":
+        return total
+    divisor = jnp.sum(weighted(weights, rows))
+    return total / (divisor if rows is None else jnp.where(divisor > 0, divisor, 1))
 
 
-def categorical_hinge(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def categorical_hinge(
+    y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None
+) -> jax.Array:
     """Multi-class hinge: `max(0, 1 + max((1 - y) p) - sum(y p))`. Source: Axon.Losses.categorical_hinge."""
-    y, p = _pair("categorical_hinge", y_true, y_pred)
+    y, p = _pair("categorical_hinge", y_true, y_pred, rows)
     loss = jnp.maximum(0, 1 + jnp.max((1 - y) * p, axis=-1) - jnp.sum(y * p, axis=-1))
-    return _reduce("categorical_hinge", loss, reduction)
+    return _reduce("categorical_hinge", loss, reduction, rows)
 
 
-def hinge(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def hinge(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None) -> jax.Array:
     """`mean(max(0, 1 - y p))` of targets in {-1, 1}. Source: Axon.Losses.hinge."""
-    y, p = _pair("hinge", y_true, y_pred)
-    return _reduce("hinge", jnp.mean(jnp.maximum(0, 1 - y * p), axis=-1), reduction)
+    y, p = _pair("hinge", y_true, y_pred, rows)
+    return _reduce("hinge", jnp.mean(jnp.maximum(0, 1 - y * p), axis=-1), reduction, rows)
 
 
-def huber(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", delta: float = 1.0) -> jax.Array:
+def huber(
+    y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", delta: float = 1.0, rows: Rows = None
+) -> jax.Array:
     """`d^2 / 2` where |d| <= delta, else `delta |d| - delta^2 / 2`, with `d = y - p`.
 
     Element-wise: without a reduction the result has the shape of the inputs, unlike the other regression losses.
     Source: Huber 1964; Axon.Losses.huber.
     """
     require_number("huber", "delta", delta, at_least=0)
-    y, p = _pair("huber", y_true, y_pred, at_least=0)
+    y, p = _pair("huber", y_true, y_pred, rows, at_least=0)
     distance = jnp.abs(y - p)
     loss = jnp.where(distance <= delta, jnp.square(distance) / 2, delta * (distance - delta / 2))
-    return _reduce("huber", loss, reduction)
+    return _reduce("huber", loss, reduction, rows)
 
 
-def kl_divergence(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def kl_divergence(
+    y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None
+) -> jax.Array:
     """Kullback-Leibler: `sum(y log(y / p))`, both clipped to [1e-7, 1]. Source: Axon.Losses.kl_divergence."""
-    y, p = (jnp.clip(array, _EPSILON, 1) for array in _pair("kl_divergence", y_true, y_pred))
-    return _reduce("kl_divergence", jnp.sum(y * (jnp.log(y) - jnp.log(p)), axis=-1), reduction)
+    y, p = (jnp.clip(array, _EPSILON, 1) for array in _pair("kl_divergence", y_true, y_pred, rows))
+    return _reduce("kl_divergence", jnp.sum(y * (jnp.log(y) - jnp.log(p)), axis=-1), reduction, rows)
 
 
-def log_cosh(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def log_cosh(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None) -> jax.Array:
     """`mean(log(cosh(p - y)))`, computed as `log(e^d + e^-d) - log 2`. Source: Axon.Losses.log_cosh."""
-    y, p = _pair("log_cosh", y_true, y_pred)
-    return _reduce("log_cosh", jnp.mean(jnp.logaddexp(p - y, y - p) - math.log(2), axis=-1), reduction)
+    y, p = _pair("log_cosh", y_true, y_pred, rows)
+    return _reduce("log_cosh", jnp.mean(jnp.logaddexp(p - y, y - p) - math.log(2), axis=-1), reduction, rows)
 
 
 def margin_ranking(
@@ -241,6 +270,7 @@ def margin_ranking(
     *,
     margin: float = 0.0,
     reduction: Reduction = "none",
+    rows: Rows = None,
 ) -> jax.Array:
     """Pairwise ranking: `max(0, -y (p1 - p2) + margin)`, element-wise.
 
@@ -254,23 +284,23 @@ def margin_ranking(
     first, second = y_pred
     for prediction in y_pred:
         check_pair("margin_ranking", jnp.shape(y_true), jnp.shape(prediction), at_least=0)
-    y, p1, p2 = _floats(y_true, first, second)
-    return _reduce("margin_ranking", jnp.maximum(0, -y * (p1 - p2) + margin), reduction)
+    y, p1, p2 = (_real("margin_ranking", array, rows) for array in _floats(y_true, first, second))
+    return _reduce("margin_ranking", jnp.maximum(0, -y * (p1 - p2) + margin), reduction, rows)
 
 
-def poisson(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def poisson(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None) -> jax.Array:
     """Poisson: `mean(p - y log(p + 1e-7))`. Source: Axon.Losses.poisson."""
-    y, p = _pair("poisson", y_true, y_pred)
-    return _reduce("poisson", jnp.mean(p - y * jnp.log(p + _EPSILON), axis=-1), reduction)
+    y, p = _pair("poisson", y_true, y_pred, rows)
+    return _reduce("poisson", jnp.mean(p - y * jnp.log(p + _EPSILON), axis=-1), reduction, rows)
 
 
-def soft_margin(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none") -> jax.Array:
+def soft_margin(y_true: jax.Array, y_pred: jax.Array, *, reduction: Reduction = "none", rows: Rows = None) -> jax.Array:
     """Logistic loss of targets in {-1, 1}: `mean(log(1 + e^(-y p)))`.
 
     Source: Axon.Losses.soft_margin (which sums over the batch axis instead; see docs/differences.md).
     """
-    y, p = _pair("soft_margin", y_true, y_pred)
-    return _reduce("soft_margin", jnp.mean(jnp.logaddexp(-y * p, 0), axis=-1), reduction)
+    y, p = _pair("soft_margin", y_true, y_pred, rows)
+    return _reduce("soft_margin", jnp.mean(jnp.logaddexp(-y * p, 0), axis=-1), reduction, rows)
 
 
 def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -286,6 +316,7 @@ def cosine_similarity(
     axes: Sequence[int] = (1,),
     eps: float = 1e-6,
     reduction: Reduction = "none",
+    rows: Rows = None,
 ) -> jax.Array:
     """`sum(y p) / max(|y| |p|, eps)` over `axes`: 1 for equal directions, so negate it to train with it.
 
@@ -299,10 +330,12 @@ def cosine_similarity(
     """
     op = "cosine_similarity"
     require_number(op, "eps", eps, at_least=0)
-    y, p = _pair(op, y_true, y_pred)
+    y, p = _pair(op, y_true, y_pred, rows)
     over = tuple(normalize_axis(op, axis, y.ndim) for axis in axes)
+    if rows is not None and 0 in over:
+        raise OptionError(f"{op}: expected axes behind the batch axis with rows, got {tuple(axes)}")
     norms = jnp.maximum(_norm(y, over) * _norm(p, over), eps)
-    return _reduce(op, jnp.sum(y * p, axis=over) / norms, reduction)
+    return _reduce(op, jnp.sum(y * p, axis=over) / norms, reduction, rows)
 
 
 def apply_label_smoothing(y_true: jax.Array, y_pred: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
@@ -315,12 +348,16 @@ def apply_label_smoothing(y_true: jax.Array, y_pred: jax.Array, *, smoothing: fl
     return y * (1 - smoothing) + smoothing / p.shape[-1]
 
 
-def label_smoothing(loss: Loss, *, smoothing: float = 0.1) -> Loss:
-    """`loss` of smoothed targets (see `apply_label_smoothing`). Source: Axon.Losses.label_smoothing."""
+def label_smoothing(loss: Callable[..., jax.Array], *, smoothing: float = 0.1) -> Loss:
+    """`loss` of smoothed targets (see `apply_label_smoothing`); takes `rows` if it does.
+
+    Source: Axon.Losses.label_smoothing.
+    """
     require_number("label_smoothing", "smoothing", smoothing, at_least=0, at_most=1)
 
-    def smoothed(y_true: jax.Array, y_pred: jax.Array) -> jax.Array:
-        return loss(apply_label_smoothing(y_true, y_pred, smoothing=smoothing), y_pred)
+    def smoothed(y_true: jax.Array, y_pred: jax.Array, *, rows: Rows = None) -> jax.Array:
+        targets = apply_label_smoothing(y_true, y_pred, smoothing=smoothing)
+        return loss(targets, y_pred) if rows is None else loss(targets, y_pred, rows=rows)
 
     return smoothed
 
@@ -342,6 +379,7 @@ def connectionist_temporal_classification(
     *,
     blank: int = 0,
     reduction: Reduction = "none",
+    rows: Rows = None,
 ) -> jax.Array:
     """`-log p(labels)` summed over all alignments of a label sequence with the frames.
 
@@ -364,11 +402,12 @@ def connectionist_temporal_classification(
     if as_integer(op, "blank", blank, at_least=0) >= classes:
         raise OptionError(f"{op}: expected blank below {classes}, the number of classes, got {blank}")
     (log_p,) = _floats(y_pred)
+    log_p = _real(op, log_p, rows)
     inside = jnp.arange(labels.shape[1]) < lengths[:, None]
     # Negative indices would count from the end; the gather fills those past it with NaN.
     labels = jnp.where(inside, jnp.where(labels < 0, classes, labels), blank)
     loss = _alignments(log_p, labels, lengths, blank)
-    return _reduce(op, loss / jnp.maximum(lengths, 1) if reduction == "mean" else loss, reduction)
+    return _reduce(op, loss / jnp.maximum(lengths, 1) if reduction == "mean" else loss, reduction, rows)
 
 
 # Stands for log 0: finite, so that derivatives are.

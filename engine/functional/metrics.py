@@ -1,7 +1,9 @@
 r"""Metrics: `metric(y_true, y_pred, ...)` gives a scalar for one batch; an accumulator combines batches.
 
 Precision, recall and specificity of a data set are not the means of those of its batches: accumulate the counts.
-Source: Axon.Metrics.
+
+`rows` are weights `[batch]` of the rows, 0 for padding (see `engine.functional.rows`): means and shares weigh the rows,
+counts leave out those of weight 0. None means all ones. Source: Axon.Metrics.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from engine.errors import DtypeError, OptionError
 from engine.functional.losses import check_labels, check_pair
 from engine.functional.options import as_integer, require_number
+from engine.functional.rows import Rows, check_rows, row_mean, weighted
 
 # Keeps an empty ratio at 0; upstream's value.
 _EPSILON = 1e-16
@@ -40,7 +43,20 @@ def _labels(op: str, y_true: jax.Array, y_pred: jax.Array) -> jax.Array:
     return jnp.reshape(y_true, jnp.shape(y_pred)[:-1])
 
 
-def accuracy(y_true: jax.Array, y_pred: jax.Array, *, from_logits: bool = False, sparse: bool = False) -> jax.Array:
+def _mean(op: str, values: jax.Array, rows: Rows) -> jax.Array:
+    if rows is not None:
+        check_rows(op, jnp.shape(rows), values.shape)
+    return row_mean(values, rows)
+
+
+def accuracy(
+    y_true: jax.Array,
+    y_pred: jax.Array,
+    *,
+    from_logits: bool = False,
+    sparse: bool = False,
+    rows: Rows = None,
+) -> jax.Array:
     """Share of right predictions.
 
     Args:
@@ -57,88 +73,97 @@ def accuracy(y_true: jax.Array, y_pred: jax.Array, *, from_logits: bool = False,
     if len(shape) > 1 and shape[-1] > 1:
         predicted = jnp.argmax(y_pred, axis=-1)
         if sparse:
-            return jnp.mean(predicted == _labels("accuracy", y_true, y_pred))
+            return _mean("accuracy", predicted == _labels("accuracy", y_true, y_pred), rows)
         check_pair("accuracy", jnp.shape(y_true), shape)
-        return jnp.mean(predicted == jnp.argmax(y_true, axis=-1))
+        return _mean("accuracy", predicted == jnp.argmax(y_true, axis=-1), rows)
     if sparse and len(shape) > 1:
         y_true = _labels("accuracy", y_true, y_pred).reshape(shape)
     check_pair("accuracy", jnp.shape(y_true), shape)
     yes = y_pred > (0 if from_logits else 0.5)
-    return jnp.mean(yes == y_true)
+    return _mean("accuracy", yes == y_true, rows)
 
 
 def _decisions(
-    op: str, y_true: jax.Array, y_pred: jax.Array, threshold: float
+    op: str, y_true: jax.Array, y_pred: jax.Array, threshold: float, rows: Rows
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     check_pair(op, jnp.shape(y_true), jnp.shape(y_pred), at_least=0)
+    if rows is not None:
+        check_rows(op, jnp.shape(rows), jnp.shape(y_pred))
     require_number(op, "threshold", threshold)
     return y_true == 1, y_true == 0, y_pred > threshold
 
 
-def _count(hits: jax.Array) -> jax.Array:
-    return jnp.sum(hits, dtype=jnp.uint32)
+def _count(hits: jax.Array, rows: Rows) -> jax.Array:
+    real = None if rows is None else rows > 0
+    return jnp.sum(weighted(hits, real), dtype=jnp.uint32)
 
 
-def true_positives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def true_positives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """How many ones are predicted as one (`y_pred > threshold`); any shape. Source: Axon.Metrics.true_positives."""
-    one, _, yes = _decisions("true_positives", y_true, y_pred, threshold)
-    return _count(one & yes)
+    one, _, yes = _decisions("true_positives", y_true, y_pred, threshold, rows)
+    return _count(one & yes, rows)
 
 
-def true_negatives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def true_negatives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """How many zeros are predicted as zero; any shape. Source: Axon.Metrics.true_negatives."""
-    _, zero, yes = _decisions("true_negatives", y_true, y_pred, threshold)
-    return _count(zero & ~yes)
+    _, zero, yes = _decisions("true_negatives", y_true, y_pred, threshold, rows)
+    return _count(zero & ~yes, rows)
 
 
-def false_positives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def false_positives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """How many zeros are predicted as one; any shape. Source: Axon.Metrics.false_positives."""
-    _, zero, yes = _decisions("false_positives", y_true, y_pred, threshold)
-    return _count(zero & yes)
+    _, zero, yes = _decisions("false_positives", y_true, y_pred, threshold, rows)
+    return _count(zero & yes, rows)
 
 
-def false_negatives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def false_negatives(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """How many ones are predicted as zero; any shape. Source: Axon.Metrics.false_negatives."""
-    one, _, yes = _decisions("false_negatives", y_true, y_pred, threshold)
-    return _count(one & ~yes)
+    one, _, yes = _decisions("false_negatives", y_true, y_pred, threshold, rows)
+    return _count(one & ~yes, rows)
 
 
-def _ratio(part: jax.Array, rest: jax.Array) -> jax.Array:
-    hits = part.astype(jnp.float32)
-    return hits / (hits + rest + _EPSILON)
+def _ratio(part: jax.Array, rest: jax.Array, rows: Rows) -> jax.Array:
+    hits, others = (
+        _count(found, None) if rows is None else jnp.sum(weighted(found.astype(jnp.float32), rows))
+        for found in (part, rest)
+    )
+    hits = hits.astype(jnp.float32)
+    return hits / (hits + others + _EPSILON)
 
 
-def precision(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def precision(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """Share of ones among those predicted as one: `TP / (TP + FP)`; 0 of none. Source: Axon.Metrics.precision."""
-    one, zero, yes = _decisions("precision", y_true, y_pred, threshold)
-    return _ratio(_count(one & yes), _count(zero & yes))
+    one, zero, yes = _decisions("precision", y_true, y_pred, threshold, rows)
+    return _ratio(one & yes, zero & yes, rows)
 
 
-def recall(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def recall(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """Share of the ones that are predicted as one: `TP / (TP + FN)`; 0 of none. Source: Axon.Metrics.recall."""
-    one, _, yes = _decisions("recall", y_true, y_pred, threshold)
-    return _ratio(_count(one & yes), _count(one & ~yes))
+    one, _, yes = _decisions("recall", y_true, y_pred, threshold, rows)
+    return _ratio(one & yes, one & ~yes, rows)
 
 
-def sensitivity(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def sensitivity(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """The same as `recall`. Source: Axon.Metrics.sensitivity."""
-    return recall(y_true, y_pred, threshold=threshold)
+    return recall(y_true, y_pred, threshold=threshold, rows=rows)
 
 
-def specificity(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5) -> jax.Array:
+def specificity(y_true: jax.Array, y_pred: jax.Array, *, threshold: float = 0.5, rows: Rows = None) -> jax.Array:
     """Share of the zeros that are predicted as zero: `TN / (TN + FP)`; 0 of none. Source: Axon.Metrics.specificity."""
-    _, zero, yes = _decisions("specificity", y_true, y_pred, threshold)
-    return _ratio(_count(zero & ~yes), _count(zero & yes))
+    _, zero, yes = _decisions("specificity", y_true, y_pred, threshold, rows)
+    return _ratio(zero & ~yes, zero & yes, rows)
 
 
-def mean_absolute_error(y_true: jax.Array, y_pred: jax.Array) -> jax.Array:
+def mean_absolute_error(y_true: jax.Array, y_pred: jax.Array, *, rows: Rows = None) -> jax.Array:
     """`mean(|y - p|)` over everything; any shape. Source: Axon.Metrics.mean_absolute_error."""
     check_pair("mean_absolute_error", jnp.shape(y_true), jnp.shape(y_pred), at_least=0)
     dtype = jnp.promote_types(jnp.result_type(y_true, y_pred), jnp.float32)
-    return jnp.mean(jnp.abs(jnp.asarray(y_true, dtype) - jnp.asarray(y_pred, dtype)))
+    return _mean("mean_absolute_error", jnp.abs(jnp.asarray(y_true, dtype) - jnp.asarray(y_pred, dtype)), rows)
 
 
-def top_k_categorical_accuracy(y_true: jax.Array, y_pred: jax.Array, *, k: int = 5, sparse: bool = False) -> jax.Array:
+def top_k_categorical_accuracy(
+    y_true: jax.Array, y_pred: jax.Array, *, k: int = 5, sparse: bool = False, rows: Rows = None
+) -> jax.Array:
     """Share of rows whose class is among the k likeliest; of equal values the first counts as likelier.
 
     Args:
@@ -161,7 +186,7 @@ def top_k_categorical_accuracy(y_true: jax.Array, y_pred: jax.Array, *, k: int =
     if as_integer(op, "k", k, at_least=1) > classes:
         raise OptionError(f"{op}: expected k of at most {classes}, the number of classes, got {k}")
     _, likeliest = jax.lax.top_k(y_pred, k)
-    return jnp.mean(jnp.any(likeliest == labels[..., None], axis=-1))
+    return _mean(op, jnp.any(likeliest == labels[..., None], axis=-1), rows)
 
 
 def running_average(metric: Callable[..., jax.Array]) -> Accumulator:

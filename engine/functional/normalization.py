@@ -15,6 +15,7 @@ from jax import lax
 
 from engine.errors import OptionError, ShapeError
 from engine.functional.options import MODES, Mode, as_integer, require_choice, require_number
+from engine.functional.rows import Rows, check_rows, row_mean, without_padding
 from engine.functional.stateful import StatefulOutput
 from engine.shapes import Shape, normalize_axis, require_rank
 
@@ -43,14 +44,22 @@ def _check_mode(op: str, mode: Mode, momentum: float) -> None:
     require_number(op, "momentum", momentum, at_least=0, at_most=1)
 
 
+def _check_rows(op: str, rows: Rows, x: jax.Array, axis: int) -> None:
+    if rows is None:
+        return
+    if axis == 0:
+        raise OptionError(f"{op}: expected a channel_index behind the batch axis with rows, got axis 0")
+    check_rows(op, jnp.shape(rows), x.shape)
+
+
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _moments(x: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+def _moments(x: jax.Array, axes: Sequence[int], rows: Rows = None) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance over `axes`, which stay with size 1."""
-    mean = jnp.mean(x, axis=axes, keepdims=True)
-    return mean, jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
+    mean = row_mean(x, rows, axes=axes, keepdims=True)
+    return mean, row_mean(jnp.square(x - mean), rows, axes=axes, keepdims=True)
 
 
 def _along(x: jax.Array, parameter: jax.Array, axis: int) -> jax.Array:
@@ -71,10 +80,10 @@ def _normalize(
     return (x - mean) * scale + _along(x, beta, axis)
 
 
-def _running(old: jax.Array, batch: jax.Array, momentum: float) -> jax.Array:
-    """`momentum * old + (1 - momentum) * batch`, with the shape and dtype of `old`."""
-    new = momentum * _wide(old) + (1 - momentum) * batch.reshape(old.shape)
-    return lax.stop_gradient(new.astype(old.dtype))
+def _running(old: jax.Array, batch: jax.Array, momentum: float, rows: Rows) -> jax.Array:
+    """`momentum * old + (1 - momentum) * batch`, with the shape and dtype of `old`; `old` when all rows are padding."""
+    new = (momentum * _wide(old) + (1 - momentum) * batch.reshape(old.shape)).astype(old.dtype)
+    return lax.stop_gradient(new if rows is None else jnp.where(jnp.any(rows > 0), new, old))
 
 
 def _stateful_norm(
@@ -86,18 +95,21 @@ def _stateful_norm(
     epsilon: float,
     momentum: float,
     mode: Mode,
+    rows: Rows,
 ) -> jax.Array | StatefulOutput:
     gamma, beta, mean, var = params
     wide = _wide(x)
     if mode == "inference":
         y = _normalize(wide, _along(wide, mean, axis), _along(wide, var, axis), gamma, beta, axis, epsilon)
         return y.astype(_float_dtype(x))
-    batch_mean, batch_var = _moments(wide, axes)
-    y = _normalize(wide, batch_mean, batch_var, gamma, beta, axis, epsilon)
+    wide = without_padding(wide, rows, 0)
+    across, samples = (rows, None) if 0 in axes else (None, rows)
+    batch_mean, batch_var = _moments(wide, axes, across)
+    y = without_padding(_normalize(wide, batch_mean, batch_var, gamma, beta, axis, epsilon), rows, 0)
     over = tuple(other for other in range(x.ndim) if other != axis)
     state = {
-        "mean": _running(mean, jnp.mean(batch_mean, axis=over), momentum),
-        "var": _running(var, jnp.mean(batch_var, axis=over), momentum),
+        "mean": _running(mean, row_mean(batch_mean, samples, axes=over), momentum, rows),
+        "var": _running(var, row_mean(batch_var, samples, axes=over), momentum, rows),
     }
     return StatefulOutput(y.astype(_float_dtype(x)), state)
 
@@ -131,6 +143,7 @@ def batch_norm(
     epsilon: float = 1e-5,
     momentum: float = 0.1,
     mode: Mode = "inference",
+    rows: Rows = None,
 ) -> jax.Array | StatefulOutput:
     """Normalization per channel: by the batch's statistics in `train` mode, by the running ones in `inference`.
 
@@ -142,10 +155,12 @@ def batch_norm(
         epsilon: added to the variance.
         momentum: weight of the OLD running statistics: `new = momentum * old + (1 - momentum) * batch`.
         mode: `train` or `inference`.
+        rows: weights `[batch]` of the rows in `train` mode, 0 for padding (see `engine.functional.rows`); None means
+            all ones. Padding gives zeros, and a batch of nothing else leaves the running statistics as they are.
     Returns: an array of x's shape; in `train` mode a `StatefulOutput` with the new `mean` and `var`, each of the
         shape it had.
     Raises:
-        ShapeError: a parameter is not of shape `[C]`, or rank below 2.
+        ShapeError: a parameter is not of shape `[C]`, rows not of shape `[batch]`, or rank below 2.
         OptionError: an option outside its domain.
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167; Axon.Layers.batch_norm.
     """
@@ -159,7 +174,8 @@ def batch_norm(
     axis = channel_index % x.ndim
     axes = [other for other in range(x.ndim) if other != axis]
     params = (gamma, beta, mean, var)
-    return _stateful_norm(x, params, axes, axis, epsilon=epsilon, momentum=momentum, mode=mode)
+    _check_rows("batch_norm", rows, x, axis)
+    return _stateful_norm(x, params, axes, axis, epsilon=epsilon, momentum=momentum, mode=mode, rows=rows)
 
 
 def check_instance_norm(
@@ -193,6 +209,7 @@ def instance_norm(
     epsilon: float = 1e-5,
     momentum: float = 0.1,
     mode: Mode = "inference",
+    rows: Rows = None,
 ) -> jax.Array | StatefulOutput:
     """Normalization per sample and channel over the spatial axes; in `inference` by the running statistics.
 
@@ -210,7 +227,8 @@ def instance_norm(
     axis = channel_index % x.ndim
     axes = [other for other in range(1, x.ndim) if other != axis]
     params = (gamma, beta, mean, var)
-    return _stateful_norm(x, params, axes, axis, epsilon=epsilon, momentum=momentum, mode=mode)
+    _check_rows("instance_norm", rows, x, axis)
+    return _stateful_norm(x, params, axes, axis, epsilon=epsilon, momentum=momentum, mode=mode, rows=rows)
 
 
 def check_layer_norm(x: Shape, gamma: Shape, beta: Shape, *, channel_index: int = -1, epsilon: float = 1e-5) -> None:
