@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.model.build import LayerInfo, infer, template_of
+from engine.model.block import BLOCK
+from engine.model.build import infer, template_of
 from engine.model.graph import Node
 from engine.model.model import Model
-
-_ELEMENTWISE = frozenset({"add", "subtract", "multiply"})
+from engine.model.padding import ELEMENTWISE, rank_reason
+from engine.model.walk import LayerInfo
 
 
 def mixing_reason(model: Model) -> str | None:
@@ -32,6 +33,8 @@ def mixing_reason(model: Model) -> str | None:
             continue
         carries[node] = any(carries[parent] for parent in node.inputs)
         reason = _reason(layer, carries) if carries[node] else None
+        if node.op is BLOCK:
+            carries[node] = _all_carry(node.options["block"].model.node, carries)
         if reason is not None:
             return f"layer {layer.name!r}: {reason}"
     return None if _all_carry(model.node, carries) else "an output does not depend on the batch"
@@ -47,13 +50,15 @@ def _reason(layer: LayerInfo, known: dict[Node, bool]) -> str | None:
     node = layer.node
     if node.op.name == "container":
         return None
+    if node.op is BLOCK:
+        return None if all(known[parent] for parent in node.inputs) else "it passes a block a value without the batch"
     carries = [known[parent] for parent in node.inputs]
     if any(parent.op.name == "container" and not _all_carry(parent, known) for parent in node.inputs):
         return "it takes a structured value of which a part does not depend on the batch"
     shapes = [getattr(value, "shape", ()) for value in layer.inputs]
     rows = [shape for shape, carry in zip(shapes, carries, strict=True) if carry]
     fixed = [shape for shape, carry in zip(shapes, carries, strict=True) if not carry]
-    if node.op.name in _ELEMENTWISE:
+    if node.op.name in ELEMENTWISE:
         return _broadcast_reason(rows, fixed)
     if fixed:
         return f"it joins a batch with a constant of shape {fixed[0]}"
@@ -61,9 +66,9 @@ def _reason(layer: LayerInfo, known: dict[Node, bool]) -> str | None:
 
 
 def _broadcast_reason(rows: Sequence[Any], fixed: Sequence[Any]) -> str | None:
-    rank = max(map(len, rows))
-    if any(len(shape) != rank for shape in rows):
-        return f"it broadcasts batches of different ranks: {' and '.join(map(str, rows))}"
+    if (reason := rank_reason(rows)) is not None:
+        return reason
+    rank = len(rows[0])
     if any(len(shape) > rank or (len(shape) == rank and shape[0] != 1) for shape in fixed):
         return f"it combines the batch with constants of shape {' and '.join(map(str, fixed))}"
     return None
