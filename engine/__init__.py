@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engine import functional
-from engine.model.build import LayerInfo, TrainOutput, build, infer
+from engine.model.block import Block, block
+from engine.model.build import TrainOutput, build, infer
 from engine.model.layers.activations import (
     activation,
     celu,
@@ -114,6 +115,7 @@ from engine.model.layers.shape import (
 from engine.model.layers.special import layer, nx, optional, or_else, param
 from engine.model.model import Model
 from engine.model.state import ModelState
+from engine.model.walk import LayerInfo
 from engine.version import VERSION
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
+    "Block",
     "LayerInfo",
     "Model",
     "ModelState",
@@ -153,6 +156,7 @@ __all__ = [
     "bias",
     "bidirectional",
     "bilinear",
+    "block",
     "blur_pool",
     "build",
     "bundle",

@@ -21,10 +21,11 @@ from engine.bundle import archive, strict_json, tensors
 from engine.bundle.graph_json import from_json, frozen_paths, to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.errors import BundleError, EngineError, Problem
-from engine.model.build import LayerInfo, infer, template_of
+from engine.model.build import infer, template_of
 from engine.model.graph import ParamSpec
 from engine.model.model import Model
 from engine.model.state import ModelState, flatten, unflatten
+from engine.model.walk import LayerInfo
 from engine.precision import name_of
 from engine.version import VERSION as ENGINE_VERSION
 

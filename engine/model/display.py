@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine.model.build import Inputs, LayerInfo, infer
+from engine.model.build import infer
 from engine.model.model import Model
+from engine.model.walk import Inputs, LayerInfo
 from engine.precision import name_of
 
 _HEADER = ("Layer", "Shape", "Policy", "Parameters", "Parameters Memory")
@@ -25,7 +26,7 @@ def as_table(model: Model, template: Inputs = None) -> str:
     Source: Axon.Display.as_table/2, in the layout of Axon 0.1.
     """
     layers = infer(model, template)
-    names = model.names()
+    names = {layer.node: layer.name for layer in layers}
     rows: list[tuple[str, ...]] = []
     for layer in layers:
         parents = ", ".join(f'"{names[parent]}"' for parent in layer.node.inputs)

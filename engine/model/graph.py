@@ -6,6 +6,7 @@ finished graph (`names`), so building needs no counter and no global.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections import Counter
@@ -67,6 +68,7 @@ class Op:
         train_only: whether the node passes its input through in inference.
         inference_only: whether it passes its input through in training.
         takes_missing: whether it is called although an optional input is absent (as None).
+        takes_rows: whether `apply` takes the weights of the rows in training (`rows`), to leave out padding.
         mixes_rows: `(options, input shapes) -> reason` why one row's answer depends on another's, else None.
     """
 
@@ -81,6 +83,7 @@ class Op:
     train_only: bool = False
     inference_only: bool = False
     takes_missing: bool = False
+    takes_rows: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     mixes_rows: Callable[[Mapping[str, Any], Sequence[Shape]], str | None] = lambda options, shapes: None
 
@@ -176,15 +179,52 @@ def names(order: Sequence[Node]) -> dict[Node, str]:
             )
         taken[explicit], result[node] = node, explicit
     counts.clear()
+    bases: dict[Any, str] = {}
     for node in order:
         number = counts[node.op.name]
         counts[node.op.name] += 1
         if node not in result:
-            while f"{node.op.name}_{number}" in taken:
-                number += 1
-            result[node] = f"{node.op.name}_{number}"
+            result[node] = _free_name(_base(node, number, bases, taken), taken)
             taken[result[node]] = node
+        if "block" in node.options:
+            bases.setdefault(node.options["block"], result[node])
     return {node: result[node] for node in order}
+
+
+def _base(node: Node, number: int, bases: Mapping[Any, str], taken: Mapping[str, Node]) -> str:
+    """What an unnamed node would be called: further calls of a block go by the block's name."""
+    block = node.options.get("block")
+    if block is None:
+        while f"{node.op.name}_{number}" in taken:
+            number += 1
+        return f"{node.op.name}_{number}"
+    return bases.get(block) or block.name or f"{node.op.name}_{len(bases)}"
+
+
+def _free_name(name: str, taken: Mapping[str, Node]) -> str:
+    calls = itertools.count(1)
+    free = name
+    while free in taken:
+        free = f"{name}_{next(calls)}"
+    return free
+
+
+def owners(names: Mapping[Node, str]) -> dict[Node, str]:
+    """Where each node's parameters stand: under its own name, for a call of a block under the block's.
+
+    Raises `GraphError` when a block's name is that of another node or block.
+    """
+    result: dict[Node, str] = {}
+    blocks: dict[Any, str] = {}
+    for node, name in names.items():
+        block = node.options.get("block")
+        result[node] = name if block is None else blocks.setdefault(block, block.name or name)
+    held: dict[str, Any] = {}
+    for node, owner in result.items():
+        holder = node.options.get("block", node)
+        if held.setdefault(owner, holder) is not holder:
+            raise GraphError(f"expected distinct names, got {owner!r} for a block and for something else")
+    return result
 
 
 def _explicit_name(node: Node, number: int, counts: Mapping[str, int]) -> str | None:

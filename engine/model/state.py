@@ -38,6 +38,13 @@ def unflatten(leaves: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def branch(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The part of a nested dict below a path; empty where there is none."""
+    for key in path.split("."):
+        tree = tree.get(key, {})
+    return tree
+
+
 def _select(tree: Tree, keep: Callable[[str], bool]) -> Tree:
     return unflatten({path: leaf for path, leaf in flatten(tree) if keep(path)})
 
@@ -99,7 +106,3 @@ class ModelState:
     def paths(self) -> list[str]:
         """Paths of all leaves, parameters first."""
         return [path for tree in (self.parameters, self.state) for path, _ in flatten(tree)]
-
-    def layer(self, name: str) -> Tree:
-        """Parameters and state of one layer together."""
-        return {**self.parameters.get(name, {}), **self.state.get(name, {})}

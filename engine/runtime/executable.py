@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from engine.errors import OptionError, ShapeError
-from engine.model.build import abstract, build, infer, needs_x64, template_of
+from engine.model.build import build, infer, needs_x64, template_of
 from engine.model.model import Model
 from engine.model.state import ModelState
+from engine.model.walk import abstract
 from engine.precision import dtype_of
 from engine.runtime.rows import mixing_reason
 

@@ -73,7 +73,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("model_state", "trainable_parameters"): "engine:ModelState.trainable",
     ("model_state", "frozen_parameters"): "engine:ModelState.frozen",
     ("model_state", "StatefulOutput"): "engine.functional:StatefulOutput",
-    ("model_state", "None"): "engine.model.build:MISSING",
+    ("model_state", "None"): "engine.model.walk:LayerInfo",
     ("loop", "loop"): "engine.train:Loop.from_step",
     ("loop", "train_step"): "engine.train.step:train_step",
     ("loop", "eval_step"): "engine.train.step:evaluation_step",
@@ -109,7 +109,6 @@ PLAN: dict[str, str] = {
 
 LATER: dict[tuple[str, str], str] = {
     ("layers_special", "namespace"): "models as data (namespaces)",
-    ("layers_special", "block"): "models as data (blocks)",
     ("post_0_8_1", "deferred"): "models as data",
     ("post_0_8_1", "namespace"): "models as data (namespaces)",
     ("post_0_8_1", "ModelState.tie"): "models as data (tying)",

@@ -40,6 +40,7 @@ def _kernel(values: Mapping[str, Any], window: Shape, depth: int, units: int) ->
 
 
 def _params(
+    op: str,
     values: Mapping[str, Any],
     window: Callable[[Shape], Shape],
     depth: Callable[[Shape], int],
@@ -49,7 +50,7 @@ def _params(
     """Kernel and bias, each size a function of the input's shape."""
 
     def kernel(x: Shape) -> Shape:
-        require_rank("convolution", x, at_least=3)
+        require_rank(op, x, at_least=3)
         return _kernel(values, window(x), depth(x), units(x))
 
     parts = (
@@ -66,7 +67,7 @@ def _full_window(op: str, values: Mapping[str, Any]) -> Callable[[Shape], Shape]
 def _conv_params(values: Mapping[str, Any]) -> tuple[ParamSpec, ...]:
     groups = values["feature_group_size"]
     return _params(
-        values, _full_window("conv", values), lambda x: _depth(values, x) // groups, lambda x: values["units"]
+        "conv", values, _full_window("conv", values), lambda x: _depth(values, x) // groups, lambda x: values["units"]
     )
 
 
@@ -128,6 +129,7 @@ CONV_TRANSPOSE = Op(
     "conv_transpose",
     apply=F.conv_transpose,
     params=lambda values: _params(
+        "conv_transpose",
         values,
         _full_window("conv_transpose", values),
         lambda x: _depth(values, x) // values["feature_group_size"],
@@ -186,6 +188,7 @@ DEPTHWISE_CONV = Op(
     "depthwise_conv",
     apply=F.depthwise_conv,
     params=lambda values: _params(
+        "depthwise_conv",
         values,
         _full_window("depthwise_conv", values),
         lambda x: 1,
@@ -249,7 +252,7 @@ def _separable_params(op: str, values: Mapping[str, Any], axes: int) -> tuple[Pa
     return tuple(
         spec
         for axis in range(axes)
-        for spec in _params(values, window(axis), lambda x: 1, units, suffix=f"_{axis + 1}")
+        for spec in _params(op, values, window(axis), lambda x: 1, units, suffix=f"_{axis + 1}")
     )
 
 
