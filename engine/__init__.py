@@ -41,6 +41,7 @@ from engine.model.layers.activations import (
     softmax,
     softplus,
     softsign,
+    swiglu,
     tanh,
 )
 from engine.model.layers.attention import multi_head_attention, scaled_dot_product_attention
@@ -237,6 +238,7 @@ __all__ = [
     "split",
     "stack_columns",
     "subtract",
+    "swiglu",
     "tanh",
     "train",
     "transpose",

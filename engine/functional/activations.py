@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import expit
 
-from engine.errors import OptionError
+from engine.errors import OptionError, ShapeError
 from engine.shapes import Shape, normalize_axis
 
 Axis = int | Sequence[int]
@@ -76,12 +76,13 @@ def exp(x: jax.Array) -> jax.Array:
     return jnp.exp(x)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """Gaussian error linear unit in its exact form: `x / 2 * (1 + erf(x / sqrt(2)))`.
+def gelu(x: jax.Array, *, approximate: bool = False) -> jax.Array:
+    """Gaussian error linear unit: `x / 2 * (1 + erf(x / sqrt(2)))`.
 
-    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Axon.Activations.gelu.
+    With `approximate` as in GPT-2: `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`.
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Axon.Activations.gelu (exact only).
     """
-    return jax.nn.gelu(x, approximate=False)
+    return jax.nn.gelu(x, approximate=approximate)
 
 
 def hard_sigmoid(x: jax.Array, *, alpha: float = 0.2, beta: float = 0.2) -> jax.Array:
@@ -188,6 +189,24 @@ def softsign(x: jax.Array) -> jax.Array:
 def tanh(x: jax.Array) -> jax.Array:
     """Hyperbolic tangent. Source: Axon.Activations.tanh."""
     return jnp.tanh(x)
+
+
+def check_swiglu(x: Shape, *, axis: int = -1) -> None:
+    """Raise `ShapeError` when the axis has an odd size, `OptionError` when it lies outside the rank."""
+    size = x[normalize_axis("swiglu", axis, len(x))]
+    if size % 2:
+        raise ShapeError(f"swiglu: expected an even size of axis {axis}, got {size} in shape {x}")
+
+
+def swiglu(x: jax.Array, *, axis: int = -1) -> jax.Array:
+    """One half of an axis gates the other: `silu(a) * b` of `a, b = split(x)`; the axis has half its size then.
+
+    It is none of `ACTIVATIONS`, which keep the size. Raises as `check_swiglu`.
+    Source: Shazeer 2020, arXiv:2002.05202; Axon 0.9 swiglu.
+    """
+    check_swiglu(jnp.shape(x), axis=axis)
+    a, b = jnp.split(x, 2, axis=axis)
+    return silu(a) * b
 
 
 ACTIVATIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(

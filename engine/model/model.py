@@ -74,6 +74,7 @@ class Model:
     softplus = activations.softplus
     softsign = activations.softsign
     tanh = activations.tanh
+    swiglu = activations.swiglu
     dense = linears.dense
     bias = linears.bias
     embedding = linears.embedding

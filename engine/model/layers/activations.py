@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import OptionError
-from engine.functional.activations import ACTIVATIONS
+from engine.functional.activations import ACTIVATIONS, check_swiglu
+from engine.functional.activations import swiglu as swiglu_of_arrays
 from engine.model import options
 from engine.model.graph import Namer, Op
 from engine.model.layers.basics import extend
@@ -70,7 +71,7 @@ OPS: dict[str, Op] = {
         _op("celu", alpha=_NONZERO),
         _op("elu", alpha=_NUMBER),
         _op("exp"),
-        _op("gelu"),
+        _op("gelu", approximate=options.boolean),
         _op("hard_sigmoid", alpha=_NUMBER, beta=_NUMBER),
         _op("hard_silu", alpha=_NUMBER, beta=_NUMBER),
         _op("hard_tanh"),
@@ -89,6 +90,14 @@ OPS: dict[str, Op] = {
         _op("softplus"),
         _op("softsign"),
         _op("tanh"),
+        Op(
+            "swiglu",
+            swiglu_of_arrays,
+            {"axis": options.integer(-16, 15)},
+            {"axis": "axis"},
+            check=check_swiglu,
+            mixes_rows=_mixes_on_axis,
+        ),
     )
 }
 
@@ -134,12 +143,12 @@ def exp(x: Model, *, name: Namer = None) -> Model:
     return extend(OPS["exp"], [x], {}, name)
 
 
-def gelu(x: Model, *, name: Namer = None) -> Model:
-    r"""Layer form of `functional.gelu`: $x \Phi(x)$ with the exact normal distribution function.
+def gelu(x: Model, *, approximate: bool = False, name: Namer = None) -> Model:
+    r"""Layer form of `functional.gelu`: $x \Phi(x)$ with the normal distribution function, or its tanh approximation.
 
     Source: Axon.gelu/2; Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
-    return extend(OPS["gelu"], [x], {}, name)
+    return extend(OPS["gelu"], [x], {"approximate": approximate}, name)
 
 
 def hard_sigmoid(x: Model, *, alpha: float = 0.2, beta: float = 0.2, name: Namer = None) -> Model:
@@ -252,6 +261,14 @@ def tanh(x: Model, *, name: Namer = None) -> Model:
     return extend(OPS["tanh"], [x], {}, name)
 
 
+def swiglu(x: Model, *, axis: int = -1, name: Namer = None) -> Model:
+    """Layer form of `functional.swiglu`: `silu(a) * b` of the two halves of an axis, which must be even.
+
+    Source: Shazeer 2020, arXiv:2002.05202; Axon 0.9 swiglu.
+    """
+    return extend(OPS["swiglu"], [x], {"axis": axis}, name)
+
+
 BUILDERS: dict[str, Callable[..., Model]] = {
     "celu": celu,
     "elu": elu,
@@ -275,4 +292,5 @@ BUILDERS: dict[str, Callable[..., Model]] = {
     "softplus": softplus,
     "softsign": softsign,
     "tanh": tanh,
+    "swiglu": swiglu,
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from engine.errors import OptionError
+from engine.errors import OptionError, ShapeError
 from engine.functional.activations import (
     ACTIVATIONS,
     celu,
@@ -18,6 +18,7 @@ from engine.functional.activations import (
     log_sumexp,
     softmax,
     softplus,
+    swiglu,
 )
 from tests.engine.functional.support import assert_gradient, values
 
@@ -64,6 +65,25 @@ def test_gelu_is_the_exact_form() -> None:
     """The error function is used, not its tanh approximation."""
     x = values(50, low=-4, high=4)
     np.testing.assert_allclose(gelu(jnp.asarray(x, jnp.float32)), x * special.ndtr(x), rtol=1e-5, atol=1e-6)
+
+
+def test_gelu_may_be_approximated_by_tanh() -> None:
+    """The formula of GPT-2, in float64."""
+    x = values(50, low=-4, high=4)
+    expected = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    np.testing.assert_allclose(gelu(jnp.asarray(x, jnp.float32), approximate=True), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_swiglu_gates_one_half_by_the_other(axis: int) -> None:
+    """`silu(a) * b`, its derivative, and an error for odd sizes."""
+    x = values(3, 4, 6)
+    a, b = np.split(x, 2, axis)
+    actual = swiglu(jnp.asarray(x, jnp.float32), axis=axis)
+    np.testing.assert_allclose(actual, a * special.expit(a) * b, rtol=1e-5, atol=1e-6)
+    assert_gradient(lambda x: swiglu(x, axis=axis), x)
+    with pytest.raises(ShapeError, match="swiglu: expected an even size of axis 0, got 3"):
+        swiglu(x, axis=0)
 
 
 def test_hard_sigmoid_of_zero_is_beta() -> None:
