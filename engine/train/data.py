@@ -1,6 +1,7 @@
 """Training data: batches per epoch, shuffled, from an iterator that can be stopped and continued.
 
-A loop takes anything that is `Data`, or a plain iterable of `(inputs, targets)` batches, which `as_data` wraps.
+A loop takes anything that is `Data`, or a plain iterable of batches, which `as_data` wraps. A batch is `(inputs,
+targets)`, or `(inputs, targets, rows)` with a weight per row: 0 for padding.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from engine.errors import DataError
+from engine.errors import DataError, OptionError
 from engine.functional.options import as_integer, require_number
 
 _BATCHES_PER_GROUP = 16  # spreads Grain's 10 us per element over as many batches
@@ -54,9 +55,11 @@ class ArrayData:
         shuffle: whether to shuffle, anew in every epoch.
         seed: of the shuffling.
         drop_remainder: leave out a last batch with fewer rows.
+        pad_remainder: fill a last batch with fewer rows up by repeating them with weight 0, so that all batches have
+            one shape and the step is compiled once. Every batch then has row weights, unless nothing is to be filled.
     Raises:
         DataError: no rows, arrays of different lengths, or no batch at all.
-        OptionError: batch_size or seed outside their domain.
+        OptionError: batch_size or seed outside their domain, or both drop_remainder and pad_remainder.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ArrayData:
         shuffle: bool = True,
         seed: int = 0,
         drop_remainder: bool = False,
+        pad_remainder: bool = False,
     ) -> None:
         if not isinstance(inputs, Mapping) or not inputs:
             raise DataError(f"data: expected inputs by name, got {type(inputs).__name__}")
@@ -81,7 +85,10 @@ class ArrayData:
         self._batch_size = as_integer("data", "batch_size", batch_size, at_least=1)
         self._seed = as_integer("data", "seed", seed, at_least=0)
         self._shuffle = shuffle
+        if drop_remainder and pad_remainder:
+            raise OptionError("data: expected drop_remainder or pad_remainder, got both")
         self._drop_remainder = drop_remainder
+        self._pad_remainder = pad_remainder
         self._rows = np.arange(self._count_rows())
         self._check_length()
 
@@ -117,7 +124,7 @@ class ArrayData:
         return iter(self.epoch(0))
 
     def peek(self) -> Batch:
-        """A batch of the first rows, to take shapes and types from."""
+        """A batch of the first rows, to take shapes, types and the presence of row weights from."""
         return self._gather(self._rows[: self._batch_size])
 
     def epoch(self, n: int) -> ArrayIterator:
@@ -131,7 +138,7 @@ class ArrayData:
     def split(self, fraction: float, *, seed: int = 0) -> tuple[ArrayData, ArrayData]:
         """`(training, validation)`: `fraction` of the rows, drawn by `seed`, are the validation part.
 
-        The arrays are shared. The validation part is not shuffled and keeps all its rows.
+        The arrays are shared. The validation part is not shuffled and keeps all its rows (padded, if this is).
 
         Raises:
             OptionError: `fraction` outside (0, 1).
@@ -152,12 +159,19 @@ class ArrayData:
         return part
 
     def _gather(self, rows: np.ndarray) -> Batch:
+        real = len(rows)
+        padded = self._pad_remainder and self.rows % self._batch_size > 0
+        if padded:
+            rows = np.resize(rows, self._batch_size)  # repeats them
         targets = (
             {name: _take(array, rows) for name, array in self._targets.items()}
             if isinstance(self._targets, dict)
             else _take(self._targets, rows)
         )
-        return {name: _take(array, rows) for name, array in self._inputs.items()}, targets
+        inputs = {name: _take(array, rows) for name, array in self._inputs.items()}
+        if not padded:
+            return inputs, targets
+        return inputs, targets, (np.arange(self._batch_size) < real).astype(np.float32)
 
 
 def _take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

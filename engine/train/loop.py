@@ -73,9 +73,10 @@ class Loop:
         """Measure something in every iteration, within the compiled step.
 
         Args:
-            metric: a name out of `engine.functional.metrics`, or `metric(y_true, y_pred) -> array`.
+            metric: a name out of `engine.functional.metrics`, or `metric(y_true, y_pred) -> array`; with a parameter
+                `rows` it takes padded batches too.
             name: under which it appears; needed for a function.
-            accumulate: `running_average` (batches weighed by their rows), `running_sum`, or
+            accumulate: `running_average` (batches weighed by their rows, or row weights), `running_sum`, or
                 `accumulate(accumulated, value, i)`, which starts from zero in each epoch.
             **options: of the metric, such as `sparse=True`.
         Raises:
@@ -236,7 +237,9 @@ class Loop:
         compiled per shape of a batch.
 
         Args:
-            data: `ArrayData` or other `Data`, or an iterable of batches that is iterated in every epoch.
+            data: `ArrayData` or other `Data`, or an iterable of batches that is iterated in every epoch. A batch is
+                `(inputs, targets)`, or `(inputs, targets, rows)` with a weight per row, 0 for padding, which then
+                leaves loss, metrics and batch statistics untouched.
             state: a `ModelState` to start from; not changed.
             epochs: how many epochs there shall be in all, those done before a resume included.
             iterations: at most so many batches in each epoch.
@@ -245,7 +248,8 @@ class Loop:
                 been no interruption, given the same loop and data; not changed.
         Returns: the final state, status `completed` or `halted`.
         Raises:
-            DataError: no batches, or batches that are not pairs.
+            DataError: no batches, or batches of another form.
+            GraphError, OptionError: batches have row weights, and a layer, the loss or a metric cannot take them.
             DivergedError: the loss of an epoch is not finite, unless `on_nonfinite` is `ignore`.
             StateError, ShapeError, DtypeError: state or data do not fit the model.
         Source: Axon.Loop.run/4.
@@ -271,13 +275,14 @@ def trainer(
     log: int = 0,
     on_nonfinite: OnNonfinite = "raise",
 ) -> Loop:
-    """Supervised training on batches `(inputs, targets)`, with the metric `loss`.
+    """Supervised training on batches `(inputs, targets)` or `(inputs, targets, rows)`, with the metric `loss`.
 
     Args:
         model: what to train; only parameters that are not frozen change.
         loss: a name out of `engine.functional.losses` or `{"name": ..., options}` (reduction `mean` unless said
-            otherwise), or `loss(y_true, y_pred) -> scalar`, or a list of `(loss, weight)` for a tuple of outputs. A
-            model that ends in softmax (sigmoid) with categorical (binary) cross entropy is trained on its logits.
+            otherwise), or `loss(y_true, y_pred) -> scalar` (with a parameter `rows`, to take padded batches), or a
+            list of `(loss, weight)` for a tuple of outputs.
+            A model that ends in softmax (sigmoid) with categorical (binary) cross entropy is trained on its logits.
         optimizer: what `engine.optim.from_spec` takes: a name, `{"name": ..., options}` or a transformation.
         seed: of the initial parameters.
         log: log the metrics at every so many iterations of an epoch; 0 never.

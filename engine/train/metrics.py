@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from engine.errors import OptionError
 from engine.functional.metrics import METRICS
+from engine.functional.rows import Rows
 from engine.train.state import Accumulators
 
 Accumulate = Callable[[Any, Any, Any], Any]
@@ -57,28 +58,47 @@ def make_metric(
 
 
 def check_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise `OptionError` for an option that `function` does not take by keyword."""
+    """Raise `OptionError` for an option that `function` does not take by keyword; `rows` come with a batch."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "rows"]
     if unknown := sorted(set(options) - set(known)):
         raise OptionError(f"{what}: expected options out of {', '.join(known) or 'none'}; got {', '.join(unknown)}")
+
+
+def call_with_rows(what: str, function: Callable[..., Any], arguments: tuple[Any, ...], rows: Rows) -> Any:
+    """`function(*arguments)`, for a batch with row weights `function(*arguments, rows=rows)`.
+
+    Raises: `OptionError` when there are weights and the function has no parameter `rows`: it could not leave padding
+        out.
+    """
+    if rows is None:
+        return function(*arguments)
+    if "rows" not in inspect.signature(function).parameters:
+        raise OptionError(f"{what}: expected a function with a parameter rows, since the batches have row weights")
+    return function(*arguments, rows=rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one step lets metrics see: the `arguments` they are called with, and values `reports` by name.
 
-    Reports, such as the loss, are averaged like metrics.
+    Reports, such as the loss, are averaged like metrics. `rows` are the weights of the batch's rows, if it has any.
     """
 
     arguments: tuple[Any, ...]
     reports: Mapping[str, jax.Array] = field(default_factory=dict)
+    rows: Rows = None
 
     def measure(self, metrics: tuple[Metric, ...]) -> dict[str, jax.Array]:
         """The values of this batch, by name."""
-        measured = {metric.name: jnp.asarray(metric.function(*self.arguments)) for metric in metrics}
+        measured = {
+            metric.name: jnp.asarray(
+                call_with_rows(f"metric {metric.name}", metric.function, self.arguments, self.rows)
+            )
+            for metric in metrics
+        }
         return {**self.reports, **measured}
 
 
@@ -89,7 +109,7 @@ def zeros(measured: Mapping[str, jax.ShapeDtypeStruct], metrics: tuple[Metric, .
         name: jnp.zeros(value.shape, _sum_dtype(value.dtype) if name in sums else _mean_dtype(value.dtype))
         for name, value in measured.items()
     }
-    return Accumulators(values, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return Accumulators(values, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
 
 def _mean_dtype(dtype: Any) -> Any:
@@ -101,17 +121,17 @@ def _sum_dtype(dtype: Any) -> Any:
 
 
 def accumulated(
-    so_far: Accumulators, measured: Mapping[str, jax.Array], metrics: tuple[Metric, ...], rows: int
+    so_far: Accumulators, measured: Mapping[str, jax.Array], metrics: tuple[Metric, ...], rows: int | jax.Array
 ) -> Accumulators:
-    r"""The accumulators after one more batch of `rows` rows.
+    r"""The accumulators after one more batch of `rows` rows, or whose row weights have this sum.
 
     A running average weighs each batch by its rows, $a \leftarrow a + (v - a)\, r / (R + r)$, so that a smaller last
-    batch counts for what it is; with batches of one size that is the mean of their values. Values are float32 at
-    least. A running sum keeps integers.
+    batch counts for what it is; with batches of one size that is the mean of their values. A batch of padding alone
+    does not count. Values are float32 at least. A running sum keeps integers.
     """
     how = {metric.name: metric.accumulate for metric in metrics}
     total = so_far.rows + rows
-    share = rows / total.astype(jnp.float32)
+    share = rows / jnp.where(total > 0, total, 1)
     values = {}
     for name, value in measured.items():
         previous = so_far.values[name]

@@ -30,7 +30,8 @@ class Program:
     def _iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
         step_state, observation = self.step.step(step_state, batch)
         measured = observation.measure(self.metrics)
-        return step_state, accumulated(so_far, measured, self.metrics, _rows(batch))
+        rows = _rows(batch) if observation.rows is None else jnp.sum(observation.rows, dtype=jnp.float32)
+        return step_state, accumulated(so_far, measured, self.metrics, rows)
 
     @cached_property
     def reset(self) -> Callable[[Accumulators], Accumulators]:

@@ -43,7 +43,10 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class Accumulators:
-    """Running values of the metrics in the current epoch, with the iterations and rows they cover (int32)."""
+    """Running values of the metrics in the current epoch, with the iterations they cover (int32) and how many rows.
+
+    Rows are float32: their weights need not be whole.
+    """
 
     values: dict[str, jax.Array]
     iterations: jax.Array

@@ -13,17 +13,18 @@ import jax.numpy as jnp
 
 from engine.errors import DataError, OptionError, ShapeError, StateError
 from engine.functional.losses import FUSED_ACTIVATION, LOSSES
+from engine.functional.rows import Rows
 from engine.model.build import build, x64
 from engine.model.graph import Node
 from engine.model.layers.basics import rebuild
 from engine.model.model import Model
 from engine.model.state import ModelState
 from engine.optim import apply_updates, from_spec
-from engine.train.metrics import Observation, check_options
+from engine.train.metrics import Observation, call_with_rows, check_options
 from engine.train.state import TrainState, Tree
 
 Batch = Any
-LossFunction = Callable[[Any, Any], jax.Array]
+LossFunction = Callable[..., jax.Array]
 LossSpec = str | Mapping[str, Any] | LossFunction
 Losses = LossSpec | Sequence[tuple[LossSpec, float]]
 
@@ -66,11 +67,12 @@ class CustomStep:
         return following, Observation((following,))
 
 
-def split_batch(batch: Batch) -> tuple[Any, Any]:
-    """`(inputs, targets)`; raises `DataError` for anything but a pair."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise DataError(f"data: expected batches (inputs, targets), got {type(batch).__name__}")
-    return batch[0], batch[1]
+def split_batch(batch: Batch) -> tuple[Any, Any, Rows]:
+    """`(inputs, targets, rows)`, rows None unless given; raises `DataError` for anything but two or three parts."""
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        got = f"{type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+        raise DataError(f"data: expected batches (inputs, targets) or (inputs, targets, rows), got {got}")
+    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,12 @@ class Objective:
 
     Where a loss takes the logits of the model's last activation in its place, `raw` is the model without that
     activation and `finish` applies it; elsewhere `raw` is the model and `finish` the identity. The loss of the logits
-    is exact where that of the probabilities overflows.
+    is exact where that of the probabilities overflows. `loss(y_true, y_pred, rows)` takes the row weights, or None.
     """
 
     raw: Model
     finish: Callable[[Any], Any]
-    loss: LossFunction
+    loss: Callable[[Any, Any, Rows], jax.Array]
 
 
 def objective(model: Model, loss: Losses) -> Objective:
@@ -96,7 +98,12 @@ def objective(model: Model, loss: Losses) -> Objective:
     if isinstance(loss, Sequence) and not isinstance(loss, str):
         return _weighted_objective(model, loss)
     node, finish, function = _single_objective(model.node, loss)
-    return Objective(Model(node), finish, function)
+    return Objective(Model(node), finish, lambda y_true, y_pred, rows: _loss_of(function, y_true, y_pred, rows))
+
+
+def _loss_of(function: LossFunction, y_true: Any, y_pred: Any, rows: Rows) -> jax.Array:
+    loss: jax.Array = call_with_rows("loss", function, (y_true, y_pred), rows)
+    return loss
 
 
 def _single_objective(node: Node, loss: LossSpec) -> tuple[Node, Callable[[Any], Any], LossFunction]:
@@ -135,9 +142,9 @@ def _weighted_objective(model: Model, losses: Sequence[Any]) -> Objective:
         functions.append(function)
         weights.append(pair[1])
 
-    def loss(y_true: Any, y_pred: Any) -> jax.Array:
+    def loss(y_true: Any, y_pred: Any, rows: Rows) -> jax.Array:
         parts = zip(weights, functions, y_true, y_pred, strict=True)
-        return sum((w * f(t, p) for w, f, t, p in parts), start=jnp.zeros(()))
+        return sum((w * _loss_of(f, t, p, rows) for w, f, t, p in parts), start=jnp.zeros(()))
 
     def finish(raw: Any) -> Any:
         return jax.tree.map(lambda apply, value: apply(value), rebuild(structure, finishes), raw)
@@ -155,7 +162,7 @@ class TrainStep:
     seed: int
     make: Callable[..., ModelState]
     begin: Callable[[ModelState], TrainState]
-    predict: Callable[[ModelState, Any], Any]
+    predict: Callable[..., Any]
     donates: bool = True
 
     def context(self) -> AbstractContextManager[Any]:
@@ -163,7 +170,7 @@ class TrainStep:
 
     def init(self, batch: Batch, state: Any, seed: int | None) -> TrainState:
         """Model and optimizer state, the model's made for inputs like `batch`'s unless given."""
-        inputs, _ = split_batch(batch)
+        inputs, _, _ = split_batch(batch)
         if state is None:
             state = self.make(inputs, self.seed if seed is None else seed)
         if not isinstance(state, ModelState):
@@ -171,18 +178,18 @@ class TrainStep:
         return self.begin(state)
 
     def step(self, step_state: TrainState, batch: Batch) -> tuple[TrainState, Observation]:
-        inputs, targets = split_batch(batch)
+        inputs, targets, rows = split_batch(batch)
         before = step_state.model_state
         trainable = before.trainable()
 
         def loss_of(trainable: Tree) -> tuple[jax.Array, Any]:
-            raw, changed = self.predict(before.with_trainable(trainable), inputs)
-            return _scalar(self.objective.loss(targets, raw)), (raw, changed)
+            raw, changed = self.predict(before.with_trainable(trainable), inputs, rows)
+            return _scalar(self.objective.loss(targets, raw, rows)), (raw, changed)
 
         (loss, (raw, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, optimizer_state = self.optimizer.update(gradients, step_state.optimizer_state, trainable)
         after = before.with_trainable(apply_updates(trainable, updates)).update(state=changed)
-        observation = Observation((targets, self.objective.finish(raw)), {"loss": loss})
+        observation = Observation((targets, self.objective.finish(raw)), {"loss": loss}, rows)
         return TrainState(after, optimizer_state), observation
 
 
@@ -197,7 +204,7 @@ class EvaluationStep:
     """One prediction on one batch in inference mode; `objective` adds the report `loss`."""
 
     model: Model
-    predict: Callable[[ModelState, Any], Any]
+    predict: Callable[..., Any]
     objective: Objective | None = None
     donates: bool = False
 
@@ -211,12 +218,12 @@ class EvaluationStep:
         return state
 
     def step(self, step_state: ModelState, batch: Batch) -> tuple[ModelState, Observation]:
-        inputs, targets = split_batch(batch)
-        raw = self.predict(step_state, inputs)
+        inputs, targets, rows = split_batch(batch)
+        raw = self.predict(step_state, inputs, rows)
         if self.objective is None:
-            return step_state, Observation((targets, raw))
-        loss = _scalar(self.objective.loss(targets, raw))
-        return step_state, Observation((targets, self.objective.finish(raw)), {"loss": loss})
+            return step_state, Observation((targets, raw), rows=rows)
+        loss = _scalar(self.objective.loss(targets, raw, rows))
+        return step_state, Observation((targets, self.objective.finish(raw)), {"loss": loss}, rows)
 
 
 def train_step(model: Model, loss: Losses, optimizer: Any, *, seed: int = 0) -> TrainStep:

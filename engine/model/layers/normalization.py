@@ -55,6 +55,7 @@ def _running_op(name: str, apply: Callable[..., Any]) -> Op:
         options={**_SCALES, "momentum": options.number(0, 1)},
         apply_options={option: option for option in ("channel_index", "epsilon", "momentum")},
         has_modes=True,
+        takes_rows=True,
         mixes_rows=_channel_is_batch,
     )
 

@@ -60,6 +60,7 @@ def param(
     return ParamSpec(name, shape if callable(shape) else lambda *_: fixed, initializer, kind, dtype)  # type: ignore[arg-type]
 
 
+_UNKNOWN = "it is a function whose rows are not known to be independent (row_wise=True says that they are)"
 _ANYTHING = Option("anything", lambda value: value)
 
 
@@ -71,6 +72,7 @@ def layer(
     mode: Literal["both", "train", "inference"] = "both",
     passes_mode: bool = False,
     takes_missing: bool = False,
+    row_wise: bool = False,
     op_name: str = "custom",
     name: Namer = None,
     **options: Any,
@@ -84,6 +86,8 @@ def layer(
         mode: in the other mode the first input is passed through.
         passes_mode: whether the function gets `mode` (`train` or `inference`) too.
         takes_missing: whether it is called with None for an absent optional input.
+        row_wise: whether each row of the answer depends on the same row of the inputs alone; only then may requests
+            share a batch, and batches have rows of padding.
         op_name: under which it is counted and shown.
     Raises: `GraphError` when names of parameters and options clash.
     Source: Axon.layer/3. A graph with such a layer cannot be written yet.
@@ -105,11 +109,11 @@ def layer(
         train_only=mode == "train",
         inference_only=mode == "inference",
         takes_missing=takes_missing,
-        mixes_rows=lambda values, shapes: "it is a function whose rows are not known to be independent",
+        mixes_rows=lambda values, shapes: None if row_wise else _UNKNOWN,
     )
     return extend(op, given, options, name)
 
 
-def nx(x: Model, function: Callable[[Any], Any], *, name: Namer = None) -> Model:
-    """A parameter-free function as a layer. Source: Axon.nx/3."""
-    return layer(function, x, op_name="nx", name=name)
+def nx(x: Model, function: Callable[[Any], Any], *, row_wise: bool = False, name: Namer = None) -> Model:
+    """A parameter-free function as a layer; `row_wise` as in `layer`. Source: Axon.nx/3."""
+    return layer(function, x, row_wise=row_wise, op_name="nx", name=name)
