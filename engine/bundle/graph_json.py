@@ -57,7 +57,7 @@ def _node_json(node: Node, names: Mapping[Node, str]) -> dict[str, Any]:
     if known is None or known.op is not node.op:
         raise GraphError(
             f"layer {names[node]!r} ({node.op.name}, built at {node.built_at}): expected an op of the catalogue, "
-            "got a function; such layers cannot be written to a graph"
+            "got a function or a block; such layers cannot be written to a graph"
         )
     result: dict[str, Any] = {"name": names[node], "op": node.op.name}
     if node.inputs:

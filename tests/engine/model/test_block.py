@@ -1,0 +1,82 @@
+"""Blocks: shared parameters under one name, in the mode and with the seed of the outer model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import engine as ax
+from engine.errors import GraphError, ShapeError
+from engine.model.state import flatten
+
+
+def _x() -> ax.Model:
+    return ax.input("x", shape=(None, 3))
+
+
+def test_every_call_uses_the_same_parameters():
+    """Two calls equal two products with one matrix."""
+    b = ax.block(lambda x: x.dense(3, use_bias=False))
+    model = b(b(_x()))
+    init, predict = ax.build(model)
+    state = init(seed=2)
+    assert state.paths() == ["block_0.dense_0.kernel"]
+    kernel = np.asarray(state.parameters["block_0"]["dense_0"]["kernel"], np.float64)
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    np.testing.assert_allclose(predict(state, x), x @ kernel @ kernel, rtol=1e-5, atol=1e-6)
+
+
+def test_distinct_blocks_have_distinct_parameters():
+    """Two blocks of one function are two layers; a name is a namespace."""
+    one, other = (ax.block(lambda x: x.dense(2), name=name) for name in ("enc", None))
+    x = _x()
+    state = ax.build(ax.add(one(x), other(x)))[0]()
+    assert sorted(state.parameters) == ["block_0", "enc"]
+    assert not np.array_equal(
+        state.parameters["enc"]["dense_0"]["kernel"], state.parameters["block_0"]["dense_0"]["kernel"]
+    )
+
+
+def test_training_reaches_into_a_block():
+    """Dropout drops and batch_norm updates inside a block when the outer model trains."""
+    b = ax.block(lambda x: x.batch_norm().dropout(rate=0.5))
+    model = b(_x())
+    state = ax.build(model)[0]()
+    x = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    output = ax.build(model, mode="train")[1](state, x)
+    assert float((np.asarray(output.prediction) == 0).mean()) == pytest.approx(0.5, abs=0.15)
+    np.testing.assert_allclose(output.state["block_0"]["batch_norm_0"]["mean"], 0.9 * x.mean(0), rtol=1e-5)
+    assert set(dict(flatten(state.update(state=output.state).state))) == set(dict(flatten(state.state)))
+
+
+def test_arguments_come_in_order_and_of_any_type():
+    """The first argument is the first parameter, whatever the graph needs first; tokens stay integers."""
+    b = ax.block(lambda tokens, x: ax.subtract(x, tokens.embedding(5, 3)))
+    model = b(ax.input("t", shape=(None,), dtype="s32"), _x())
+    init, predict = ax.build(model)
+    state = init()
+    t, x = np.array([1, 4], np.int32), np.ones((2, 3), np.float32)
+    table = np.asarray(state.parameters["block_0"]["embedding_0"]["kernel"])
+    np.testing.assert_allclose(predict(state, {"t": t, "x": x}), x - table[t], rtol=1e-6)
+
+
+def test_misuse_names_what_was_expected():
+    """Another number of inputs, models from outside, a name in use, a wrong shape inside."""
+    with pytest.raises(GraphError, match="block: expected 1 inputs, got 2"):
+        ax.block(lambda x: x.relu())(_x(), _x())
+    outside = ax.input("y")
+    with pytest.raises(GraphError, match="its 1 arguments and no other"):
+        ax.block(lambda x: x.add(outside))
+    with pytest.raises(GraphError, match="expected a function of 1 to 64 models, got one of 0"):
+        ax.block(lambda: ax.input("z"))
+    clash = ax.block(lambda x: x.dense(3), name="a")(_x().dense(3, name="a"))
+    with pytest.raises(GraphError, match="'a'"):
+        ax.build(clash)
+    with pytest.raises(ShapeError, match=r"in layer 'block_0.conv_0'.*in layer 'block_0'"):
+        ax.build(ax.block(lambda x: x.conv(2))(_x()))[0]()
+
+
+def test_a_block_cannot_be_written_yet_and_says_so():
+    """Its place in the format is reserved; until then the writer refuses it by name."""
+    with pytest.raises(GraphError, match="layer 'block_0'"):
+        ax.bundle.graph_to_json(ax.block(lambda x: x.relu())(_x()))
