@@ -349,5 +349,6 @@ def multi_head_attention(
         mode=mode,
     )
     output, state = attended if isinstance(attended, StatefulOutput) else (attended, None)
-    result = dense(output.reshape(*query.shape[:2], -1), **projections["output"])
+    joined = output.reshape(*query.shape[:2], output.shape[2] * output.shape[3])
+    result = dense(joined, **projections["output"])
     return result if state is None else StatefulOutput(result, state)

@@ -122,10 +122,39 @@ ROWS: dict[str, Row] = {
     "concatenate": Row(lambda x, y: ax.concatenate(x, y), inputs=((2,), (3,))),
     "split": Row(lambda x: ax.multiply(*x.split([2, 2, 2])), inputs=((6,),)),
     "cond": Row(lambda x: ax.cond(x, x.tanh(), x.sigmoid(), reduce="max"), row_wise=False),
+    "lstm": Row(
+        lambda x, m: ax.container(x.lstm(3, carry=x.lstm(3)[1], mask=m.relu(), bias_initializer="normal")),
+        inputs=((5, 4), (5,)),
+    ),
+    "gru": Row(
+        lambda x, m: ax.container(x.gru(3, unroll="static", mask=m.relu(), bias_initializer="normal")),
+        inputs=((5, 4), (5,)),
+    ),
+    "conv_lstm": Row(
+        lambda x: ax.container(x.conv_lstm(2, kernel_size=(3, 2), bias_initializer="normal")), inputs=((3, 2, 4, 3),)
+    ),
+    "elem": Row(lambda x: ax.container({"a": (x.tanh(), x)}).elem(["a", 1]).relu()),
+    "mask": Row(lambda x: x.mask(1), inputs=((5,),), tokens=3),
+    "reverse": Row(lambda x: x.reverse(), inputs=((5, 2),)),
+    "scaled_dot_product_attention": Row(
+        lambda q, k, v, m, p: ax.scaled_dot_product_attention(
+            q, k, v, mask=m.relu(), key_padding_mask=p.relu(), is_causal=True, dropout_rate=0.2
+        ),
+        inputs=((4, 4, 6), (5, 2, 6), (5, 2, 6), (4, 5), (5,)),
+    ),
+    "multi_head_attention": Row(
+        lambda x, y: x.multi_head_attention(
+            2, key=y, num_key_value_heads=1, head_size=4, units=3, rotary_base=100.0, bias_initializer="normal"
+        ),
+        inputs=((4, 6), (5, 3)),
+    ),
+    "sinusoidal_position": Row(lambda x: x.sinusoidal_position(base=100.0), inputs=((5, 4),)),
+    "learned_position": Row(lambda x: x.learned_position(7, kernel_initializer="normal"), inputs=((5, 4),)),
+    "rotary_embedding": Row(lambda x: x.rotary_embedding(base=100.0), inputs=((5, 2, 4),)),
     "celu": _activation("celu", alpha=0.7),
     "elu": _activation("elu", alpha=1.3),
     "exp": _activation("exp"),
-    "gelu": _activation("gelu"),
+    "gelu": _activation("gelu", approximate=True),
     "hard_sigmoid": _activation("hard_sigmoid"),
     "hard_silu": _activation("hard_silu"),
     "hard_tanh": _activation("hard_tanh"),
@@ -144,4 +173,5 @@ ROWS: dict[str, Row] = {
     "softplus": _activation("softplus"),
     "softsign": _activation("softsign"),
     "tanh": _activation("tanh"),
+    "swiglu": _activation("swiglu"),
 }
