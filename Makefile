@@ -27,7 +27,7 @@ demo: $(STAMP)  ## train real handwritten digits through the queue, serve them, 
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q -n auto --dist loadgroup
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: $(STAMP)  ## lint, types, import contracts, generated code
 	$(BIN)/ruff check .

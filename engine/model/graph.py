@@ -198,7 +198,8 @@ def _base(node: Node, number: int, bases: Mapping[Any, str], taken: Mapping[str,
         while f"{node.op.name}_{number}" in taken:
             number += 1
         return f"{node.op.name}_{number}"
-    return bases.get(block) or block.name or f"{node.op.name}_{len(bases)}"
+    unnamed = sum(known.name is None for known in bases)
+    return bases.get(block) or block.name or f"{node.op.name}_{unnamed}"
 
 
 def _free_name(name: str, taken: Mapping[str, Node]) -> str:

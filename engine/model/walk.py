@@ -223,6 +223,10 @@ def input_dtype(name: str, node: Node, got: np.dtype) -> np.dtype:
 
 
 def _bind_one(name: str, node: Node, value: Any) -> Any:
+    if isinstance(value, Mapping | tuple) or (isinstance(value, list) and any(np.ndim(item) for item in value)):
+        if node.options["shape"] is not None:
+            raise ShapeError(f"input {name!r}: expected one array, got a {type(value).__name__}")
+        return jax.tree.map(jnp.asarray, value)
     if isinstance(value, jax.ShapeDtypeStruct):
         shape, dtype = value.shape, np.dtype(value.dtype)
     else:

@@ -17,7 +17,7 @@ from examples.demo import HELD_OUT, cluster, digits
 from service.client import Client
 from tests.e2e.test_path import spec
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.e2e
 
 
 def _eventually(what: str, probe: Callable[[], Any], within_s: float = 60.0) -> Any:

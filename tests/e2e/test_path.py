@@ -20,7 +20,7 @@ import engine as ax
 from examples.demo import GRAPH, HELD_OUT, cluster, digits
 from service.client import Client, ClientError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.e2e
 
 
 def spec(dataset: str, **changes: Any) -> dict[str, Any]:

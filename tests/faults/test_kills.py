@@ -29,7 +29,6 @@ from tests.service.waiting import wait_until
 from tests.service.worker.workshop import a_job, add_dataset, spec_json
 
 pytestmark = [
-    pytest.mark.xdist_group("processes"),
     pytest.mark.slow,
     pytest.mark.e2e,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the trainer's process in /proc"),

@@ -18,7 +18,7 @@ import pytest
 
 from service.client import Client, ClientError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.e2e
 
 GRAPH = {
     "format": "axon.graph",
