@@ -8,11 +8,12 @@ zero too. Source: Axon.Activations.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import expit
+from jax.scipy.special import expit, logsumexp
 
 from engine.errors import OptionError, ShapeError
 from engine.shapes import Shape, normalize_axis
@@ -119,12 +120,19 @@ def log_sigmoid(x: jax.Array) -> jax.Array:
     return -softplus(-x)
 
 
+def _widely(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """The function's value computed in float32 at least, in x's dtype where that is a float."""
+    x = jnp.asarray(x)
+    y = function(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+    return y.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else y
+
+
 def log_softmax(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
     """Logarithm of softmax: `x - max - log(sum(e^(x - max)))` along `axis` (one or several).
 
     Raises `OptionError` when an axis lies outside the rank. Source: Axon.Activations.log_softmax.
     """
-    return jax.nn.log_softmax(x, axis=_axes("log_softmax", axis, jnp.ndim(x)))
+    return _widely(partial(jax.nn.log_softmax, axis=_axes("log_softmax", axis, jnp.ndim(x))), x)
 
 
 def log_sumexp(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
@@ -132,7 +140,7 @@ def log_sumexp(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
 
     Raises `OptionError` when an axis lies outside the rank. Source: Axon.Activations.log_sumexp.
     """
-    return jax.nn.logsumexp(x, axis=_axes("log_sumexp", axis, jnp.ndim(x)), keepdims=True)
+    return _widely(partial(logsumexp, axis=_axes("log_sumexp", axis, jnp.ndim(x)), keepdims=True), x)
 
 
 def mish(x: jax.Array) -> jax.Array:
@@ -170,7 +178,7 @@ def softmax(x: jax.Array, *, axis: Axis = -1) -> jax.Array:
 
     Raises `OptionError` when an axis lies outside the rank. Source: Axon.Activations.softmax.
     """
-    return jax.nn.softmax(x, axis=_axes("softmax", axis, jnp.ndim(x)))
+    return _widely(partial(jax.nn.softmax, axis=_axes("softmax", axis, jnp.ndim(x))), x)
 
 
 def softplus(x: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engine.errors import ShapeError
-from engine.functional.linear import check_bias_shape
+from engine.functional.linear import add_bias, check_bias_shape
 from engine.functional.options import Channels, Padding, as_integer, as_sizes, require_choice
 from engine.functional.windows import as_pads, channel_axis, dilated, output_sizes, spatial_axes
 from engine.shapes import Shape, require_rank
@@ -144,7 +144,7 @@ def _convolve(
         return y
     if bias.ndim and channels == "first":
         bias = bias.reshape((-1,) + (1,) * (rank - 2))
-    return y + bias
+    return add_bias(y, bias)
 
 
 def conv(

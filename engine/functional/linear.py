@@ -2,6 +2,8 @@ r"""Linear maps: dense, bias, bilinear and the lookup of an embedding. Source: A
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,18 @@ def check_bias_shape(op: str, bias: Shape | None, units: int) -> None:
     """Raise `ShapeError` unless `bias` is missing, a scalar, or holds one value per unit."""
     if bias is not None and bias not in ((), (units,)):
         raise ShapeError(f"{op}: expected a bias of shape ({units},), got {bias}")
+
+
+def spread(parameter: jax.Array, shape: Shape) -> jax.Array:
+    """A parameter broadcast to `shape`, its gradient summed in float32 at least: in bfloat16 ones add up to 256."""
+    given = jnp.asarray(parameter)
+    wide = jnp.promote_types(given.dtype, jnp.float32)
+    return jnp.broadcast_to(given.astype(wide), shape).astype(given.dtype)
+
+
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """`y + bias`, broadcast."""
+    return y + spread(bias, y.shape)
 
 
 def check_dense(x: Shape, kernel: Shape, bias: Shape | None = None) -> None:
@@ -37,7 +51,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     """
     check_dense(jnp.shape(x), jnp.shape(kernel), None if bias is None else jnp.shape(bias))
     y = jnp.matmul(x, kernel)
-    return y if bias is None else y + bias
+    return y if bias is None else add_bias(y, bias)
 
 
 def check_bias(x: Shape, bias: Shape) -> None:
@@ -49,7 +63,7 @@ def check_bias(x: Shape, bias: Shape) -> None:
 def bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """Add a vector `[n]` to the last axis of `x`, `[..., n]`. Source: Axon.Layers.bias."""
     check_bias(jnp.shape(x), jnp.shape(bias))
-    return x + bias
+    return add_bias(x, bias)
 
 
 def check_bilinear(input1: Shape, input2: Shape, kernel: Shape, bias: Shape | None = None) -> None:
@@ -81,13 +95,26 @@ def bilinear(input1: jax.Array, input2: jax.Array, kernel: jax.Array, bias: jax.
     shapes = (jnp.shape(input1), jnp.shape(input2), jnp.shape(kernel))
     check_bilinear(*shapes, None if bias is None else jnp.shape(bias))
     y = jnp.einsum("...i,oij,...j->...o", input1, kernel, input2)
-    return y if bias is None else y + bias
+    return y if bias is None else add_bias(y, bias)
 
 
 def check_embedding(x: Shape, kernel: Shape) -> None:
     """The shape rule of `embedding`."""
     if len(kernel) != 2 or 0 in kernel:
         raise ShapeError(f"embedding: expected a kernel of shape (vocabulary, size), got {kernel}")
+
+
+@jax.custom_jvp
+def _rows_at(kernel: jax.Array, indices: jax.Array) -> jax.Array:
+    # "clip" would still read a negative index from the end.
+    return jnp.take(kernel, jnp.maximum(indices, 0), axis=0, mode="clip")
+
+
+@_rows_at.defjvp
+def _rows_at_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
+    # So that gradients of a row that is used often add up in float32.
+    wide = tangents[0].astype(jnp.promote_types(tangents[0].dtype, jnp.float32))
+    return _rows_at(*primals), _rows_at(wide, primals[1]).astype(tangents[0].dtype)
 
 
 def embedding(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -104,8 +131,8 @@ def embedding(x: jax.Array, kernel: jax.Array) -> jax.Array:
     check_embedding(jnp.shape(x), jnp.shape(kernel))
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise DtypeError(f"embedding: expected integer indices, got dtype {x.dtype}")
-    # "clip" would still read a negative index from the end.
-    return jnp.take(kernel, jnp.maximum(x, 0), axis=0, mode="clip")
+    rows: jax.Array = _rows_at(kernel, x)
+    return rows
 
 
 def check_scale(x: Shape, scale: Shape, *, channel_index: int = -1) -> None:
@@ -129,4 +156,4 @@ def scale(x: jax.Array, scale: jax.Array, *, channel_index: int = -1) -> jax.Arr
     """
     check_scale(jnp.shape(x), jnp.shape(scale), channel_index=channel_index)
     axis = channel_index % x.ndim
-    return x * scale.reshape([-1 if other == axis else 1 for other in range(x.ndim)])
+    return x * spread(scale.reshape([-1 if other == axis else 1 for other in range(x.ndim)]), x.shape)

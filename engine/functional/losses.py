@@ -388,7 +388,7 @@ def connectionist_temporal_classification(
         y_pred: log-probabilities `[batch, T, classes]`.
         blank: the class that stands for no label.
         reduction: `mean` divides each loss by its length first.
-    Returns: `[batch]`, or a scalar. A sequence that fits no alignment costs about 1e5; a label outside the classes
+    Returns: `[batch]`, or a scalar. A sequence that fits no alignment costs about 1e9; a label outside the classes
         makes its loss NaN.
     Raises:
         ShapeError: shapes do not fit.
@@ -410,8 +410,8 @@ def connectionist_temporal_classification(
     return _reduce(op, loss / jnp.maximum(lengths, 1) if reduction == "mean" else loss, reduction, rows)
 
 
-# Stands for log 0: finite, so that derivatives are.
-_LOG_ZERO = -1e5
+# Stands for log 0: finite, so that derivatives are, and below what any alignment adds up to.
+_LOG_ZERO = -1e9
 
 
 def _alignments(log_p: jax.Array, labels: jax.Array, lengths: jax.Array, blank: int) -> jax.Array:

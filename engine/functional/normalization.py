@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engine.errors import OptionError, ShapeError
+from engine.functional.linear import spread
 from engine.functional.options import MODES, Mode, as_integer, require_choice, require_number
 from engine.functional.rows import Rows, check_rows, row_mean, without_padding
 from engine.functional.stateful import StatefulOutput
@@ -368,4 +369,4 @@ def rms_norm(
     normal = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=axis, keepdims=True) + epsilon)
     if upcast == "normalization":
         normal = normal.astype(_float_dtype(x))
-    return normal * (shift + _along(normal, gamma, axis))
+    return normal * (shift + spread(_along(normal, gamma, axis), normal.shape))
