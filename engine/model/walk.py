@@ -223,7 +223,9 @@ def input_dtype(name: str, node: Node, got: np.dtype) -> np.dtype:
 
 
 def _bind_one(name: str, node: Node, value: Any) -> Any:
-    if isinstance(value, Mapping | tuple) or (isinstance(value, list) and any(np.ndim(item) for item in value)):
+    if isinstance(value, list):
+        value = np.asarray(value)
+    if isinstance(value, Mapping | tuple):
         if node.options["shape"] is not None:
             raise ShapeError(f"input {name!r}: expected one array, got a {type(value).__name__}")
         return jax.tree.map(jnp.asarray, value)

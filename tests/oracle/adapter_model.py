@@ -281,6 +281,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     if name not in BUILDERS:
         raise Unsupported(f"model {name}")
     with precision_of(case):
+        case = {**case, "inputs": _tuples(case["inputs"])}
         model = BUILDERS[name]()
         _check_graph(model, case)
         if name == "init_random":
@@ -290,6 +291,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
 
 def _nested(state: ax.ModelState) -> dict[str, Any]:
     return unflatten(dict([*flatten(state.parameters), *flatten(state.state)]))
+
+
+def _tuples(inputs: Any) -> Any:
+    """A structured input: the cases spell tuples as lists."""
+    if not isinstance(inputs, dict):
+        return inputs
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in inputs.items()}
 
 
 def _results(model: ax.Model, case: dict[str, Any]) -> dict[str, Any]:
