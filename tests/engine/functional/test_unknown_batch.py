@@ -13,6 +13,8 @@ from jax import export
 from engine import functional as F
 
 ONE, KEY = jnp.ones(3), jnp.zeros(2, jnp.uint32)
+LSTM = ({f"wi{g}": jnp.ones((3, 2)) for g in "ifgo"}, {f"wh{g}": jnp.ones((2, 2)) for g in "ifgo"})
+HEADS = {name: {"kernel": jnp.ones((4, 4))} for name in ("query", "key", "value", "output")}
 CASES: dict[str, tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]] = {
     "dense": (lambda x: F.dense(x, jnp.ones((4, 2))), [((4,), float)]),
     "embedding": (lambda x: F.embedding(x, jnp.ones((5, 2))), [((3,), int)]),
@@ -26,6 +28,18 @@ CASES: dict[str, tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]] =
     "add": (lambda x: F.add(x, jnp.ones((1, 3))), [((3,), float)]),
     "concatenate": (lambda x: F.concatenate(x, x), [((3,), float)]),
     "global_avg_pool": (F.global_avg_pool, [((3, 3, 2), float)]),
+    "lstm": (
+        lambda x, m: F.lstm(x, (jnp.zeros((x.shape[0], 2)),) * 2, m, *LSTM),
+        [((4, 3), float), ((4,), int)],
+    ),
+    "scaled_dot_product_attention": (
+        lambda x, p: F.scaled_dot_product_attention(x, x, x, key_padding_mask=p, is_causal=True),
+        [((4, 2, 6), float), ((4,), int)],
+    ),
+    "multi_head_attention": (
+        lambda x: F.multi_head_attention(x, x, x, HEADS, num_heads=2, rotary_base=10.0),
+        [((4, 4), float)],
+    ),
     "softmax": (F.activations.softmax, [((3,), float)]),
     "accuracy": (lambda y, x: F.metrics.accuracy(y, x, sparse=True), [((), int), ((3,), float)]),
     "categorical_cross_entropy": (
