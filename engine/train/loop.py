@@ -239,7 +239,7 @@ class Loop:
         Args:
             data: `ArrayData` or other `Data`, or an iterable of batches that is iterated in every epoch. A batch is
                 `(inputs, targets)`, or `(inputs, targets, rows)` with a weight per row, 0 for padding, which then
-                leaves loss, metrics and batch statistics untouched.
+                leaves loss, metrics and batch statistics untouched; it must be finite, so best repeat a row.
             state: a `ModelState` to start from; not changed.
             epochs: how many epochs there shall be in all, those done before a resume included.
             iterations: at most so many batches in each epoch.
