@@ -6,7 +6,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto bench clean
+.PHONY: help install demo test check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ proto: $(STAMP)  ## regenerate the protobuf code from proto/
 bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/serve.py
+
+constraints:  ## pin every dependency again (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
