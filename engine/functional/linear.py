@@ -17,11 +17,19 @@ def check_bias_shape(op: str, bias: Shape | None, units: int) -> None:
         raise ShapeError(f"{op}: expected a bias of shape ({units},), got {bias}")
 
 
+def _widened(x: jax.Array) -> jax.Array:
+    """Half precision as float32, anything else as it is."""
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _narrowed(x: jax.Array, dtype: Any) -> jax.Array:
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
 def spread(parameter: jax.Array, shape: Shape) -> jax.Array:
     """A parameter broadcast to `shape`, its gradient summed in float32 at least: in bfloat16 ones add up to 256."""
-    given = jnp.asarray(parameter)
-    wide = jnp.promote_types(given.dtype, jnp.float32)
-    return jnp.broadcast_to(given.astype(wide), shape).astype(given.dtype)
+    parameter = jnp.asarray(parameter)
+    return _narrowed(jnp.broadcast_to(_widened(parameter), shape), parameter.dtype)
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
@@ -113,8 +121,8 @@ def _rows_at(kernel: jax.Array, indices: jax.Array) -> jax.Array:
 @_rows_at.defjvp
 def _rows_at_jvp(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
     # So that gradients of a row that is used often add up in float32.
-    wide = tangents[0].astype(jnp.promote_types(tangents[0].dtype, jnp.float32))
-    return _rows_at(*primals), _rows_at(wide, primals[1]).astype(tangents[0].dtype)
+    tangent = _rows_at(_widened(tangents[0]), primals[1])
+    return _rows_at(*primals), _narrowed(tangent, tangents[0].dtype)
 
 
 def embedding(x: jax.Array, kernel: jax.Array) -> jax.Array:
