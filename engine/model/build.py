@@ -22,7 +22,7 @@ from engine.model.block import BLOCK
 from engine.model.graph import Mode, ParamSpec
 from engine.model.model import Model
 from engine.model.state import ModelState, Tree, unflatten
-from engine.model.walk import Inputs, LayerInfo, Walk, abstract, by_name, input_dtype, read_state
+from engine.model.walk import Inputs, LayerInfo, Walk, abstract, abstract_input, by_name, read_state
 from engine.precision import dtype_of, is_wide
 
 Seed = Any
@@ -114,9 +114,7 @@ def template_of(model: Model, template: Inputs = None, *, batch: int = 1) -> dic
     result = {}
     for name, node in model.inputs().items():
         if name in given:
-            value = given[name]
-            dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
-            result[name] = abstract(np.shape(value), input_dtype(name, node, np.dtype(dtype)))
+            result[name] = abstract_input(name, node, given[name])
         elif template is None and node.options["shape"] is not None:
             sizes = tuple(
                 (batch if axis == 0 else 1) if size is None else size for axis, size in enumerate(node.options["shape"])

@@ -222,13 +222,21 @@ def input_dtype(name: str, node: Node, got: np.dtype) -> np.dtype:
     return declared
 
 
+def abstract_input(name: str, node: Node, value: Any) -> Any:
+    """The shape and declared dtype of an input's value, leaf by leaf for a structured one."""
+    if isinstance(value, Mapping | tuple):
+        return jax.tree.map(lambda leaf: abstract(np.shape(leaf), jnp.result_type(leaf)), value)
+    dtype = getattr(value, "dtype", None) or np.asarray(value).dtype
+    return abstract(np.shape(value), input_dtype(name, node, np.dtype(dtype)))
+
+
 def _bind_one(name: str, node: Node, value: Any) -> Any:
     if isinstance(value, list):
         value = np.asarray(value)
     if isinstance(value, Mapping | tuple):
         if node.options["shape"] is not None:
             raise ShapeError(f"input {name!r}: expected one array, got a {type(value).__name__}")
-        return jax.tree.map(jnp.asarray, value)
+        return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf), value)
     if isinstance(value, jax.ShapeDtypeStruct):
         shape, dtype = value.shape, np.dtype(value.dtype)
     else:

@@ -162,3 +162,16 @@ def test_reference_table():
     assert rows == {"input": "0", "dense_0": "100480", "dense_1": "1290", "softmax_0": "0"}
     assert text.count("p=f32 c=f32 o=f32") == 4
     assert 'Inputs: {"input": (None, 784)}' in text
+
+
+def test_an_input_may_be_a_structure_of_arrays():
+    """Without a declared shape a tuple or dict is taken as it is, its leaves of any shapes and types."""
+    model = ax.input("x").nx(lambda pair: pair[0].sum(-1) + pair[1]["y"]).reshape(("batch", 1)).dense(1)
+    init, predict = ax.build(model)
+    x = (np.ones((2, 3), np.float32), {"y": np.arange(2, dtype=np.int32)})
+    state = init({"x": x})
+    kernel, bias = (float(np.asarray(state.parameters["dense_0"][name]).ravel()[0]) for name in ("kernel", "bias"))
+    np.testing.assert_allclose(predict(state, {"x": x}), [[3 * kernel + bias], [4 * kernel + bias]], rtol=1e-6)
+    declared = ax.build(ax.input("x", shape=(None, 3)).relu())[1]
+    with pytest.raises(ShapeError, match="input 'x': expected one array, got a tuple"):
+        declared(ax.ModelState({}), {"x": x})
