@@ -44,6 +44,10 @@ class Report:
     def finish(self, json_path: str | None) -> None:
         """Print the table and, when a path is given, write the rows there."""
         self.print()
+        self.write(json_path)
+
+    def write(self, json_path: str | None) -> None:
+        """Write the rows when a path is given."""
         if json_path is not None:
             Path(json_path).write_text(json.dumps([asdict(row) for row in self.rows], indent=1) + "\n")
 

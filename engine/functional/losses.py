@@ -184,6 +184,12 @@ def categorical_cross_entropy(
     return _reduce_weighted(op, loss, weights[jnp.argmax(y, axis=-1)], reduction, rows)
 
 
+def _log_sum_over(logits: jax.Array, chosen: jax.Array) -> jax.Array:
+    """`-log_softmax` at the chosen logits alone: the whole of it is neither stored nor scattered into."""
+    top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    return jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) - (chosen - top[..., 0])
+
+
 def _sparse_cross_entropy(
     op: str,
     y_true: jax.Array,
@@ -202,10 +208,8 @@ def _sparse_cross_entropy(
     labels = jnp.reshape(y_true, p.shape[:-1])
     # Negative indices would count from the end; a gather fills only those past it.
     labels = jnp.where(labels < 0, classes, labels.astype(jnp.int32))[..., None]
-    if from_logits:
-        p = jax.nn.log_softmax(p, axis=-1)
     chosen = jnp.take_along_axis(p, labels, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
-    loss = -chosen if from_logits else -jnp.log(chosen)
+    loss = _log_sum_over(p, chosen) if from_logits else -jnp.log(chosen)
     if class_weights is None:
         return _reduce(op, loss, reduction, rows)
     weights = _check_class_weights(op, class_weights, classes)

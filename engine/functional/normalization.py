@@ -260,6 +260,15 @@ def layer_norm(
     return y.astype(_float_dtype(x))
 
 
+def _group_mean(x: jax.Array, groups: int, axis: int) -> jax.Array:
+    """Mean per sample and group, `[batch, 1, ..., C, ...]`, of all channels first: that reads x in its own order."""
+    others = tuple(other for other in range(1, x.ndim) if other != axis)
+    size = x.shape[axis] // groups
+    means = jnp.mean(jnp.mean(x, axis=others).reshape(x.shape[0], groups, size), axis=2)
+    shape = [n if other in (0, axis) else 1 for other, n in enumerate(x.shape)]
+    return jnp.repeat(means, size, axis=1).reshape(shape)
+
+
 def check_group_norm(
     x: Shape,
     gamma: Shape,
@@ -310,11 +319,9 @@ def group_norm(
     )
     axis = channel_index % x.ndim
     wide = _wide(x)
-    split = (*x.shape[:axis], num_groups, x.shape[axis] // num_groups, *x.shape[axis + 1 :])
-    grouped = wide.reshape(split)
-    mean, var = _moments(grouped, [other for other in range(1, len(split)) if other != axis])
-    normal = ((grouped - mean) * lax.rsqrt(var + epsilon)).reshape(x.shape)
-    return (normal * _along(wide, gamma, axis) + _along(wide, beta, axis)).astype(_float_dtype(x))
+    mean = _group_mean(wide, num_groups, axis)
+    var = _group_mean(jnp.square(wide - mean), num_groups, axis)
+    return _normalize(wide, mean, var, gamma, beta, axis, epsilon).astype(_float_dtype(x))
 
 
 def check_rms_norm(

@@ -1,7 +1,8 @@
 r"""Recurrent layers over `[batch, time, features]`: LSTM and GRU, as cells and along a sequence.
 
 Parameters are dicts of one array per gate, as Axon stores them. The gates' kernels are joined before the loop and the
-input's share of them is computed for all time steps at once, so that a step costs one product with the hidden state.
+input's share of them is computed for all time steps at once, so that a step costs one product with the hidden state;
+not so for large batches on the CPU, where a step that computes its own share finds all of it in the cache.
 Half-precision inputs are accumulated in float32, the LSTM's cell included. Masks are those of `unroll`: 1 means
 ignore. Source: Axon.Layers.
 """
@@ -39,6 +40,9 @@ LSTM_GATES = ("i", "f", "g", "o")
 GRU_GATES = ("r", "z", "n")
 LSTM_BIASES = ("bi", "bf", "bg", "bo")
 GRU_BIASES = ("br", "bz", "bin", "bhn")
+
+# The batch from which steps on the CPU compute their input's share themselves. Measured at 128 to 256 units.
+_CACHED_BATCH = 16
 
 
 def _check_options(op: str, activation: str, gate: str) -> None:
@@ -157,27 +161,40 @@ def _join(gates: Gates, prefix: str, names: Sequence[str]) -> jax.Array:
     return jnp.concatenate([gates[f"{prefix}{name}"] for name in names], axis=-1)
 
 
-def _lstm_projection(x: jax.Array, input_kernel: Gates, bias: Gates | None) -> jax.Array:
-    """The input's share of all gates, `[..., 4 * units]`."""
-    gates = _matmul(x, _join(input_kernel, "wi", LSTM_GATES))
-    return gates if bias is None else gates + _join(bias, "b", LSTM_GATES)
+def _affine(x: jax.Array, kernel: jax.Array, offset: jax.Array | None) -> jax.Array:
+    y = _matmul(x, kernel)
+    return y if offset is None else y + offset
 
 
-def _lstm_step(
-    gates: jax.Array, carry: Carry, mask: jax.Array | None, hidden_kernel: jax.Array, gate: str, activation: str
-) -> Carry:
+def _hoists(x: jax.Array) -> bool:
+    """Whether the input's share of the gates is computed before the loop; an unknown batch counts as small."""
+    batch = x.shape[0]
+    return jax.default_backend() != "cpu" or not isinstance(batch, int) or batch < _CACHED_BATCH
+
+
+def _lstm_kernels(
+    input_kernel: Gates, hidden_kernel: Gates, bias: Gates | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The gates' joined kernels and offsets, `[..., 4 * units]`."""
+    offset = None if bias is None else _join(bias, "b", LSTM_GATES)
+    return _join(input_kernel, "wi", LSTM_GATES), _join(hidden_kernel, "wh", LSTM_GATES), offset
+
+
+def _lstm_step(gates: jax.Array, carry: Carry, mask: jax.Array | None, gate: str, activation: str) -> Carry:
     cell, hidden = carry
     squash, act = ACTIVATIONS[gate], ACTIVATIONS[activation]
-    i, f, g, o = jnp.split(gates + _matmul(hidden, hidden_kernel), 4, axis=-1)
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
     new_cell = squash(f) * cell + squash(i) * act(g)
     new_hidden = squash(o) * act(new_cell)
     return keep(mask, carry, (new_cell.astype(cell.dtype), new_hidden.astype(hidden.dtype)))
 
 
-def _gru_projection(x: jax.Array, input_kernel: Gates, bias: Gates | None) -> jax.Array:
-    """The input's share of all gates, `[..., 3 * units]`."""
-    gates = _matmul(x, _join(input_kernel, "wi", GRU_GATES))
-    return gates if bias is None else gates + jnp.concatenate([bias["br"], bias["bz"], bias["bin"]])
+def _gru_kernels(
+    input_kernel: Gates, hidden_kernel: Gates, bias: Gates | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """The gates' joined kernels and the input's offsets, `[..., 3 * units]`."""
+    offset = None if bias is None else jnp.concatenate([bias["br"], bias["bz"], bias["bin"]])
+    return _join(input_kernel, "wi", GRU_GATES), _join(hidden_kernel, "wh", GRU_GATES), offset
 
 
 def _gru_step(
@@ -230,9 +247,10 @@ def lstm_cell(
     """
     shapes = shapes_of((x, carry, mask, input_kernel, hidden_kernel, bias))
     check_lstm_cell(*shapes, activation=activation, gate=gate)
-    kernel = _join(hidden_kernel, "wh", LSTM_GATES)
-    gates = _lstm_projection(x, input_kernel, bias)
-    new = finished(_lstm_step(gates, working(carry, x, input_kernel, hidden_kernel), mask, kernel, gate, activation))
+    from_input, from_hidden, offset = _lstm_kernels(input_kernel, hidden_kernel, bias)
+    start = working(carry, x, input_kernel, hidden_kernel)
+    gates = _affine(x, from_input, offset) + _matmul(start[1], from_hidden)
+    new = finished(_lstm_step(gates, start, mask, gate, activation))
     return new[1], new
 
 
@@ -268,10 +286,17 @@ def gru_cell(
     """
     shapes = shapes_of((x, carry, mask, input_kernel, hidden_kernel, bias))
     check_gru_cell(*shapes, activation=activation, gate=gate)
-    kernel = _join(hidden_kernel, "wh", GRU_GATES)
-    gates = _gru_projection(x, input_kernel, bias)
+    from_input, from_hidden, offset = _gru_kernels(input_kernel, hidden_kernel, bias)
     start = working(carry, x, input_kernel, hidden_kernel)
-    new = _gru_step(gates, start, mask, kernel, None if bias is None else bias["bhn"], gate, activation)
+    new = _gru_step(
+        _affine(x, from_input, offset),
+        start,
+        mask,
+        from_hidden,
+        None if bias is None else bias["bhn"],
+        gate,
+        activation,
+    )
     return new[0], new
 
 
@@ -299,14 +324,23 @@ def lstm(
     """
     shapes = shapes_of((x, carry, mask, input_kernel, hidden_kernel, bias))
     check_lstm(*shapes, activation=activation, gate=gate, unroll=unroll)
-    kernel = _join(hidden_kernel, "wh", LSTM_GATES)
+    from_input, from_hidden, offset = _lstm_kernels(input_kernel, hidden_kernel, bias)
     start = working(carry, x, input_kernel, hidden_kernel)
+    inputs = jnp.swapaxes(x, 0, 1)
+    hoists = _hoists(x)
+    if hoists:
+        inputs = _affine(inputs, from_input, offset)
+    else:
+        from_both = jnp.concatenate([from_input, from_hidden])
 
-    def step(gates: jax.Array, carry: Carry, mask: jax.Array | None) -> Carry:
-        return _lstm_step(gates, carry, mask, kernel, gate, activation)
+    def step(inputs: jax.Array, carry: Carry, mask: jax.Array | None) -> Carry:
+        if hoists:
+            gates = inputs + _matmul(carry[1], from_hidden)
+        else:
+            gates = _affine(jnp.concatenate([inputs, carry[1]], axis=-1), from_both, offset)
+        return _lstm_step(gates, carry, mask, gate, activation)
 
-    gates = _lstm_projection(jnp.swapaxes(x, 0, 1), input_kernel, bias)
-    sequence, last = recur(step, gates, start, mask, unroll)
+    sequence, last = recur(step, inputs, start, mask, unroll)
     return sequence, finished(last)
 
 
@@ -333,11 +367,16 @@ def gru(
     """
     shapes = shapes_of((x, carry, mask, input_kernel, hidden_kernel, bias))
     check_gru(*shapes, activation=activation, gate=gate, unroll=unroll)
-    kernel = _join(hidden_kernel, "wh", GRU_GATES)
+    from_input, from_hidden, offset = _gru_kernels(input_kernel, hidden_kernel, bias)
     hidden_bias = None if bias is None else bias["bhn"]
     start = working(carry, x, input_kernel, hidden_kernel)
+    inputs = jnp.swapaxes(x, 0, 1)
+    hoists = _hoists(x)
+    if hoists:
+        inputs = _affine(inputs, from_input, offset)
 
-    def step(gates: jax.Array, carry: Carry, mask: jax.Array | None) -> Carry:
-        return _gru_step(gates, carry, mask, kernel, hidden_bias, gate, activation)
+    def step(inputs: jax.Array, carry: Carry, mask: jax.Array | None) -> Carry:
+        gates = inputs if hoists else _affine(inputs, from_input, offset)
+        return _gru_step(gates, carry, mask, from_hidden, hidden_bias, gate, activation)
 
-    return recur(step, _gru_projection(jnp.swapaxes(x, 0, 1), input_kernel, bias), start, mask, unroll)
+    return recur(step, inputs, start, mask, unroll)

@@ -122,16 +122,16 @@ def run(step: Callable[..., Any], carry: Any, inputs: Any, steps: int, unroll: U
 
 
 def recur(
-    step: Step, gates: jax.Array, carry: Carry, mask: jax.Array | None, unroll: Unroll
+    step: Step, inputs: jax.Array, carry: Carry, mask: jax.Array | None, unroll: Unroll
 ) -> tuple[jax.Array, Carry]:
-    """The hidden states `[batch, time, ...]` and the last carry; `gates` has the time axis first."""
+    """The hidden states `[batch, time, ...]` and the last carry; `inputs` has the time axis first."""
 
-    def advance(carry: Carry, inputs: Any) -> tuple[Carry, jax.Array]:
-        new = step(inputs[0], carry, inputs[1])
+    def advance(carry: Carry, at_step: Any) -> tuple[Carry, jax.Array]:
+        new = step(at_step[0], carry, at_step[1])
         return new, new[-1]
 
-    steps = gates.shape[0]
-    last, sequence = run(advance, carry, (gates, over_time(mask, steps)), steps, unroll)
+    steps = inputs.shape[0]
+    last, sequence = run(advance, carry, (inputs, over_time(mask, steps)), steps, unroll)
     return jnp.swapaxes(sequence, 0, 1), last
 
 

@@ -183,7 +183,8 @@ def test_lp_pool_is_the_norm_of_each_window(norm: float) -> None:
     expected = np.linalg.norm(x.reshape(2, 3, 2, 3), norm, axis=2)
     np.testing.assert_allclose(lp_pool(jnp.asarray(x), kernel_size=2, norm=norm), expected, rtol=1e-5)
     np.testing.assert_allclose(global_lp_pool(jnp.asarray(x), norm=norm), np.linalg.norm(x, norm, axis=1), rtol=1e-5)
-    assert_gradient(partial(lp_pool, kernel_size=2, strides=1, norm=norm), x)
+    for strides in (None, 1):
+        assert_gradient(partial(lp_pool, kernel_size=2, strides=strides, norm=norm), x)
     assert_gradient(partial(global_lp_pool, norm=norm, channels="first", keep_axes=True), x)
 
 

@@ -137,6 +137,35 @@ def test_both_unrolls_and_the_cell_give_the_same_values_and_gradients(name: str,
         assert_equal(results[0][0][1][1], single(carry), 0)
 
 
+@pytest.mark.parametrize("mask", [None, "steps"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_a_large_batch_equals_its_rows_in_small_ones(name: str, dtype: Any, mask: Any) -> None:
+    """However a batch of a size is computed, values and gradients are those of its parts."""
+    layer, _, x, carry, params = LAYERS[name]
+    copies = 16
+    ignored = None if mask is None else jnp.asarray(MASK)
+
+    def run(x: jax.Array, carry: Any, params: Any, mask: Any) -> Any:
+        def total(x: jax.Array, carry: Any, params: Any) -> Any:
+            sequence, last = layer(x, carry, mask, *params)
+            return jnp.sum(sequence.astype(jnp.float32) ** 2), (sequence, last)
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(x, carry, params)
+
+    x, carry = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (x, carry))
+    params = single(params)
+    (_, outputs), (*of_inputs, of_params) = run(x, carry, params, ignored)
+    tiled = jax.tree.map(
+        lambda leaf: jnp.tile(leaf, (copies,) + (1,) * (leaf.ndim - 1)), (x, carry, outputs, of_inputs)
+    )
+    large_mask = None if ignored is None else jnp.tile(ignored, (copies, 1))
+    (_, got), (*got_inputs, got_params) = run(*tiled[:2], params, large_mask)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-3
+    assert_equal((got, got_inputs), tuple(tiled[2:]), tolerance)
+    assert_equal(jax.tree.map(lambda leaf: leaf / copies, got_params), of_params, tolerance)
+
+
 @each_layer
 @pytest.mark.parametrize("unroll", ["dynamic", "static"])
 def test_gradients_equal_finite_differences(name: str, unroll: str) -> None:
