@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,7 @@ from engine.functional.unroll import (
     keep,
     recur,
     shapes_of,
+    wide,
     working,
 )
 from engine.functional.windows import as_pads, output_sizes
@@ -104,13 +108,42 @@ def check_conv_lstm(
     _check_conv_gates("conv_lstm", step, carry, input_kernel, hidden_kernel, bias, strides, padding)
 
 
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _patch_product(x: jax.Array, kernel: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
+    """`conv` with stride 1 that keeps the sizes, channels first, as one matrix product of all windows.
+
+    The windows are gathered anew for the gradient, which would otherwise store them for every step.
+    """
+    (batch, channels, *sizes), window = x.shape, kernel.shape[2:]
+    padded = jnp.pad(x, ((0, 0), (0, 0), *pads))
+    windows = jnp.stack(
+        [
+            padded[(..., *(slice(at, at + size) for at, size in zip(place, sizes, strict=True)))]
+            for place in itertools.product(*map(range, window))
+        ],
+        axis=2,
+    ).reshape(batch, channels * math.prod(window), math.prod(sizes))
+    weights = kernel.reshape(kernel.shape[0], channels * math.prod(window))
+    product = jnp.einsum("uw,bwp->bup", weights, windows, preferred_element_type=wide(jnp.result_type(x, kernel)))
+    return product.reshape(batch, kernel.shape[0], *sizes)
+
+
+def _hidden_share(hidden: jax.Array, hidden_kernel: jax.Array, padding: Padding) -> jax.Array:
+    """The hidden state's share of the gates."""
+    kept = _hidden_padding(padding)
+    if jax.default_backend() != "cpu":
+        return conv(hidden, hidden_kernel, padding=kept, channels="first")
+    # Within a loop XLA's convolutions are ten times slower than products on the CPU.
+    share: jax.Array = _patch_product(hidden, hidden_kernel, as_pads("conv_lstm", kept, hidden_kernel.shape[2:]))
+    return share
+
+
 def _conv_lstm_step(
     gates: jax.Array, carry: Carry, mask: jax.Array | None, hidden_kernel: jax.Array, padding: Padding
 ) -> Carry:
     """`carry` without the time axis."""
     cell, hidden = carry
-    share = conv(hidden, hidden_kernel, padding=_hidden_padding(padding), channels="first")
-    i, g, f, o = jnp.split(gates + share, 4, axis=1)
+    i, g, f, o = jnp.split(gates + _hidden_share(hidden, hidden_kernel, padding), 4, axis=1)
     new_cell = jax.nn.sigmoid(f + 1) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
     new_hidden = jax.nn.sigmoid(o) * jnp.tanh(new_cell)
     return keep(mask, carry, (new_cell.astype(cell.dtype), new_hidden.astype(hidden.dtype)))
