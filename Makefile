@@ -46,6 +46,7 @@ proto: $(STAMP)  ## regenerate the protobuf code from proto/
 
 bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/serve.py
 
 constraints:  ## pin every dependency again (needs uv)

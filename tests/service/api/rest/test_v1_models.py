@@ -61,7 +61,9 @@ async def test_bundle_is_submitted_listed_and_returned(server, bundle):
         assert (await server.http.get(f"{base}/params")).content == archive.read("params.safetensors")
 
 
-@pytest.mark.parametrize("parts", [{"bundle"}, {"graph"}, {"graph", "params"}], ids=str)
+@pytest.mark.parametrize(
+    "parts", [{"bundle"}, {"graph"}, {"graph", "params"}], ids=lambda parts: "+".join(sorted(parts))
+)
 async def test_multipart_submission(server, bundle, parts):
     """A form holds a bundle, or a graph with or without parameters; large parts arrive whole."""
     params = bytes(range(256)) * 600
