@@ -68,32 +68,30 @@ def embedding() -> Work:
 
 
 def conv() -> Work:
-    """A 3 x 3 convolution in the middle of a ResNet; a batch of 64 takes more than 2 s on two cores."""
-    shape = (16, 56, 56, 64)
+    """A 3 x 3 convolution in the middle of a ResNet."""
     return layered(
-        "conv 16x56x56x64, 3x3 (batch 16 instead of 64)",
-        x_of(shape).conv(64, kernel_size=3, padding="same", name="layer"),
+        "conv 64x56x56x64, 3x3",
+        x_of(IMAGE).conv(64, kernel_size=3, padding="same", name="layer"),
         lambda p, x: lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=NHWC) + p["bias"],
         lambda rngs: nnx.Conv(64, 64, (3, 3), rngs=rngs),
-        floats(*shape),
+        floats(*IMAGE),
         {},
     )
 
 
 def depthwise_conv() -> Work:
     """A 3 x 3 convolution of each channel."""
-    shape = (8, 56, 56, 64)
 
     def by_hand(p: Tree, x: jax.Array) -> jax.Array:
         y = lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=NHWC, feature_group_count=64)
         return y + p["bias"]
 
     return layered(
-        "depthwise_conv 8x56x56x64, 3x3 (batch 8 instead of 64)",
-        x_of(shape).depthwise_conv(1, kernel_size=3, padding="same", name="layer"),
+        "depthwise_conv 64x56x56x64, 3x3",
+        x_of(IMAGE).depthwise_conv(1, kernel_size=3, padding="same", name="layer"),
         by_hand,
         lambda rngs: nnx.Conv(64, 64, (3, 3), feature_group_count=64, rngs=rngs),
-        floats(*shape),
+        floats(*IMAGE),
         {},
     )
 

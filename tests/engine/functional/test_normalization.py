@@ -136,6 +136,18 @@ def test_gradient_matches_central_differences(norm: Callable[..., Any], options:
     assert_gradient(output_of(norm, **options), X[:2, :2, :2], *(GAMMA, BETA, MEAN, VAR)[:count])
 
 
+@pytest.mark.parametrize("norm", [batch_norm, instance_norm, layer_norm, partial(group_norm, num_groups=2)])
+def test_second_derivatives_match_central_differences(norm: Callable[..., Any]) -> None:
+    """The written-out derivative of a normalization can itself be differentiated, by x and by gamma."""
+    options = {"mode": "train"} if norm in (batch_norm, instance_norm) else {}
+    running = (MEAN, VAR) if options else ()
+
+    def gradient(x: jax.Array, gamma: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(output_of(norm, **options)(x, gamma, BETA, *running) ** 3))(x)
+
+    assert_gradient(gradient, X[:2, :2, :2], GAMMA)
+
+
 def test_half_precision_statistics_are_taken_in_float32() -> None:
     """A large offset does not drown the variance."""
     x = jnp.asarray(100 + values(64, 2), jnp.float16)
