@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +141,8 @@ def test_a_diverging_job_fails_with_its_reason(client: Client, dataset: str):
     assert not _known(client, "diverging") or client.model("diverging")["versions"] == []
 
 
-def test_bad_requests_are_answered_and_nothing_stays(up: dict[str, Any], client: Client, dataset: str):
-    """Each bad input gets its status and a text that says what, expected, got, where; afterwards all works."""
-    models, datasets = client.models(), client.datasets()
+def _bad_requests(client: Client, dataset: str) -> list[tuple[int, str, Callable[[], Any]]]:
+    """Requests that must fail: the status, a part of the message, the call."""
     cycle = {**GRAPH, "nodes": [{"name": "a", "op": "relu", "inputs": ["a"]}], "outputs": "a"}
     wide = {"op": "input", "name": "x", "options": {"shape": [None, 10**6]}}
     huge = {
@@ -159,7 +158,7 @@ def test_bad_requests_are_answered_and_nothing_stays(up: dict[str, Any], client:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("graph.json", b" " * 10**6)
-    attempts = [
+    return [
         (400, "cycle", lambda: client.validate(cycle)),
         (
             400,
@@ -180,7 +179,12 @@ def test_bad_requests_are_answered_and_nothing_stays(up: dict[str, Any], client:
         (400, "", lambda: client.add_dataset({"a": np.ones(3), "b": np.ones(4)})),
         (400, "", lambda: client.add_dataset({"a": np.ones((3, 2)), "b": np.array(["x", "y", "z"])})),
     ]
-    for status, text, attempt in attempts:
+
+
+def test_bad_requests_are_answered_and_nothing_stays(up: dict[str, Any], client: Client, dataset: str):
+    """Each bad input gets its status and a text that says what, expected, got, where; afterwards all works."""
+    models, datasets = client.models(), client.datasets()
+    for status, text, attempt in _bad_requests(client, dataset):
         with pytest.raises(ClientError) as caught:
             attempt()
         assert caught.value.status == status, caught.value
