@@ -141,7 +141,8 @@ class _Reader:
             if graph.get(key):
                 self._add(key, "a feature this reader knows", f"feature {key!r}, which it does not know")
         self._check_strings("requires", "a list of feature names")
-        for feature in graph.get("requires") or []:
+        requires = graph.get("requires", [])
+        for feature in requires if isinstance(requires, list) else []:
             self._add("requires", "features this reader knows", f"feature {feature!r}, which it does not know")
         self._check_strings("frozen", "a list of parameter paths")
         nodes = graph.get("nodes")
@@ -222,8 +223,11 @@ class _Reader:
             return self._add(f"{where}.options", "an object", given)
         before = len(self.problems)
         values = self._constant(where, name, given) if known.op is CONSTANT else self._values(where, known, given)
-        inputs = [self.nodes.get(parent) for parent in entry.get("inputs", []) if isinstance(parent, str)]
-        if len(self.problems) > before or None in inputs:
+        parents = entry.get("inputs", [])
+        if not isinstance(parents, list) or len(self.problems) > before:
+            return None
+        inputs = [self.nodes.get(parent) for parent in parents if isinstance(parent, str)]
+        if None in inputs:
             return None
         try:
             self.nodes[name] = make_node(known.op, [n for n in inputs if n is not None], values, name)

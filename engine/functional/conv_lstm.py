@@ -30,6 +30,8 @@ from engine.functional.unroll import (
 from engine.functional.windows import as_pads, output_sizes
 from engine.shapes import Shape, require_rank
 
+_MAX_PATCHES = 256  # each is an operation of the program
+
 
 def conv_lstm_sizes(
     op: str, spatial: Shape, window: Shape, strides: int | Sequence[int], padding: Padding
@@ -131,7 +133,7 @@ def _patch_product(x: jax.Array, kernel: jax.Array, pads: tuple[tuple[int, int],
 def _hidden_share(hidden: jax.Array, hidden_kernel: jax.Array, padding: Padding) -> jax.Array:
     """The hidden state's share of the gates."""
     kept = _hidden_padding(padding)
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or math.prod(hidden_kernel.shape[2:]) > _MAX_PATCHES:
         return conv(hidden, hidden_kernel, padding=kept, channels="first")
     # Within a loop XLA's convolutions are ten times slower than products on the CPU.
     share: jax.Array = _patch_product(hidden, hidden_kernel, as_pads("conv_lstm", kept, hidden_kernel.shape[2:]))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engine.errors import ShapeError
+from engine.errors import OptionError, ShapeError
 from engine.functional.options import require_choice
 from engine.shapes import Shape, require_rank
 
@@ -22,6 +22,8 @@ Carry = tuple[jax.Array, ...]
 Cell = Callable[..., tuple[jax.Array, Carry]]
 Step = Callable[[jax.Array, Carry, jax.Array | None], Carry]
 
+MAX_STATIC_STEPS = 1024
+"""How many steps a program may hold one after another."""
 UNROLLS: tuple[Unroll, ...] = ("dynamic", "static")
 
 
@@ -114,6 +116,8 @@ def run(step: Callable[..., Any], carry: Any, inputs: Any, steps: int, unroll: U
     if unroll == "dynamic":
         result: tuple[Any, jax.Array] = lax.scan(step, carry, inputs)
         return result
+    if steps > MAX_STATIC_STEPS:
+        raise OptionError(f"unroll: expected at most {MAX_STATIC_STEPS} steps to write out, got {steps}; use 'dynamic'")
     outputs = []
     for t in range(steps):
         carry, output = step(carry, jax.tree.map(lambda leaf, t=t: leaf[t], inputs))

@@ -82,15 +82,31 @@ def _items(value: Any, least: int, most: int) -> Sequence[Any]:
     return list(value)
 
 
+MAX_WINDOW = 2**16
+
+
 def _window(value: Any) -> int | tuple[int, ...]:
-    size = _integer(1, MAX_SIZE)
+    size = _integer(1, MAX_WINDOW)
     return tuple(size(v) for v in _items(value, 1, 8)) if isinstance(value, list | tuple) else size(value)
 
 
-window = Option("a positive integer, or one per spatial axis", _window)
+window = Option(f"an integer in [1, {MAX_WINDOW}], or one per spatial axis", _window)
 optional_window = Option(
-    "null, a positive integer, or one per spatial axis", lambda value: None if value is None else _window(value)
+    f"null, an integer in [1, {MAX_WINDOW}], or one per spatial axis",
+    lambda value: None if value is None else _window(value),
 )
+
+
+MAX_PARTS = 4096
+
+
+def _parts(value: Any) -> int | tuple[int, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(_integer(0, MAX_SIZE)(v) for v in _items(value, 1, MAX_PARTS))
+    return _integer(1, MAX_PARTS)(value)
+
+
+parts = Option(f"a number of equal parts, or the sizes of at most {MAX_PARTS} parts", _parts)
 
 
 def _padding(value: Any) -> str | tuple[tuple[int, int], ...]:

@@ -43,9 +43,12 @@ def signature(model: Model) -> tuple[list[Signature], list[Signature]]:
         inputs.append(Signature(name, shape, dtype_of(node.options["dtype"])))
     open_batch = all(s.shape[:1] == (None,) for s in inputs)
     layer = infer(model, template_of(model, batch=2))[-1]
+    names, leaves = output_names(model), jax.tree.leaves(layer.output)
+    if len(names) != len(leaves):
+        raise OptionError(f"output {layer.name!r}: expected arrays, got a structure; take its parts with elem or fetch")
     outputs = [
         Signature(name, (None, *leaf.shape[1:]) if open_batch and leaf.shape else leaf.shape, np.dtype(leaf.dtype))
-        for name, leaf in zip(output_names(model), jax.tree.leaves(layer.output), strict=True)
+        for name, leaf in zip(names, leaves, strict=True)
     ]
     return inputs, outputs
 

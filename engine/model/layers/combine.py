@@ -75,7 +75,7 @@ def concatenate(x: Model | Sequence[Model], *others: Model, axis: int = -1, name
 SPLIT = Op(
     "split",
     apply=lambda x, *, splits, axis, index: F.split(x, splits=splits, axis=axis)[index],
-    options={"splits": options.window, "axis": options.integer(-16, 15), "index": options.integer(0, 4095)},
+    options={"splits": options.parts, "axis": options.integer(-16, 15), "index": options.integer(0, 4095)},
     apply_options={"splits": "splits", "axis": "axis", "index": "index"},
     check=lambda x, *, splits, axis, index: F.check_split(x, splits=splits, axis=axis),
     mixes_rows=_joins_batch,
