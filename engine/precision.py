@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import ml_dtypes
 import numpy as np
 
@@ -44,3 +46,28 @@ def name_of(dtype: object) -> str:
 def is_wide(dtype: object) -> bool:
     """Whether a value of this dtype needs JAX's 64-bit mode."""
     return bool(np.dtype(dtype).itemsize == 8)  # type: ignore[call-overload]
+
+
+FLOATS = ("f16", "bf16", "f32", "f64")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """In which floating-point type a layer keeps its parameters, computes, and hands its output on; None: as it comes.
+
+    Only floats are ever cast. Raises `DtypeError` for a name that is not one of `FLOATS`. Source:
+    Axon.MixedPrecision.create_policy/1.
+    """
+
+    params: str | None = None
+    compute: str | None = None
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("params", "compute", "output"):
+            if getattr(self, part) not in (None, *FLOATS):
+                raise DtypeError(f"policy: expected {part} out of {', '.join(FLOATS)}, got {getattr(self, part)!r}")
+
+
+NO_CAST = Policy()
+"""The policy that casts nothing."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from engine.errors import GraphError, OptionError
 from engine.model.options import Option
+from engine.precision import NO_CAST, Policy
 from engine.shapes import Shape
 
 Mode = Literal["train", "inference"]
@@ -92,11 +93,26 @@ class Op:
         return {argument: options[option] for option, argument in self.apply_options.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A function called with a value that flows through a node; its result is ignored.
+
+    `on` is the value: the parameters at `initialize`, the inputs at `pre_forward`, the output at `forward`, the
+    gradient with respect to the output at `backward`. `mode` is when: `train`, `inference` or `both`.
+    """
+
+    function: Callable[[Any], Any]
+    on: Literal["initialize", "pre_forward", "forward", "backward"] = "forward"
+    mode: Literal["train", "inference", "both"] = "both"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
     """One step of a graph; immutable, compared by identity.
 
     `name` None asks for `<op>_<n>`; `{n}` in a name is replaced by the same number. `built_at` is the user's line.
+    `declared` are parameters that stand in place of the op's; `policy` says in which precision the node keeps,
+    computes and hands on; `hooks` are functions of one's own that see values flow by, in the order attached.
     """
 
     op: Op
@@ -104,6 +120,13 @@ class Node:
     options: Mapping[str, Any]
     name: Namer = None
     built_at: str = ""
+    declared: tuple[ParamSpec, ...] | None = None
+    policy: Policy = NO_CAST
+    hooks: tuple[Hook, ...] = ()
+
+    def specs(self) -> tuple[ParamSpec, ...]:
+        """Its parameters: those declared for it, else those of its op."""
+        return self.op.params(self.options) if self.declared is None else self.declared
 
     def __repr__(self) -> str:
         return f"Node({self.op.name}, name={self.name!r}, built_at={self.built_at!r})"

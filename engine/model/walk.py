@@ -46,7 +46,7 @@ class LayerInfo:
 
     def specs(self) -> list[ParamSpec]:
         """The specifications of its parameters; none where the layer is passed over for want of an optional input."""
-        return [spec for spec in self.node.op.params(self.node.options) if spec.name in self.params]
+        return [spec for spec in self.node.specs() if spec.name in self.params]
 
     def trained(self) -> list[str]:
         """Names of the parameters that gradients reach; the others are state."""
@@ -92,7 +92,7 @@ class Walk:
         for node, sources in zip(names, self._sources, strict=True):
             self._batched.append(node.op.name == "input" or any(self._batched[source] for source in sources))
         self._arguments = [node.op.arguments(node.options) for node in names]
-        self._specs = [node.op.params(node.options) for node in names]
+        self._specs = [node.specs() for node in names]
         self._owners = [owner[node] for node in names]
         inner = {node.options["block"]: None for node in names if node.op is BLOCK}
         walks = {block: Walk(block.model, mode) for block in inner}
