@@ -29,10 +29,11 @@ from engine.train.handlers import (
     write_line,
 )
 from engine.train.metrics import Accumulate, make_metric
+from engine.train.objectives import Losses
 from engine.train.program import Program
 from engine.train.runner import Runner
 from engine.train.state import LoopState
-from engine.train.step import CustomStep, Losses, TrainStep, evaluation_step, train_step
+from engine.train.step import CustomStep, TrainStep, evaluation_step, train_step
 
 OnNonfinite = Literal["raise", "ignore"]
 Events = str | Event | list[str | Event] | tuple[str | Event, ...]
