@@ -1,0 +1,1 @@
+"""The examples of the mission's documents, each as a test with its numbers."""
