@@ -20,7 +20,7 @@ from engine.model.block import BLOCK
 from engine.model.graph import Mode, Node, ParamSpec, owners
 from engine.model.model import Model
 from engine.model.padding import padding_reason
-from engine.model.state import ModelState, Tree, branch, flatten, unflatten
+from engine.model.state import ModelState, Tree, branch, flatten, leaf_at, unflatten
 from engine.precision import dtype_of, name_of
 
 MISSING = None
@@ -60,12 +60,15 @@ def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 def read_state(state: ModelState) -> ParamSource:
     """Parameters and state of each layer out of a model state; raises `StateError` or `ShapeError` where they lack."""
+    ties = {tie.destination: tie for tie in state.ties}
 
     def read(path: str, specs: tuple[ParamSpec, ...], shapes: tuple[Any, ...]) -> dict[str, Any]:
         if not specs:
             return {}
         layer = dict(flatten(branch(state.parameters, path))) | dict(flatten(branch(state.state, path)))
         for spec in specs:
+            if ties and (tie := ties.get(f"{path}.{spec.name}")) is not None:
+                layer[spec.name] = tie.value(leaf_at(state.parameters, tie.source))
             if spec.name not in layer:
                 got = ", ".join(layer) or "none"
                 raise StateError(f"layer {path!r}: expected {spec.kind} {spec.name!r}, got {got}")
