@@ -30,6 +30,7 @@ class Block:
         model: the sub-model.
         inputs: names of its inputs in the order of a call's arguments.
         name: under which the parameters stand, `<name>.dense_0.kernel`; None for `block_<n>`.
+        remat: whether gradients compute the values inside again instead of keeping them (`jax.checkpoint`).
 
     Source: Axon.block/2; here mode, seed and precision of the outer model hold within it.
     """
@@ -37,6 +38,7 @@ class Block:
     model: Model
     inputs: tuple[str, ...]
     name: str | None = None
+    remat: bool = False
 
     def __call__(self, *inputs: Model) -> Model:
         """The model that ends in a call of this block; raises `GraphError` for another number of inputs."""
@@ -55,12 +57,13 @@ BLOCK = Op(
 """A call of a block; walks run its sub-model in place of `apply`."""
 
 
-def block(function: Callable[..., Model], *, name: str | None = None) -> Block:
+def block(function: Callable[..., Model], *, name: str | None = None, remat: bool = False) -> Block:
     """A sub-model from a function of models.
 
     Args:
         function: called once with a model per positional parameter; returns the sub-model's output.
         name: of the parameters' namespace.
+        remat: whether gradients compute the values inside again: less memory for more time.
     Returns: a callable: every call adds the sub-model to a graph, all calls share its parameters.
     Raises: `GraphError` when function takes no model, or uses models from outside.
     Example:
@@ -80,4 +83,4 @@ def block(function: Callable[..., Model], *, name: str | None = None) -> Block:
     model = function(*map(input, inputs))
     if set(model.inputs()) != set(inputs):
         raise GraphError(f"block: expected a model of its {len(inputs)} arguments and no other, got {model!r}")
-    return Block(model, inputs, name)
+    return Block(model, inputs, name, remat)

@@ -157,15 +157,19 @@ class Walk:
         prefix: str,
     ) -> tuple[Any, dict[str, Any], Tree]:
         """A node's value, the parameters it used, and its changed state."""
-        op, given, path = self.nodes[index][0].op, self._arguments[index], f"{prefix}{self._owners[index]}"
+        node, given, path = self.nodes[index][0], self._arguments[index], f"{prefix}{self._owners[index]}"
+        op = node.op
         if any(a is MISSING for a in arguments):
             return (op.apply(*arguments, **given) if op.takes_missing else MISSING), {}, {}
         rows = rows if self._batched[index] else None
         inner = self._inner[index]
         if inner is not None:
-            value, changed = inner.run(
-                dict(zip(self._block_inputs[index], arguments, strict=True)), params, rows, observe, f"{path}."
-            )
+
+            def run(*values: Any) -> tuple[Any, Tree]:
+                given = dict(zip(self._block_inputs[index], values, strict=True))
+                return inner.run(given, params, rows, observe, f"{path}.")
+
+            value, changed = (jax.checkpoint(run) if node.options["block"].remat else run)(*arguments)
             return value, {}, changed
         shapes = tuple(jnp.shape(a) if isinstance(a, jax.Array) else () for a in arguments)
         op.check(*shapes, **given)

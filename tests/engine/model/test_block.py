@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,3 +81,24 @@ def test_a_block_cannot_be_written_yet_and_says_so():
     """Its place in the format is reserved; until then the writer refuses it by name."""
     with pytest.raises(GraphError, match="layer 'block_0'"):
         ax.bundle.graph_to_json(ax.block(lambda x: x.relu())(_x()))
+
+
+def test_remat_changes_no_gradient_and_recomputes():
+    """The gradients and the layer state are the same; the program computes the block again in the backward pass."""
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    results, programs = [], []
+    for remat in (False, True):
+        b = ax.block(lambda x: x.dense(3, activation="tanh").batch_norm().dropout(rate=0.5), name="b", remat=remat)
+        init, train = ax.build(b(b(_x())).dense(2), mode="train")
+        state = init(seed=1)
+
+        def loss(trainable, train=train, state=state):
+            output = train(state.with_trainable(trainable), x)
+            return (output.prediction**2).sum(), output.state
+
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        results.append(gradient(state.trainable()))
+        programs.append(str(jax.make_jaxpr(gradient)(state.trainable())))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+    assert "checkpoint" not in programs[0]
+    assert "checkpoint" in programs[1] or "remat" in programs[1]
