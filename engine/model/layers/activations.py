@@ -40,11 +40,14 @@ def _check_axis(name: str) -> Callable[..., None]:
 def _axis(value: Any) -> int | tuple[int, ...]:
     parse = options.integer(-16, 15).parse
     if isinstance(value, list | tuple) and value:
+        if len(value) > 16:
+            raise ValueError
         return tuple(parse(v) for v in value)
     return int(parse(value))
 
 
-_AXIS = Option("an axis, or a list of axes", _axis)
+_ONE_AXIS = options.integer_schema(-16, 15)
+_AXIS = Option("an axis, or a list of axes", _axis, options.any_of(_ONE_AXIS, options.list_schema(_ONE_AXIS, 1, 16)))
 _NUMBER = options.number()
 
 
@@ -55,14 +58,14 @@ def _op(name: str, **domains: Option) -> Op:
     return Op(name, ACTIVATIONS[name], domains, same)
 
 
-_NONZERO = Option("a finite number other than 0", lambda value: _nonzero(value))
-
-
 def _nonzero(value: Any) -> float:
     parsed: float = _NUMBER.parse(value)
     if parsed == 0:
         raise ValueError
     return parsed
+
+
+_NONZERO = Option("a finite number other than 0", _nonzero, {"type": "number", "not": {"const": 0}})
 
 
 OPS: dict[str, Op] = {

@@ -12,15 +12,10 @@ from engine.errors import GraphError, ShapeError
 from engine.model import options
 from engine.model.graph import Mode, Namer, Op, ParamSpec
 from engine.model.layers.basics import extend
-from engine.model.options import Option
 from engine.shapes import Shape, require_rank
 
 if TYPE_CHECKING:
     from engine.model.model import Model
-
-
-def _optional(domain: Option) -> Option:
-    return Option(f"null, or {domain.expected}", lambda value: None if value is None else domain.parse(value))
 
 
 class _Inputs(NamedTuple):
@@ -51,7 +46,7 @@ def _by_role(op: str, inputs: Sequence[Any], *, has_key: bool, has_mask: bool, h
 
 _COMMON = {
     "is_causal": options.boolean,
-    "scale": _optional(options.number()),
+    "scale": options.nullable(options.number()),
     "dropout_rate": options.number(0, 1, open_high=True),
     "has_mask": options.boolean,
     "has_key_padding_mask": options.boolean,
@@ -246,11 +241,11 @@ def _check_heads(*shapes: Shape, **values: Any) -> None:
 
 _HEAD_OPTIONS = {
     "num_heads": options.positive,
-    "num_key_value_heads": _optional(options.positive),
-    "head_size": _optional(options.positive),
-    "units": _optional(options.positive),
+    "num_key_value_heads": options.nullable(options.positive),
+    "head_size": options.nullable(options.positive),
+    "units": options.nullable(options.positive),
     "use_bias": options.boolean,
-    "rotary_base": _optional(options.number(1)),
+    "rotary_base": options.nullable(options.number(1)),
     "kernel_initializer": options.initializer,
     "bias_initializer": options.initializer,
     "has_key": options.boolean,

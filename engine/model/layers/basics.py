@@ -72,7 +72,7 @@ def _constant_value(value: Any) -> np.ndarray:
 CONSTANT = Op(
     "constant",
     apply=lambda *, value: jnp.asarray(value),
-    options={"value": Option("a number or an array of numbers", _constant_value)},
+    options={"value": Option("a number or an array of numbers", _constant_value, options.NUMBERS)},
     apply_options={"value": "value"},
     arity=(0, 0),
 )
@@ -119,7 +119,7 @@ def rebuild(structure: Structure, leaves: Sequence[Any]) -> Any:
 CONTAINER = Op(
     "container",
     apply=lambda *inputs, structure: rebuild(structure, inputs),
-    options={"structure": Option("nested lists and objects of input positions", _structure)},
+    options={"structure": Option("nested lists and objects of input positions", _structure, options.POSITIONS)},
     apply_options={"structure": "structure"},
     arity=(1, None),
     takes_missing=True,

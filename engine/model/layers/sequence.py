@@ -43,11 +43,15 @@ def mask(x: Model, eos_token: int, *, name: Namer = None) -> Model:
 
 
 def _path(value: Any) -> tuple[int | str, ...]:
-    items = (value,) if isinstance(value, int | str) else tuple(value)
+    items = tuple(value) if isinstance(value, list | tuple) else (value,)
     known = all(isinstance(item, int | str) and not isinstance(item, bool) for item in items)
     if not known or not 0 < len(items) <= MAX_DEPTH or any(isinstance(item, int) and item < 0 for item in items):
         raise ValueError
     return items
+
+
+_STEP = options.any_of({"type": "integer", "minimum": 0}, {"type": "string"})
+_PATH_SCHEMA = options.any_of(_STEP, options.list_schema(_STEP, 1, MAX_DEPTH))
 
 
 def _take(x: Any, *, path: tuple[int | str, ...]) -> Any:
@@ -64,7 +68,7 @@ def _take(x: Any, *, path: tuple[int | str, ...]) -> Any:
 ELEM = Op(
     "elem",
     apply=_take,
-    options={"path": Option("a position, a key, or a list of them", _path)},
+    options={"path": Option("a position, a key, or a list of them", _path, _PATH_SCHEMA)},
     apply_options={"path": "path"},
 )
 
