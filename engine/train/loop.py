@@ -30,6 +30,7 @@ from engine.train.handlers import (
 )
 from engine.train.metrics import Accumulate, make_metric
 from engine.train.objectives import Losses
+from engine.train.parallel import Devices, placement
 from engine.train.program import Program
 from engine.train.runner import Runner
 from engine.train.state import LoopState
@@ -89,7 +90,7 @@ class Loop:
         taken = {m.name for m in program.metrics} | ({"loss"} if isinstance(program.step, TrainStep) else set())
         if added.name in taken:
             raise OptionError(f"metric: expected a name not in use, got {added.name!r} again")
-        return replace(self, program=Program(program.step, (*program.metrics, added)))
+        return replace(self, program=replace(program, metrics=(*program.metrics, added)))
 
     def handle_event(
         self,
@@ -218,7 +219,7 @@ class Loop:
         batch = as_data(data).peek()
         step = self.program.step
         with step.context():
-            step_state = step.init(batch, state, seed)
+            step_state = self.program.place(step.init(batch, state, seed))
             return LoopState(step_state, self.program.new_accumulators(step_state, batch))
 
     def run(
@@ -262,9 +263,13 @@ class Loop:
             raise OptionError("run: expected either a state to start from or one to resume, got both")
         data = as_data(data)
         with self.program.step.context():
-            begin = self.start(data, state, seed=seed) if resume is None else resume.copy()
+            begin = self.start(data, state, seed=seed) if resume is None else self._resumed(resume)
             runner = Runner(self, data, begin, epochs, iterations)
             return runner.run()
+
+    def _resumed(self, state: LoopState) -> LoopState:
+        placed = self.program.place((state.step_state, state.accumulators))
+        return replace(state, step_state=placed[0], accumulators=placed[1]).copy()
 
 
 def trainer(
@@ -275,6 +280,8 @@ def trainer(
     seed: int = 0,
     log: int = 0,
     on_nonfinite: OnNonfinite = "raise",
+    devices: Devices | None = None,
+    shard_params: bool = False,
 ) -> Loop:
     """Supervised training on batches `(inputs, targets)` or `(inputs, targets, rows)`, with the metric `loss`.
 
@@ -288,6 +295,9 @@ def trainer(
         seed: of the initial parameters.
         log: log the metrics at every so many iterations of an epoch; 0 never.
         on_nonfinite: `raise` a `DivergedError`, or `ignore`, when an epoch's loss is not finite.
+        devices: on which to train, each with its rows of every batch: `"all"`, a number, or JAX devices; None leaves
+            it to JAX. Several processes (`jax.distributed.initialize`) run the same program on the same batches.
+        shard_params: split parameters and optimizer state over the devices instead of copying them.
     Raises:
         OptionError: an unknown loss, optimizer or option, or a value outside its domain.
     Source: Axon.Loop.trainer/4.
@@ -296,13 +306,14 @@ def trainer(
     require_choice("trainer", "on_nonfinite", on_nonfinite, ("raise", "ignore"))
     as_integer("trainer", "seed", seed, at_least=0)
     step = train_step(model, loss, optimizer, seed=seed)
-    loop = Loop(Program(step), on_nonfinite=on_nonfinite)
+    program = Program(step, placement=placement(devices, shard_params=shard_params))
+    loop = Loop(program, on_nonfinite=on_nonfinite)
     return loop.log(every=("epoch", log)) if log else loop
 
 
-def evaluator(model: Model) -> Loop:
+def evaluator(model: Model, *, devices: Devices | None = None) -> Loop:
     """Evaluation in inference mode: `evaluator(model).metric("accuracy").run(data, state).metrics`.
 
-    Source: Axon.Loop.evaluator/1.
+    `devices` as for `trainer`. Source: Axon.Loop.evaluator/1.
     """
-    return Loop(Program(evaluation_step(model)))
+    return Loop(Program(evaluation_step(model), placement=placement(devices)))

@@ -11,21 +11,40 @@ import jax
 import jax.numpy as jnp
 
 from engine.train.metrics import Metric, accumulated, zeros
+from engine.train.parallel import Placement
 from engine.train.state import Accumulators, Tree
 from engine.train.step import Batch, Step, TrainStep, evaluation_step
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A step and the metrics measured in it. Loops that differ in handlers alone share one, and its executables."""
+    """A step and the metrics measured in it. Loops that differ in handlers alone share one, and its executables.
+
+    `placement` says on which devices it runs; None leaves that to JAX.
+    """
 
     step: Step
     metrics: tuple[Metric, ...] = ()
+    placement: Placement | None = None
 
     @cached_property
     def iteration(self) -> Callable[[Tree, Accumulators, Batch], tuple[Tree, Accumulators]]:
         """One iteration, compiled once per shape of a batch."""
-        return jax.jit(self._iteration, donate_argnums=0 if self.step.donates else ())
+        donated = 0 if self.step.donates else ()
+        if self.placement is None:
+            return jax.jit(self._iteration, donate_argnums=donated)
+        placement, compiled = self.placement, jax.jit(self._placed_iteration, donate_argnums=donated)
+        return lambda step_state, so_far, batch: compiled(step_state, so_far, placement.place_batch(batch))
+
+    def _placed_iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
+        """An iteration whose results lie where its arguments did, whatever XLA would prefer."""
+        assert self.placement is not None
+        results = self._iteration(step_state, so_far, batch)
+        return jax.lax.with_sharding_constraint(results, self.placement.state_shardings(results))
+
+    def place(self, state: Tree) -> Tree:
+        """A step state or accumulators on the devices of this program."""
+        return state if self.placement is None else self.placement.place_state(state)
 
     def _iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
         step_state, observation = self.step.step(step_state, batch)
@@ -40,7 +59,7 @@ class Program:
 
     def new_accumulators(self, step_state: Tree, batch: Batch) -> Accumulators:
         """Accumulators at zero, for the metrics of batches like `batch`."""
-        return zeros(self._measured.eval_shape(step_state, batch), self.metrics)
+        return self.place(zeros(self._measured.eval_shape(step_state, batch), self.metrics))
 
     @cached_property
     def _measured(self) -> Any:
@@ -50,7 +69,7 @@ class Program:
     def evaluation(self) -> Program:
         """The same metrics and loss of a trainer's model, in inference mode."""
         assert isinstance(self.step, TrainStep)
-        return Program(evaluation_step(self.step.model, self.step.objective), self.metrics)
+        return Program(evaluation_step(self.step.model, self.step.objective), self.metrics, self.placement)
 
 
 def _rows(batch: Batch) -> int:
