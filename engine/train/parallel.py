@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from engine.functional.options import as_integer
 AXIS = "batch"
 WORTH_SHARDING = 1024
 """Elements below which a parameter is kept whole on every device."""
+State = TypeVar("State")
 Devices = Literal["all"] | int | Sequence[Any]
 
 
@@ -40,6 +41,11 @@ class Placement:
     def place_state(self, tree: Any) -> Any:
         """The arrays of a state where `state_shardings` says."""
         return jax.device_put(tree, self.state_shardings(tree))
+
+    def keep_state(self, tree: State) -> State:
+        """The same state, laid out as `state_shardings` says whatever XLA would prefer; for traced arrays."""
+        kept: State = jax.lax.with_sharding_constraint(tree, self.state_shardings(tree))  # type: ignore[no-untyped-call]
+        return kept
 
     def state_shardings(self, tree: Any) -> Any:
         """For every leaf of a state how it lies on the devices."""

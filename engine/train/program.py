@@ -40,7 +40,7 @@ class Program:
         """An iteration whose results lie where its arguments did, whatever XLA would prefer."""
         assert self.placement is not None
         results = self._iteration(step_state, so_far, batch)
-        return jax.lax.with_sharding_constraint(results, self.placement.state_shardings(results))
+        return self.placement.keep_state(results)
 
     def place(self, state: Tree) -> Tree:
         """A step state or accumulators on the devices of this program."""
@@ -59,7 +59,8 @@ class Program:
 
     def new_accumulators(self, step_state: Tree, batch: Batch) -> Accumulators:
         """Accumulators at zero, for the metrics of batches like `batch`."""
-        return self.place(zeros(self._measured.eval_shape(step_state, batch), self.metrics))
+        accumulators: Accumulators = self.place(zeros(self._measured.eval_shape(step_state, batch), self.metrics))
+        return accumulators
 
     @cached_property
     def _measured(self) -> Any:
