@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from engine.errors import DataError, OptionError
 from engine.functional.options import as_integer
@@ -49,7 +49,7 @@ class Placement:
 
     def state_shardings(self, tree: Any) -> Any:
         """For every leaf of a state how it lies on the devices."""
-        return jax.tree.map(lambda leaf: NamedSharding(self.mesh, self._spec(np.shape(leaf))), tree)
+        return jax.tree.map(lambda leaf: self._sharding(self._axes(np.shape(leaf))), tree)
 
     def place_batch(self, batch: Any) -> Any:
         """A batch split by rows. Every process gives the whole batch, and its devices take their rows of it.
@@ -65,18 +65,22 @@ class Placement:
             raise DataError(
                 f"data: expected batches of a multiple of {count} rows, one part per device, got {shape[0]}"
             )
-        sharding = NamedSharding(self.mesh, PartitionSpec(AXIS) if shape else PartitionSpec())
+        sharding = self._sharding([AXIS] if shape else [])
         if jax.process_count() == 1:
-            return jax.device_put(leaf, sharding)
+            placed: jax.Array = jax.device_put(leaf, sharding)
+            return placed
         array = np.asarray(leaf)
         return jax.make_array_from_callback(shape, sharding, lambda index: array[index])
 
-    def _spec(self, shape: tuple[int, ...]) -> PartitionSpec:
+    def _axes(self, shape: tuple[int, ...]) -> list[str | None]:
         fitting = [axis for axis, size in enumerate(shape) if size % self.mesh.size == 0]
         if not self.shard_params or not fitting or math.prod(shape) < WORTH_SHARDING:
-            return PartitionSpec()
+            return []
         longest = max(fitting, key=lambda axis: shape[axis])
-        return PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(shape))])
+        return [AXIS if axis == longest else None for axis in range(len(shape))]
+
+    def _sharding(self, axes: list[str | None]) -> NamedSharding:
+        return NamedSharding(self.mesh, jax.P(*axes))  # type: ignore[no-untyped-call]
 
 
 def placement(devices: Devices | None, *, shard_params: bool = False) -> Placement | None:
