@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from engine.bundle.bundle import Bundle, check_size, read, read_json, read_params, write
-from engine.bundle.graph_json import from_json as graph_from_json
-from engine.bundle.graph_json import to_json as graph_to_json
+from engine.bundle.bundle import Bundle, check_marks, check_size, marked, read, read_json, read_params, write
+from engine.bundle.graph_reader import from_json as graph_from_json
+from engine.bundle.graph_writer import to_json as graph_to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
     "DEFAULT_LIMITS",
     "Bundle",
     "Limits",
+    "check_marks",
     "check_size",
     "graph_from_json",
     "graph_to_json",
+    "marked",
     "read",
     "read_json",
     "read_params",

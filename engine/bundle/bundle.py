@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ import jax
 import numpy as np
 
 from engine.bundle import archive, strict_json, tensors
-from engine.bundle.graph_json import from_json, frozen_paths, to_json
+from engine.bundle.graph_reader import from_json, frozen_paths, ties_of
+from engine.bundle.graph_writer import to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.errors import BundleError, EngineError, Problem
 from engine.model.build import infer, template_of
 from engine.model.graph import ParamSpec
 from engine.model.model import Model
-from engine.model.state import ModelState, flatten, unflatten
+from engine.model.state import ModelState, Tie, flatten, unflatten
 from engine.model.walk import LayerInfo
 from engine.precision import name_of
 from engine.version import VERSION as ENGINE_VERSION
@@ -57,10 +58,12 @@ def write(
 
     Raises: `GraphError` for a model that cannot be written, `BundleError` for a state that does not fit it.
     """
-    graph, constants = to_json(model, frozen=state.frozen)
+    graph, constants = to_json(model, frozen=state.frozen, ties=state.ties, with_weights=True)
     from_json(graph, constants=constants, limits=limits)
     parameters, layer_state = dict(flatten(state.parameters)), dict(flatten(state.state))
-    _check_tensors(model, {**parameters, **layer_state}, limits)
+    layers = check_size(model, limits)
+    check_marks(layers, graph)
+    _check_tensors(layers, {**parameters, **layer_state}, state.ties)
     members = {archive.GRAPH: _json(graph), archive.PARAMS: tensors.dump(jax.device_get(parameters))}
     if layer_state:
         members[archive.STATE] = tensors.dump(jax.device_get(layer_state))
@@ -91,22 +94,39 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     graph = read_json(members[archive.GRAPH], archive.GRAPH, limits)
     model = from_json(graph, constants=constants, limits=limits)
     parameters, state = _tensors(members, archive.PARAMS), _tensors(members, archive.STATE)
-    _check_members(model, parameters, state, constants, frozen_paths(graph))
-    _check_tensors(model, {**parameters, **state}, limits)
+    layers = check_size(model, limits)
+    check_marks(layers, graph)
+    _check_members(layers, parameters, state, constants)
+    _check_tensors(layers, {**parameters, **state}, ties_of(graph))
     serving = read_json(members[archive.SERVING], archive.SERVING, limits) if archive.SERVING in members else {}
     if not isinstance(serving, Mapping):
         raise BundleError([Problem(archive.SERVING, "an object", type(serving).__name__)])
-    model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph))
+    model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph), ties_of(graph))
     return Bundle(model, model_state, manifest.get("lineage", {}), serving)
 
 
-def read_params(data: bytes, model: Model, *, limits: Limits = DEFAULT_LIMITS) -> ModelState:
-    """The state of a model from one safetensors file that holds parameters and layer state together."""
-    loaded = tensors.load(data, archive.PARAMS)
-    _check_tensors(model, loaded, limits)
-    kinds = {path: spec.kind for path, spec, _ in _expected(infer(model))}
+def read_params(
+    data: bytes, model: Model, *, graph: Mapping[str, Any] | None = None, limits: Limits = DEFAULT_LIMITS
+) -> ModelState:
+    """The state of a model from one safetensors file that holds parameters and layer state together.
+
+    `graph` is the JSON the model was read from, for its frozen and tied parameters.
+    """
+    marks = graph or {}
+    loaded, layers = tensors.load(data, archive.PARAMS), check_size(model, limits)
+    check_marks(layers, marks)
+    _check_tensors(layers, loaded, ties_of(marks))
+    kinds = {path: spec.kind for path, spec, _ in _expected(layers)}
     parts = {kind: {p: t for p, t in loaded.items() if kinds[p] == kind} for kind in ("parameter", "state")}
-    return ModelState(unflatten(parts["parameter"]), unflatten(parts["state"]))
+    return ModelState(unflatten(parts["parameter"]), unflatten(parts["state"]), frozen_paths(marks), ties_of(marks))
+
+
+def marked(state: ModelState, graph: Mapping[str, Any]) -> ModelState:
+    """A state with the ties and frozen marks of a graph's JSON that `check_marks` has accepted."""
+    for tie in ties_of(graph):
+        state = state.tie(tie.destination, tie.source, tie.transform)
+    frozen = frozen_paths(graph)
+    return state.freeze(lambda path: path in frozen)
 
 
 def read_json(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> Any:
@@ -209,32 +229,57 @@ def _expected(layers: list[LayerInfo]) -> list[tuple[str, ParamSpec, Any]]:
     return [(f"{layer.name}.{spec.name}", spec, layer.params[spec.name]) for layer in layers for spec in layer.specs()]
 
 
+def check_marks(layers: list[LayerInfo], graph: Mapping[str, Any]) -> None:
+    """Check the frozen and tied paths of a graph's JSON against its layers, as `check_size` gives them.
+
+    Raises: `BundleError` for a path that is none of the graph's, and for tied parameters that do not fit.
+    """
+    leaves = {path: (spec, leaf) for path, spec, leaf in _expected(layers)}
+    ties = ties_of(graph)
+    tied = {tie.destination for tie in ties}
+    problems = [
+        Problem("frozen", "paths of the graph's parameters that are not tied", repr(path)[:200])
+        for path in sorted(frozen_paths(graph))
+        if path not in leaves or path in tied
+    ]
+    for tie in ties:
+        where = f"tied.{tie.destination[:200]}"
+        unknown = [
+            path for path in (tie.destination, tie.source) if path not in leaves or leaves[path][0].kind != "parameter"
+        ]
+        problems += [Problem(where, "paths of the graph's parameters", repr(path)[:200]) for path in unknown]
+        if not unknown:
+            try:
+                tie.check(leaves[tie.destination][1], leaves[tie.source][1])
+            except EngineError as error:
+                problems.append(Problem(where, "parameters that fit", str(error)))
+    if problems:
+        raise BundleError(problems[:100])
+
+
 def _check_members(
-    model: Model,
-    parameters: Mapping[str, Any],
-    state: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    frozen: frozenset[str],
+    layers: list[LayerInfo], parameters: Mapping[str, Any], state: Mapping[str, Any], constants: Mapping[str, Any]
 ) -> None:
     """Every tensor in the file of its kind, none unused."""
     problems = []
-    for name in sorted(set(constants) - {n for node, n in model.names().items() if node.op.name == "constant"}):
+    nodes = {layer.name for layer in layers if layer.node.op.name == "constant"}
+    for name in sorted(set(constants) - nodes):
         problems.append(Problem(f"{archive.CONSTANTS}: {name[:100]}", "the name of a constant node", "an unknown one"))
-    kinds = {path: spec.kind for path, spec, _ in _expected(check_size(model))}
+    kinds = {path: spec.kind for path, spec, _ in _expected(layers)}
     for where, kind, found in ((archive.PARAMS, "parameter", parameters), (archive.STATE, "state", state)):
         problems += [
             Problem(f"{where}: {path}", f"{kind} tensors only", f"a {kinds[path]} tensor")
             for path in sorted(found)
             if kinds.get(path, kind) != kind
         ]
-    problems += [Problem("frozen", "paths of the model", repr(path)) for path in sorted(frozen - set(kinds))]
     if problems:
         raise BundleError(problems)
 
 
-def _check_tensors(model: Model, found: Mapping[str, Any], limits: Limits) -> None:
-    """Exactly the tensors the graph needs, with its shapes and dtypes."""
-    expected = {path: leaf for path, _, leaf in _expected(check_size(model, limits))}
+def _check_tensors(layers: list[LayerInfo], found: Mapping[str, Any], ties: Sequence[Tie]) -> None:
+    """Exactly the tensors the graph needs, with its shapes and dtypes; none for tied parameters."""
+    tied = {tie.destination for tie in ties}
+    expected = {path: leaf for path, _, leaf in _expected(layers) if path not in tied}
     problems = []
     for path in sorted(set(expected) | set(found)):
         if path not in expected:

@@ -13,7 +13,9 @@ class Limits:
         bundle_bytes: of the whole file.
         members: number of files in it.
         graph_bytes: of graph.json and of every other JSON member.
-        nodes: of a graph.
+        nodes: of a graph with the definitions of its blocks.
+        expanded_nodes: of a graph with every call of a block written out, as it is traced and compiled.
+        block_depth: of blocks within blocks.
         depth: nesting of JSON.
         parameter_bytes: parameters, state and constants together.
         activation_bytes: outputs of all nodes together at `activation_batch` rows.
@@ -23,6 +25,8 @@ class Limits:
     members: int = 64
     graph_bytes: int = 4 * 2**20
     nodes: int = 4096
+    expanded_nodes: int = 16384
+    block_depth: int = 16
     depth: int = 64
     parameter_bytes: int = 4 * 2**30
     activation_bytes: int = 8 * 2**30

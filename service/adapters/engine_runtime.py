@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from engine.bundle import Bundle, Limits
 from engine.errors import BundleError, EngineError
 from engine.model import display
 from engine.model.model import Model
+from engine.model.walk import LayerInfo
 from engine.runtime import Executable, Signature, signature
 from service.core import datatypes
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
@@ -71,7 +73,8 @@ class EngineRuntime:
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""
         with _translated("graph"):
-            return self._report(self._graph(graph))
+            _, model, layers = self._graph(graph)
+            return self._report(model, layers)
 
     def check_training(
         self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
@@ -80,7 +83,7 @@ class EngineRuntime:
         from engine.train import Loop
 
         with _translated("graph"):
-            model = self._graph(graph)
+            _, model, _ = self._graph(graph)
         untrained: Loop = engine.train.trainer(model, "mean_squared_error", "sgd")
         attempts: list[tuple[str, str, Callable[[], object]]] = [
             ("loss", "a known loss with options in their domain", lambda: engine.train.trainer(model, loss, "sgd")),
@@ -93,19 +96,19 @@ class EngineRuntime:
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle completely; raises `InvalidModel` with every problem."""
         with _translated("bundle"):
-            return self._report(self._read(path).model)
+            model = self._read(path).model
+            return self._report(model, engine.bundle.check_size(model, self._limits))
 
     def write_bundle(
         self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
     ) -> None:
         """Write a bundle from a graph and safetensors bytes (None: initialise with `seed`)."""
         with _translated("model"):
-            model = self._graph(graph)
-            engine.bundle.check_size(model, self._limits)
+            value, model, _ = self._graph(graph)
             if params is None:
-                state = engine.build(model)[0](seed=seed)
+                state = engine.bundle.marked(engine.build(model)[0](seed=seed), value)
             else:
-                state = engine.bundle.read_params(params, model, limits=self._limits)
+                state = engine.bundle.read_params(params, model, graph=value, limits=self._limits)
             engine.bundle.write(path, model, state, lineage=lineage, limits=self._limits)
 
     def load(self, path: Path, config: ServingConfig) -> LoadedExecutable:
@@ -123,18 +126,24 @@ class EngineRuntime:
         """A stored bundle's graph JSON and its summary table."""
         with _translated("bundle"):
             bundle = self._read(path)
-            graph, _ = engine.bundle.graph_to_json(bundle.model, frozen=bundle.state.frozen)
+            state = bundle.state
+            graph, _ = engine.bundle.graph_to_json(
+                bundle.model, frozen=state.frozen, ties=state.ties, with_weights=True
+            )
             return json.dumps(graph).encode(), display.as_table(bundle.model)
 
-    def _graph(self, graph: bytes) -> Model:
+    def _graph(self, graph: bytes) -> tuple[Mapping[str, Any], Model, list[LayerInfo]]:
+        """A graph's JSON, its model and layers, sizes and marks checked."""
         value = engine.bundle.read_json(graph, "graph.json", self._limits)
-        return engine.bundle.graph_from_json(value, limits=self._limits)
+        model = engine.bundle.graph_from_json(value, limits=self._limits)
+        layers = engine.bundle.check_size(model, self._limits)
+        engine.bundle.check_marks(layers, value)
+        return value, model, layers
 
     def _read(self, path: Path) -> Bundle:
         return engine.bundle.read(path, limits=self._limits)
 
-    def _report(self, model: Model) -> BundleReport:
-        layers = engine.bundle.check_size(model, self._limits)
+    def _report(self, model: Model, layers: Sequence[LayerInfo]) -> BundleReport:
         inputs, outputs = signature(model)
         leaves = [layer.params[name] for layer in layers for name in layer.trained()]
         return BundleReport(

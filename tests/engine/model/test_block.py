@@ -77,12 +77,6 @@ def test_misuse_names_what_was_expected():
         ax.build(ax.block(lambda x: x.conv(2))(_x()))[0]()
 
 
-def test_a_block_cannot_be_written_yet_and_says_so():
-    """Its place in the format is reserved; until then the writer refuses it by name."""
-    with pytest.raises(GraphError, match="layer 'block_0'"):
-        ax.bundle.graph_to_json(ax.block(lambda x: x.relu())(_x()))
-
-
 def test_remat_changes_no_gradient_and_recomputes():
     """The gradients and the layer state are the same; the program computes the block again in the backward pass."""
     x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
