@@ -6,7 +6,7 @@ Both walk the nodes in a fixed order; shapes come from tracing that same walk, s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,18 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.errors import OptionError, ShapeError
+from engine.errors import DtypeError, GraphError, OptionError, ShapeError, StateError
 from engine.functional.initializers import from_spec
 from engine.functional.rows import Rows
 from engine.model.block import BLOCK
 from engine.model.graph import Mode, ParamSpec
 from engine.model.model import Model
-from engine.model.state import ModelState, Tree, unflatten
+from engine.model.state import ModelState, Tree, flatten, near, unflatten
 from engine.model.walk import Inputs, LayerInfo, Walk, abstract, abstract_input, by_name, read_state
-from engine.precision import dtype_of, is_wide
+from engine.precision import dtype_of, is_wide, name_of
 
 Seed = Any
 """An integer or a JAX random key."""
+PartialState = ModelState | Mapping[str, Any] | None
+"""Some of a model's leaves: a model state, or a nested dict in which parameters and layer state may be mixed."""
 
 
 class TrainOutput(NamedTuple):
@@ -39,22 +41,25 @@ class TrainOutput(NamedTuple):
 def build(model: Model, *, mode: Mode = "inference") -> tuple[Callable[..., ModelState], Callable[..., Any]]:
     """Turn a graph into `(init_fn, predict_fn)`, both pure and fit for jit, grad and vmap.
 
-    `init_fn(template, seed=0)` makes the state for inputs like `template` (arrays or `jax.ShapeDtypeStruct`, by input
-    name; None takes the declared shapes with 1 for open sizes). `predict_fn(state, inputs, rows=None)` gives the
-    prediction; in mode `train` a `TrainOutput`. `rows` are weights `[batch]`, 0 for rows of padding, which batch
-    statistics leave out.
+    `init_fn(template, seed=0, state=None)` makes the state for inputs like `template` (arrays or
+    `jax.ShapeDtypeStruct`, by input name; None takes the declared shapes with 1 for open sizes). A `ModelState` or a
+    nested dict as `state` gives some of the leaves, and its frozen marks and ties; the others are initialised as they
+    would be without. Floats are cast among themselves, integers to floats.
+
+    `predict_fn(state, inputs, rows=None)` gives the prediction; in mode `train` a `TrainOutput`. `rows` are weights
+    `[batch]`, 0 for rows of padding, which batch statistics leave out.
 
     Raises: `GraphError` for a malformed graph, `OptionError` for an unknown mode; the functions raise `ShapeError`,
-        `DtypeError` and `StateError` that name layer, op, expected and got, and `GraphError` when rows are given and
-        the answer for one depends on others in a layer that does not take them.
+        `DtypeError` and `StateError` that name layer, op, expected and got (an unknown path of a given state too), and
+        `GraphError` when rows are given and the answer for one depends on others in a layer that does not take them.
     Source: Axon.build/2.
     """
     if mode not in ("train", "inference"):
         raise OptionError(f"build: expected mode 'train' or 'inference', got {mode!r}")
     walk = Walk(model, mode)
 
-    def init_fn(template: Inputs = None, seed: Seed = 0) -> ModelState:
-        return _initialise(model, template, seed)
+    def init_fn(template: Inputs = None, seed: Seed = 0, state: PartialState = None) -> ModelState:
+        return _initialise(model, template, seed, state)
 
     def predict_fn(state: ModelState, inputs: Inputs, rows: Rows = None) -> Any:
         with x64(model):
@@ -65,13 +70,15 @@ def build(model: Model, *, mode: Mode = "inference") -> tuple[Callable[..., Mode
 
 
 def needs_x64(model: Model) -> bool:
-    """Whether any input, constant or parameter of the graph is 64 bits wide."""
+    """Whether any input, constant, parameter or policy of the graph is 64 bits wide."""
     for node in model.nodes():
         if node.op is BLOCK and needs_x64(node.options["block"].model):
             return True
         if node.op.name == "input" and is_wide(dtype_of(node.options["dtype"])):
             return True
         if node.op.name == "constant" and is_wide(node.options["value"].dtype):
+            return True
+        if "f64" in (node.policy.compute, node.policy.output) or any(is_wide(_param_dtype(s)) for s in node.specs()):
             return True
     return False
 
@@ -83,12 +90,12 @@ def x64(model: Model) -> Iterator[None]:
         yield
 
 
-def infer(model: Model, template: Inputs = None) -> list[LayerInfo]:
-    """Shapes of every node and parameter for inputs like `template`; computes nothing.
+def infer(model: Model, template: Inputs = None, *, mode: Mode = "inference") -> list[LayerInfo]:
+    """Shapes of every node and parameter for inputs like `template`; computes nothing. Sizes may be symbolic.
 
     Raises: `ShapeError`, `DtypeError` naming layer, op, expected and got.
     """
-    walk = Walk(model, "inference")
+    walk = Walk(model, mode)
     found: list[LayerInfo] = []
     seen: set[str] = set()
 
@@ -125,21 +132,122 @@ def template_of(model: Model, template: Inputs = None, *, batch: int = 1) -> dic
     return result
 
 
-def _initialise(model: Model, template: Inputs, seed: Seed) -> ModelState:
+def _initialise(model: Model, template: Inputs, seed: Seed, state: PartialState) -> ModelState:
     layers = infer(model, template)
+    specs = {f"{layer.name}.{spec.name}": (spec, layer.params[spec.name]) for layer in layers for spec in layer.specs()}
     key = seed if isinstance(seed, jax.Array) else jax.random.key(seed, impl="threefry2x32")
-
-    def draw(key: jax.Array) -> tuple[Tree, Tree]:
-        trees: dict[str, dict[str, jax.Array]] = {"parameter": {}, "state": {}}
-        for layer in layers:
-            for spec in layer.specs():
-                path = f"{layer.name}.{spec.name}"
-                shape = layer.params[spec.name].shape
-                trees[spec.kind][path] = _draw(spec, shape, jax.random.fold_in(key, path_hash(path)))
-        return unflatten(trees["parameter"]), unflatten(trees["state"])
-
     with x64(model):
-        return ModelState(*jax.jit(draw)(key))
+        known = _partial(specs, state)
+        given = dict(flatten(known.parameters))
+        tied = {tie.destination for tie in known.ties}
+        wanted = [path for path in specs if path not in given and path not in tied]
+
+        def draw(key: jax.Array) -> list[jax.Array]:
+            keys = (jax.random.fold_in(key, path_hash(path)) for path in wanted)
+            return [_draw(specs[path][0], specs[path][1].shape, k) for path, k in zip(wanted, keys, strict=True)]
+
+        given |= zip(wanted, jax.jit(draw)(key), strict=True)
+    trees: dict[str, dict[str, jax.Array]] = {"parameter": {}, "state": {}}
+    for path, (spec, _) in specs.items():
+        if path not in tied:
+            trees[spec.kind][path] = given[path]
+    made = ModelState(unflatten(trees["parameter"]), unflatten(trees["state"]), known.frozen, known.ties)
+    # Keys in the order in which every JAX transformation returns them.
+    return jax.tree.map(lambda leaf: leaf, made)
+
+
+Specs = Mapping[str, tuple[ParamSpec, jax.ShapeDtypeStruct]]
+
+
+def _partial(specs: Specs, state: PartialState) -> ModelState:
+    """The given leaves of a model, checked and cast, all of them under `parameters`; its marks, checked."""
+    if not isinstance(state, ModelState):
+        if not isinstance(state, Mapping | None):
+            raise StateError(f"init: expected a ModelState or nested dicts of arrays, got {type(state).__name__}")
+        state = ModelState.new(state or {})
+    leaves = [*flatten(state.parameters), *flatten(state.state)]
+    marks = [*state.frozen, *(path for tie in state.ties for path in (tie.destination, tie.source))]
+    for path in (*(path for path, _ in leaves), *marks):
+        if path not in specs:
+            raise StateError(f"init: expected a path of the model, such as {near(path, specs)}; got {path!r}")
+    for tie in state.ties:
+        tie.check(specs[tie.destination][1], specs[tie.source][1])
+    given = unflatten({path: _fitting(path, leaf, specs[path][1]) for path, leaf in leaves})
+    return ModelState(given, {}, state.frozen, state.ties)
+
+
+def _fitting(path: str, leaf: Any, expected: jax.ShapeDtypeStruct) -> jax.Array:
+    """A given leaf in the model's dtype; raises `ShapeError`, and `DtypeError` for a float in place of an integer."""
+    if jnp.shape(leaf) != expected.shape:
+        raise ShapeError(f"init: expected {path!r} of shape {expected.shape}, got {jnp.shape(leaf)}")
+    if jnp.issubdtype(leaf.dtype, jnp.floating) and not jnp.issubdtype(expected.dtype, jnp.floating):
+        raise DtypeError(f"init: expected {path!r} of dtype {expected.dtype}, got {leaf.dtype}")
+    return jnp.asarray(leaf, expected.dtype)
+
+
+def init(model: Model, template: Inputs = None, *, seed: Seed = 0, state: PartialState = None) -> ModelState:
+    """The state of a model: `build`'s `init_fn`, called. Source: Axon.init/4."""
+    return build(model)[0](template, seed, state)
+
+
+def predict(model: Model, state: ModelState, inputs: Inputs, *, mode: Mode = "inference") -> Any:
+    """One prediction: `build`'s `predict_fn`, called. Nothing is compiled or kept. Source: Axon.predict/4."""
+    return build(model, mode=mode)[1](state, inputs)
+
+
+def compile(
+    model: Model, template: Inputs = None, state: PartialState = None, *, mode: Mode = "inference", seed: Seed = 0
+) -> tuple[ModelState, Callable[[ModelState, Inputs], Any]]:
+    """The state of a model and its prediction, compiled now for inputs like `template` and for no others.
+
+    Args:
+        template, state, seed: as for `build`'s `init_fn`.
+    Returns: `(state, predict)`; `predict(state, inputs)` never compiles. States of the same leaves and ties fit,
+        whatever is frozen in them.
+    Raises: as `build`; `predict` raises `ShapeError` for inputs or leaves of another shape, `GraphError` for other
+        inputs, `StateError` for other leaves.
+    Source: Axon.compile/4.
+    """
+    init_fn, predict_fn = build(model, mode=mode)
+    walk = Walk(model, mode)
+    initial = init_fn(template, seed, state)
+    inputs = template_of(model, template)
+    with x64(model):
+        program = jax.jit(predict_fn).lower(replace(initial, frozen=frozenset()), inputs).compile()
+    leaves = _leaves(initial)
+
+    def predict(state: ModelState, values: Inputs) -> Any:
+        with x64(model):
+            bound = walk.bind(values)
+            _check_same("input", inputs, bound)
+            _check_same("leaf", leaves, _leaves(state))
+            return program(replace(state, frozen=frozenset()), bound)
+
+    return initial, predict
+
+
+def _leaves(state: ModelState) -> dict[str, Any]:
+    found = dict([*flatten(state.parameters), *flatten(state.state)])
+    return found | {f"{tie.destination} ({tie.transform or 'value'} of {tie.source})": () for tie in state.ties}
+
+
+def _check_same(what: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:
+    """Refuse values for which a program was not compiled."""
+    kind = GraphError if what == "input" else StateError
+    if expected.keys() != got.keys():
+        raise kind(f"compiled model: expected {what}s {', '.join(expected)}; got {', '.join(got) or 'none'}")
+    for name, want in expected.items():
+        wanted, found = (jax.tree.map(lambda x: (jnp.shape(x), x.dtype), tree) for tree in (want, got[name]))
+        if wanted != found:
+            error = DtypeError if jax.tree.map(jnp.shape, want) == jax.tree.map(jnp.shape, got[name]) else ShapeError
+            raise error(
+                f"compiled model: {what} {name!r}: expected {_text(want)}, got {_text(got[name])}; compile it again"
+            )
+
+
+def _text(value: Any) -> str:
+    leaves = [f"{name_of(leaf.dtype)} {tuple(leaf.shape)}" for leaf in jax.tree.leaves(value)]
+    return ", ".join(leaves) or "no arrays"
 
 
 def path_hash(path: str) -> int:

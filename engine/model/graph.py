@@ -10,17 +10,18 @@ import itertools
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from engine.errors import GraphError, OptionError
 from engine.model.options import Option
-from engine.precision import NO_CAST, Policy
+from engine.precision import FLOATS, NO_CAST, Policy
 from engine.shapes import Shape
 
 Mode = Literal["train", "inference"]
+HookEvent = Literal["initialize", "pre_forward", "forward", "backward"]
 Namer = str | Callable[[str, Mapping[str, int]], str] | None
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -42,6 +43,11 @@ class ParamSpec:
     kind: Literal["parameter", "state"] = "parameter"
     dtype: str | None = None
     layout: Literal["first", "last"] = "last"
+
+
+def _kept_as(dtype: str, spec: ParamSpec) -> ParamSpec:
+    castable = spec.kind == "parameter" and spec.dtype in (None, *FLOATS)
+    return replace(spec, dtype=dtype) if castable else spec
 
 
 def _no_params(options: Mapping[str, Any]) -> tuple[ParamSpec, ...]:
@@ -102,7 +108,7 @@ class Hook:
     """
 
     function: Callable[[Any], Any]
-    on: Literal["initialize", "pre_forward", "forward", "backward"] = "forward"
+    on: HookEvent = "forward"
     mode: Literal["train", "inference", "both"] = "both"
 
 
@@ -125,8 +131,10 @@ class Node:
     hooks: tuple[Hook, ...] = ()
 
     def specs(self) -> tuple[ParamSpec, ...]:
-        """Its parameters: those declared for it, else those of its op."""
-        return self.op.params(self.options) if self.declared is None else self.declared
+        """Its parameters: those declared for it, else those of its op; floats in the type of its policy, if any."""
+        specs = self.op.params(self.options) if self.declared is None else self.declared
+        kept = self.policy.params
+        return specs if kept is None else tuple(_kept_as(kept, spec) for spec in specs)
 
     def __repr__(self) -> str:
         return f"Node({self.op.name}, name={self.name!r}, built_at={self.built_at!r})"
@@ -140,6 +148,11 @@ def make_node(op: Op, inputs: Sequence[Node], options: Mapping[str, Any], name: 
     if len(inputs) < least or (most is not None and len(inputs) > most):
         wanted = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
         raise GraphError(f"{op.name}: expected {wanted} inputs, got {len(inputs)}")
+    return Node(op, tuple(inputs), parse_options(op, options), name, caller())
+
+
+def parse_options(op: Op, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of an op in its canonical form; raises `OptionError` for a value outside its domain."""
     checked: dict[str, Any] = {}
     for option, domain in op.options.items():
         try:
@@ -149,7 +162,7 @@ def make_node(op: Op, inputs: Sequence[Node], options: Mapping[str, Any], name: 
             raise OptionError(
                 f"{op.name}: expected option {option} to be {domain.expected}, got {options[option]!r}{detail}"
             ) from None
-    return Node(op, tuple(inputs), checked, name, caller())
+    return checked
 
 
 def caller() -> str:
@@ -160,17 +173,20 @@ def caller() -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
-def post_order(*outputs: Node) -> list[Node]:
-    """Every node the outputs need, inputs before users, each once; first inputs first. Iterative: depth is free."""
+def post_order(*outputs: Node, without: Container[Node] = ()) -> list[Node]:
+    """Every node the outputs need, inputs before users, each once; first inputs first. Iterative: depth is free.
+
+    Nodes in `without` are left out, with what only they need.
+    """
     done: dict[Node, None] = {}
     stack: list[tuple[Node, Iterator[Node]]] = []
     for output in outputs:
-        if output in done:
+        if output in done or output in without:
             continue
         stack.append((output, iter(output.inputs)))
         while stack:
             node, remaining = stack[-1]
-            following = next((n for n in remaining if n not in done), None)
+            following = next((n for n in remaining if n not in done and n not in without), None)
             if following is None:
                 stack.pop()
                 done[node] = None

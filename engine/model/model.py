@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from engine.model import rewrite
 from engine.model.graph import Node, names, post_order
 from engine.model.layers import (
     activations,
@@ -19,6 +21,9 @@ from engine.model.layers import (
 from engine.model.layers import dropout as dropouts
 from engine.model.layers import linear as linears
 from engine.model.layers import shape as shapes
+
+if TYPE_CHECKING:
+    from engine.model.state import ModelState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +48,37 @@ class Model:
         """The input nodes by name, in the order in which the graph needs them."""
         return {name: node for node, name in self.names().items() if node.op.name == "input"}
 
+    def init(self, template: Any = None, seed: Any = 0, state: Any = None) -> ModelState:
+        """The state for inputs like `template`; the arguments and errors of `build`'s `init_fn`."""
+        from engine.model.build import build
+
+        return build(self)[0](template, seed, state)
+
+    def apply(self, state: ModelState, inputs: Any, *, train: bool = False) -> Any:
+        """The prediction, in training a `TrainOutput`; the arguments and errors of `build`'s `predict_fn`."""
+        from engine.model.build import build
+
+        return build(self, mode="train" if train else "inference")[1](state, inputs)
+
     def __repr__(self) -> str:
         found = self.names()
         shapes = ", ".join(f"{name}: {node.options['shape']}" for name, node in self.inputs().items())
         return f"Model(inputs={{{shapes}}}, output={found[self.node]!r}, nodes={len(found)})"
 
+    get_inputs = rewrite.get_inputs
+    get_output_shape = rewrite.get_output_shape
+    get_op_counts = rewrite.get_op_counts
+    properties = rewrite.properties
+    get_options = rewrite.get_options
+    set_options = rewrite.set_options
+    get_parameters = rewrite.get_parameters
+    set_parameters = rewrite.set_parameters
+    map_nodes = rewrite.map_nodes
+    reduce_nodes = rewrite.reduce_nodes
+    rewrite_nodes = rewrite.rewrite_nodes
+    pop_node = rewrite.pop_node
+    pop_nodes = rewrite.pop_nodes
+    capture = rewrite.capture
     optional = special.optional
     or_else = special.or_else
     nx = special.nx
