@@ -84,9 +84,8 @@ def observe(model: Model) -> Observed:
     """Every way in which the graph calls its own layers.
 
     Raises: `GraphError` naming the layer that does not work with open sizes, or whose parameters' shapes depend on
-        them; what is wrong with the model at any size raises as in `infer`.
+        them; a model without open sizes raises as in `infer`.
     """
-    infer(model)
     failures: list[Exception] = []
     for template in _templates(model):
         try:
@@ -94,6 +93,8 @@ def observe(model: Model) -> Observed:
         except Exception as error:
             # Whatever a layer does with a symbol in place of a number may fail, in any way.
             failures.append(error)
+    if all(isinstance(size, int) for leaf in template.values() for size in leaf.shape):
+        raise failures[0]
     raise _open_size_error(failures[0]) from failures[0]
 
 
@@ -173,7 +174,7 @@ def symbolic(sizes: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _patterns(model: Model, template: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Which inputs are there: all of them first, and every pattern of absent ones where a layer is given missing values."""
+    """Which inputs are there: all of them, then every pattern of absent ones that some layer of one's own may see."""
     names = list(template)
     yield names
     if not any(node.op.takes_missing for node in own_nodes(model)):
