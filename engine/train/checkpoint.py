@@ -12,6 +12,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,38 @@ def save(path: str | Path, state: LoopState) -> None:
     Raises:
         CheckpointError: `path` exists already, or cannot be written.
     """
+    write(path, fetch(state))
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a checkpoint will hold, on the host: `arrays` in the order of `leaves`, which describe them."""
+
+    arrays: list[np.ndarray]
+    leaves: list[dict[str, Any]]
+    plain: dict[str, Any]
+
+
+def fetch(state: LoopState) -> Content:
+    """A copy of `state` on the host, which later steps leave alone; waits for the device."""
+    arrays, leaves = [], []
+    for name, leaf in _leaves(state):
+        array, entry = _to_host(leaf)
+        # The CPU's arrays are views of memory that the next step takes over.
+        arrays.append(np.array(array))
+        leaves.append({"path": name, **entry})
+    return Content(arrays, leaves, _plain(state))
+
+
+def write(path: str | Path, content: Content) -> None:
+    """Write what `fetch` gave to the new folder `path`; raises as `save`."""
     folder = Path(path).absolute()
     if folder.exists():
         raise CheckpointError(f"checkpoint {folder}: expected a new folder, got one that exists")
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         work.mkdir(parents=True)
-        _write(work, state)
+        _write(work, content)
         work.rename(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be written: {error}") from error
@@ -129,19 +155,14 @@ def _to_device(array: Any, entry: Mapping[str, Any]) -> jax.Array:
     return leaf if entry["key"] is None else jax.random.wrap_key_data(leaf, impl=entry["key"])
 
 
-def _write(folder: Path, state: LoopState) -> None:
+def _write(folder: Path, content: Content) -> None:
     import orbax.checkpoint as ocp
 
-    arrays: dict[str, np.ndarray] = {}
-    leaves: list[dict[str, Any]] = []
-    for name, leaf in _leaves(state):
-        array, entry = _to_host(leaf)
-        arrays[str(len(leaves))] = array
-        leaves.append({"path": name, **entry})
     with ocp.StandardCheckpointer() as checkpointer:
         # Orbax refuses arrays without elements; their type and shape say all.
-        checkpointer.save(folder / ARRAYS, {key: array for key, array in arrays.items() if array.size})
-    document = {"format": FORMAT, "version": VERSION, "leaves": leaves, "loop": _plain(state)}
+        filled = {str(index): array for index, array in enumerate(content.arrays) if array.size}
+        checkpointer.save(folder / ARRAYS, filled)
+    document = {"format": FORMAT, "version": VERSION, "leaves": content.leaves, "loop": content.plain}
     document["files"] = _digests(folder / ARRAYS)
     document["sha256"] = _digest(document)
     (folder / DOCUMENT).write_text(json.dumps(document))

@@ -15,24 +15,17 @@ from typing import Any, Literal
 from engine.errors import OptionError
 from engine.functional.options import as_integer, require_choice
 from engine.model.model import Model
+from engine.train.answers import Bindable, Handler
 from engine.train.data import Batch, Data, as_data
 from engine.train.events import Bound, Event, Filter, Handling, parse_events
-from engine.train.handlers import (
-    Handler,
-    Logging,
-    Monitor,
-    Saving,
-    Validation,
-    describe,
-    halt,
-    reduce_learning_rate,
-    write_line,
-)
+from engine.train.handlers import Logging, Validation, describe, write_line
 from engine.train.metrics import Accumulate, make_metric
+from engine.train.monitoring import Monitor, halt, reduce_learning_rate
 from engine.train.objectives import Losses
 from engine.train.parallel import Devices, placement
 from engine.train.program import Program
 from engine.train.runner import Runner
+from engine.train.saving import Saving
 from engine.train.state import LoopState
 from engine.train.step import CustomStep, TrainStep, evaluation_step, train_step
 
@@ -95,7 +88,7 @@ class Loop:
     def handle_event(
         self,
         event: Events,
-        handler: Handler | Logging | Validation,
+        handler: Handler | Bindable,
         *,
         every: Bound | None = None,
         once: Bound | None = None,
@@ -115,7 +108,7 @@ class Loop:
             OptionError: an unknown event or a filter outside its domain.
         Source: Axon.Loop.handle_event/4.
         """
-        if not callable(handler) and not isinstance(handler, (Logging, Validation)):
+        if not callable(handler) and not isinstance(handler, Bindable):
             raise OptionError(f"handle_event: expected a function of the state, got {type(handler).__name__}")
         chosen = Filter(every, once, before, after, first, when)
         added = tuple(Handling(e, handler, chosen) for e in parse_events(event))
@@ -199,14 +192,16 @@ class Loop:
         *,
         metric: str | None = None,
         mode: Literal["min", "max"] = "min",
+        keep: int | None = None,
         event: Events = Event.EPOCH_COMPLETED,
         **filters: Any,
     ) -> Loop:
-        """Write checkpoints below `folder`; with `metric` only when it has improved (see `Saving`).
+        """Write checkpoints below `folder`, while training goes on; with `metric` only when it has improved.
 
-        Add it after handlers whose effects belong into the checkpoint. Source: Axon.Loop.checkpoint/2.
+        The `keep` newest stay (see `Saving`). Add it after handlers whose effects belong into the checkpoint.
+        Source: Axon.Loop.checkpoint/2.
         """
-        return self.handle_event(event, Saving(Path(folder), metric, mode), **filters)
+        return self.handle_event(event, Saving(Path(folder), metric, mode, keep), **filters)
 
     def start(self, data: Data | Iterable[Batch], state: Any = None, *, seed: int | None = None) -> LoopState:
         """The state a run begins with; also the pattern for restoring a checkpoint of it.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError
+from engine.train.answers import Bindable, Closing, Handler, read_answer
 from engine.train.data import BatchIterator, Data
 from engine.train.events import Count, Event, Filter, Status
-from engine.train.handlers import Handler, bound, read_answer, require_finite
+from engine.train.handlers import require_finite
 from engine.train.state import LoopState, Metrics, Stage
 
 if TYPE_CHECKING:
@@ -20,14 +21,18 @@ _NO_BATCH = object()
 class Runner:
     """One execution of a loop from a given state."""
 
-    def __init__(self, loop: Loop, data: Data, begin: LoopState, epochs: int, iterations: int | None) -> None:
+    def __init__(self, loop: Loop, data: Data, begin: LoopState, epochs: int | None, iterations: int | None) -> None:
         self._loop = loop
         self._data = data
         self._epochs = epochs
         self._iterations = iterations
         self._handlers: dict[Event, list[tuple[Filter, Handler]]] = {event: [] for event in Event}
+        given = {id(handling.handler): handling.handler for handling in loop.handlings}
+        bound = {key: _bound(handler, loop) for key, handler in given.items()}
+        handlers: list[Any] = list(bound.values())
+        self._closing: list[Closing] = [handler for handler in handlers if isinstance(handler, Closing)]
         for handling in loop.handlings:
-            self._handlers[handling.event].append((handling.filter, bound(handling.handler, loop)))
+            self._handlers[handling.event].append((handling.filter, bound[id(handling.handler)]))
         measured = [metric.name for metric in loop.program.metrics]
         reports = [name for name in begin.accumulators.values if name not in measured]
         self._names = (*reports, *measured)  # a compiled step gives them back sorted
@@ -47,15 +52,30 @@ class Runner:
 
     def run(self) -> LoopState:
         """Run to the end, or to where a handler halts it."""
+        for state in self.epochs():
+            last = state
+        return last
+
+    def epochs(self) -> Iterator[LoopState]:
+        """The state after every epoch but the last, and that at the end; handlers are closed however it ends."""
         halted = False
-        if self._stage is Stage.NEW:
-            self._stage = Stage.BETWEEN
-            halted = self._fire(Event.STARTED) is Status.HALT_LOOP
-        while not halted and self._epoch < self._epochs:
-            halted = self._run_epoch() is Status.HALT_LOOP
-        last = Event.HALTED if halted else Event.COMPLETED
-        self._fire(last, str(last))
-        return self._snapshot(last, str(last))
+        try:
+            if self._stage is Stage.NEW:
+                self._stage = Stage.BETWEEN
+                halted = self._fire(Event.STARTED) is Status.HALT_LOOP
+            while not halted and self._more():
+                halted = self._run_epoch() is Status.HALT_LOOP
+                if not halted and self._more():
+                    yield self._snapshot(Event.EPOCH_COMPLETED)
+            last = Event.HALTED if halted else Event.COMPLETED
+            self._fire(last, str(last))
+        finally:
+            for handler in self._closing:
+                handler.close()
+        yield self._snapshot(last, str(last))
+
+    def _more(self) -> bool:
+        return self._epochs is None or self._epoch < self._epochs
 
     def _run_epoch(self) -> Status:
         status = self._open_epoch() if self._stage is Stage.BETWEEN else Status.CONTINUE
@@ -199,3 +219,7 @@ class Runner:
             stage=self._stage,
             status=status,
         )
+
+
+def _bound(handler: Any, loop: Loop) -> Handler:
+    return handler.bind(loop) if isinstance(handler, Bindable) else handler

@@ -1,0 +1,48 @@
+"""What handlers are, what they may answer, and those that belong to one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from engine.errors import OptionError
+from engine.train.events import Status
+from engine.train.state import LoopState
+
+if TYPE_CHECKING:
+    from engine.train.loop import Loop
+
+Answer = None | LoopState | Status | tuple[Status, LoopState]
+Handler = Callable[[LoopState], Answer]
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A handler made anew for every run, so that it sees the whole loop, whenever its parts were added."""
+
+    def bind(self, loop: Loop) -> Handler:
+        """The handler of one run of `loop`."""
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A bound handler that is told when its run ends, however it ends."""
+
+    def close(self) -> None:
+        """Finish what was begun, and let go of threads and files."""
+
+
+def read_answer(answer: Any, state: LoopState) -> tuple[Status, LoopState]:
+    """Status and state from what a handler returned; raises `OptionError` for anything else."""
+    match answer:
+        case None:
+            return Status.CONTINUE, state
+        case LoopState():
+            return Status.CONTINUE, answer
+        case Status():
+            return answer, state
+        case (Status() as status, LoopState() as changed):
+            return status, changed
+    raise OptionError(
+        f"handler of {state.event}: expected None, a LoopState, a Status or (Status, LoopState), got {answer!r:.200}"
+    )
