@@ -35,11 +35,24 @@ def require_number(
     less_than: float = math.inf,
 ) -> None:
     """Raise `OptionError` unless `value` is a finite number within the bounds."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    known = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     if not (known and at_least <= value <= at_most and value < less_than):
         low = "" if at_least == -math.inf else f" of at least {at_least}"
         high = f" below {less_than}" if less_than < math.inf else f" up to {at_most}" if at_most < math.inf else ""
         raise OptionError(f"{op}: expected {option} to be a finite number{low}{high}, got {value!r}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def require_boolean(op: str, option: str, value: object) -> None:
+    """Raise `OptionError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{op}: expected {option} to be true or false, got {value!r:.200}")
 
 
 def as_integer(op: str, option: str, value: object, *, at_least: int) -> int:

@@ -8,17 +8,18 @@ Polaris.Optimizers; the inventory's "effective" defaults are meant where its doc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from engine.errors import OptionError
-from engine.functional.options import require_number
+from engine.functional.options import require_boolean, require_number
 from engine.optim import transforms as t
-from engine.optim.options import boolean, named
-from engine.optim.schedules import SCHEDULES, Schedule
-from engine.optim.transforms import GradientTransformation
+from engine.optim.paths import Paths
+from engine.optim.schedules import Schedule
+from engine.optim.transforms import GradientTransformation, ScaleByState
 
 LearningRate = float | Schedule
 
@@ -31,7 +32,7 @@ def sgd(
     With momentum $\mu$: $t = \mu t + g$, $u = -\eta t$; with `nesterov` $u = -\eta (\mu t + g)$. Without
     momentum `nesterov` changes nothing. Raises `OptionError` for values outside their domain, as all here.
     """
-    boolean("sgd", "nesterov", nesterov)
+    require_boolean("sgd", "nesterov", nesterov)
     rate = t.scale_by_learning_rate(learning_rate)
     if momentum is None:
         return t.chain(rate)
@@ -60,15 +61,17 @@ def adamw(
     eps: float = 1e-8,
     eps_root: float = 1e-15,
     decay: float = 0.0,
+    exclude: Paths = (),
 ) -> GradientTransformation:
     r"""Adam with decoupled weight decay: $u = -\eta (\mathrm{adam}(g) + d\, p)$.
 
-    The decay applies to every trainable leaf, biases and scales included; its default is none.
+    The decay applies to every trainable leaf, biases and scales included, but those whose paths match `exclude`
+    (such as `["*.bias", "*.gamma"]`); its default is none.
     Source: Loshchilov and Hutter, 2017, arXiv:1711.05101.
     """
     return t.chain(
         t.scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
-        t.add_decayed_weights(decay=decay),
+        t.add_decayed_weights(decay=decay, exclude=exclude),
         t.scale_by_learning_rate(learning_rate),
     )
 
@@ -94,6 +97,37 @@ def adagrad(
     return t.chain(direction, t.scale_by_learning_rate(learning_rate))
 
 
+def fromage(learning_rate: LearningRate, *, min_norm: float = 0.0) -> GradientTransformation:
+    r"""Fromage: $u = -\eta m\, g |p| / |g| + (m - 1) p$ with $m = 1 / \sqrt{1 + \eta^2}$, leaf by leaf.
+
+    The ratio is 1 where either norm is zero; norms below `min_norm` count as `min_norm`.
+    Source: Bernstein et al., 2020, arXiv:2002.03432; Axon.Optimizers.fromage/2 of Axon 0.1.
+    """
+    t.require_learning_rate(learning_rate)
+
+    def step(updates: Any, params: Any, rate: Any) -> Any:
+        shrink = 1 / jnp.sqrt(1 + jnp.square(rate))
+
+        def one(g: jax.Array, p: jax.Array) -> jax.Array:
+            return jnp.asarray(-rate * shrink * g + (shrink - 1) * p, g.dtype)
+
+        return jax.tree.map(one, updates, params)
+
+    def init(params: Any) -> Any:
+        del params
+        if callable(learning_rate):
+            return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        return ScaleByState(jnp.asarray(-learning_rate, jnp.float32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if not callable(learning_rate):
+            return step(updates, params, -state.scale), state
+        rate = learning_rate(state.count)
+        return step(updates, params, rate), optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return t.chain(t.scale_by_trust_ratio(min_norm=min_norm), optax.GradientTransformation(init, update))
+
+
 def lamb(
     learning_rate: LearningRate = 0.01,
     *,
@@ -103,14 +137,16 @@ def lamb(
     eps_root: float = 1e-15,
     decay: float = 0.0,
     min_norm: float = 0.0,
+    exclude: Paths = (),
 ) -> GradientTransformation:
     r"""LAMB: $r = \mathrm{adam}(g) + d\, p$, $u = -\eta\, r\, |p| / |r|$ leaf by leaf.
 
-    The ratio is 1 where either norm is zero. Source: You et al., 2019, arXiv:1904.00962.
+    The ratio is 1 where either norm is zero; paths that match `exclude` do not decay.
+    Source: You et al., 2019, arXiv:1904.00962.
     """
     return t.chain(
         t.scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root),
-        t.add_decayed_weights(decay=decay),
+        t.add_decayed_weights(decay=decay, exclude=exclude),
         t.scale_by_trust_ratio(min_norm=min_norm),
         t.scale_by_learning_rate(learning_rate),
     )
@@ -155,8 +191,8 @@ def rmsprop(
 
     Momentum, if any, is applied after the learning rate.
     """
-    boolean("rmsprop", "centered", centered)
-    boolean("rmsprop", "nesterov", nesterov)
+    require_boolean("rmsprop", "centered", centered)
+    require_boolean("rmsprop", "nesterov", nesterov)
     direction = t.scale_by_stddev if centered else t.scale_by_rms
     scaled = direction(initial_scale=initial_scale, decay=decay, eps=eps)
     rate = t.scale_by_learning_rate(learning_rate)
@@ -183,26 +219,7 @@ def yogi(
 
 
 OPTIMIZERS: dict[str, Callable[..., GradientTransformation]] = {
-    build.__name__: build for build in (sgd, adam, adamw, adabelief, adagrad, lamb, noisy_sgd, radam, rmsprop, yogi)
+    build.__name__: build
+    for build in (sgd, adam, adamw, adabelief, adagrad, fromage, lamb, noisy_sgd, radam, rmsprop, yogi)
 }
-"""Name -> constructor, the vocabulary of `from_spec`."""
-
-
-def from_spec(spec: str | Mapping[str, Any] | GradientTransformation) -> GradientTransformation:
-    """An optimizer from its name, from `{"name": ..., option: value, ...}`, or as it is.
-
-    A schedule may stand for the learning rate: `{"name": "cosine_decay", "init_value": 0.1, ...}`.
-
-    Raises:
-        OptionError: an unknown name or option, or a value outside its domain.
-    """
-    if isinstance(spec, optax.GradientTransformation):
-        return spec
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, Mapping):
-        raise OptionError(f"optimizer: expected a name, an object or a transformation, got {type(spec).__name__}")
-    options = dict(spec)
-    if isinstance(options.get("learning_rate"), Mapping):
-        options["learning_rate"] = named("schedule", SCHEDULES, options["learning_rate"])
-    return named("optimizer", OPTIMIZERS, options)
+"""Name -> constructor."""

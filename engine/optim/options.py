@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.errors import OptionError
+from engine.functional.options import as_integer
+
+MAX_COUNT = 2**31 - 1
 
 
-def boolean(owner: str, option: str, value: Any) -> bool:
-    """`value`; raises `OptionError` unless it is True or False."""
-    if not isinstance(value, bool):
-        raise OptionError(f"{owner}: expected {option} to be true or false, got {value!r}")
-    return value
+def count(owner: str, option: str, value: Any, *, at_least: int) -> int:
+    """`value`, a number of steps that fits an int32 counter; raises `OptionError` for anything else."""
+    number = as_integer(owner, option, value, at_least=at_least)
+    if number > MAX_COUNT:
+        raise OptionError(f"{owner}: expected {option} to be at most {MAX_COUNT}, got {str(number)[:40]}")
+    return number
 
 
 def named(what: str, table: Mapping[str, Callable[..., Any]], spec: Mapping[str, Any]) -> Any:

@@ -6,7 +6,8 @@ and needs no state of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from engine.errors import OptionError
-from engine.functional.options import as_integer, require_number
+from engine.functional.options import require_boolean, require_number
+from engine.optim.options import count, named
 
 Schedule = Callable[[Any], Any]
 
@@ -32,7 +34,7 @@ def cosine_decay(init_value: float, *, decay_steps: int = 10, alpha: float = 0.0
     Source: Polaris.Schedules.cosine_decay/2; Loshchilov and Hutter, 2017, arXiv:1608.03983.
     """
     require_number("cosine_decay", "init_value", init_value)
-    as_integer("cosine_decay", "decay_steps", decay_steps, at_least=1)
+    count("cosine_decay", "decay_steps", decay_steps, at_least=1)
     require_number("cosine_decay", "alpha", alpha)
     return optax.cosine_decay_schedule(init_value, decay_steps, alpha)  # type: ignore[no-any-return]
 
@@ -55,8 +57,9 @@ def exponential_decay(
     require_number("exponential_decay", "decay_rate", decay_rate, at_least=0.0)
     if decay_rate == 0.0:
         raise OptionError(f"exponential_decay: expected decay_rate above 0, got {decay_rate}")
-    as_integer("exponential_decay", "transition_steps", transition_steps, at_least=1)
-    as_integer("exponential_decay", "transition_begin", transition_begin, at_least=0)
+    require_boolean("exponential_decay", "staircase", staircase)
+    count("exponential_decay", "transition_steps", transition_steps, at_least=1)
+    count("exponential_decay", "transition_begin", transition_begin, at_least=0)
     return optax.exponential_decay(  # type: ignore[no-any-return]
         init_value, transition_steps, decay_rate, transition_begin, staircase
     )
@@ -69,11 +72,11 @@ def linear_decay(init_value: float, *, warmup: int = 0, steps: int = 1000) -> Sc
     $K$ = `steps`. The very first rate of a warm-up is zero. Source: Polaris.Schedules.linear_decay/2.
     """
     require_number("linear_decay", "init_value", init_value)
-    as_integer("linear_decay", "warmup", warmup, at_least=0)
-    as_integer("linear_decay", "steps", steps, at_least=1)
+    count("linear_decay", "warmup", warmup, at_least=0)
+    count("linear_decay", "steps", steps, at_least=1)
 
-    def schedule(count: Any) -> jax.Array:
-        t = jnp.asarray(count, jnp.float32)
+    def schedule(step: Any) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32)
         rising = t / max(1, warmup)
         falling = jnp.maximum(0.0, (steps - t) / max(1, steps - warmup))
         return init_value * jnp.where(t < warmup, rising, falling)
@@ -97,13 +100,56 @@ def polynomial_decay(
     require_number("polynomial_decay", "init_value", init_value)
     require_number("polynomial_decay", "end_value", end_value)
     require_number("polynomial_decay", "power", power, at_least=0.0)
-    as_integer("polynomial_decay", "transition_steps", transition_steps, at_least=1)
-    as_integer("polynomial_decay", "transition_begin", transition_begin, at_least=0)
+    count("polynomial_decay", "transition_steps", transition_steps, at_least=1)
+    count("polynomial_decay", "transition_begin", transition_begin, at_least=0)
     return optax.polynomial_schedule(  # type: ignore[no-any-return]
         init_value, end_value, power, transition_steps, transition_begin
     )
 
 
+def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    r"""One schedule after the other: $r(t) = r_i(t - b_i)$ for $b_i \le t < b_{i+1}$, $b_0 = 0$.
+
+    Args:
+        schedules: at least one; each counts from 0 where it begins, so that a warm-up is
+            `join([polynomial_decay(0.0, end_value=r, power=1, transition_steps=k), ...], [k])`.
+        boundaries: where all but the first begin, rising; one fewer than there are schedules.
+    """
+    if not schedules or len(schedules) > MAX_PARTS or not all(map(callable, schedules)):
+        raise OptionError(f"join: expected 1 to {MAX_PARTS} schedules, got {schedules!r:.200}")
+    if not isinstance(boundaries, list | tuple) or len(boundaries) != len(schedules) - 1:
+        raise OptionError(
+            f"join: expected {len(schedules) - 1} boundaries for as many schedules but one, got {boundaries!r}"
+        )
+    begins = [count("join", "boundaries", begin, at_least=1) for begin in boundaries]
+    if any(later <= earlier for earlier, later in pairwise(begins)):
+        raise OptionError(f"join: expected rising boundaries, got {begins}")
+    return optax.join_schedules(list(schedules), begins)  # type: ignore[no-any-return]
+
+
+MAX_PARTS = 64
+"""Schedules joined into one, at most."""
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    build.__name__: build for build in (constant, cosine_decay, exponential_decay, linear_decay, polynomial_decay)
+    build.__name__: build for build in (constant, cosine_decay, exponential_decay, join, linear_decay, polynomial_decay)
 }
+"""Name -> constructor."""
+
+_MAX_DEPTH = 8
+
+
+def from_spec(spec: Mapping[str, Any] | Schedule, *, depth: int = 0) -> Schedule:
+    """A schedule from `{"name": ..., option: value, ...}`, or as it is; `join` takes a list of such `schedules`.
+
+    Raises:
+        OptionError: an unknown name or option, or a value outside its domain.
+    """
+    if callable(spec):
+        return spec
+    if not isinstance(spec, Mapping) or depth > _MAX_DEPTH:
+        raise OptionError(f"schedule: expected an object with a name or a function, got {spec!r:.200}")
+    options = dict(spec)
+    if isinstance(options.get("schedules"), list | tuple):
+        options["schedules"] = [from_spec(part, depth=depth + 1) for part in options["schedules"]]
+    schedule: Schedule = named("schedule", SCHEDULES, options)
+    return schedule

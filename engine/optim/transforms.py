@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from engine.errors import OptionError
-from engine.functional.options import as_integer, require_number
-from engine.optim.options import boolean
+from engine.functional.options import require_boolean, require_number
+from engine.optim.options import count
+from engine.optim.paths import Paths, as_patterns, require_matches, selected
 from engine.optim.schedules import Schedule
 
 GradientTransformation: TypeAlias = optax.GradientTransformation
@@ -52,6 +53,16 @@ def identity() -> GradientTransformation:
 def chain(*transforms: GradientTransformation) -> GradientTransformation:
     """Run `transforms` one after the other; the state is the tuple of theirs."""
     return optax.chain(*transforms)
+
+
+def compose(first: GradientTransformation, second: GradientTransformation) -> GradientTransformation:
+    """`second` after `first`; `chain` of two. Source: Polaris.Updates.compose/2."""
+    return chain(first, second)
+
+
+def set_to_zero() -> GradientTransformation:
+    """No update at all: what it is for stays as it is."""
+    return optax.set_to_zero()
 
 
 def stateless(apply_fn: Callable[[Tree, Tree], Tree]) -> GradientTransformation:
@@ -100,16 +111,12 @@ def multiply_scale(optimizer_state: Tree, factor: float) -> Tree:
         OptionError: the state has no such factor, as with a schedule.
     """
     require_number("multiply_scale", "factor", factor)
-
-    def is_scale(node: Any) -> bool:
-        return isinstance(node, ScaleByState)
-
-    if not any(is_scale(node) for node in jax.tree.leaves(optimizer_state, is_leaf=is_scale)):
+    if not any(_is_scale(node) for node in jax.tree.leaves(optimizer_state, is_leaf=_is_scale)):
         raise OptionError("multiply_scale: expected an optimizer with a number as learning rate, got a schedule")
     return jax.tree.map(
-        lambda node: ScaleByState(node.scale * factor) if is_scale(node) else node,
+        lambda node: ScaleByState(node.scale * factor) if _is_scale(node) else node,
         optimizer_state,
-        is_leaf=is_scale,
+        is_leaf=_is_scale,
     )
 
 
@@ -118,10 +125,37 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     return optax.scale_by_schedule(schedule)
 
 
-def scale_by_learning_rate(learning_rate: float | Schedule) -> GradientTransformation:
-    """Multiply by minus the learning rate: a number (kept in the state) or a schedule."""
+def require_learning_rate(learning_rate: float | Schedule) -> None:
+    """Raise `OptionError` unless it is a schedule or a finite number of 0 or more."""
     if not callable(learning_rate):
         require_number("optimizer", "learning_rate", learning_rate, at_least=0.0)
+
+
+def set_learning_rate(optimizer_state: Tree, learning_rate: float | jax.Array) -> Tree:
+    """The same optimizer state with another learning rate.
+
+    Raises:
+        OptionError: the optimizer has no learning rate that is a number, or several.
+    """
+    factors = [node for node in jax.tree.leaves(optimizer_state, is_leaf=_is_scale) if _is_scale(node)]
+    if len(factors) != 1:
+        raise OptionError(
+            f"set_learning_rate: expected an optimizer with one number as learning rate, got {len(factors)} of them"
+        )
+    rate = -jnp.asarray(learning_rate, jnp.float32)
+    return jax.tree.map(
+        lambda node: ScaleByState(rate) if _is_scale(node) else node, optimizer_state, is_leaf=_is_scale
+    )
+
+
+def _is_scale(node: Any) -> bool:
+    return isinstance(node, ScaleByState)
+
+
+def scale_by_learning_rate(learning_rate: float | Schedule) -> GradientTransformation:
+    """Multiply by minus the learning rate: a number (kept in the state) or a schedule."""
+    require_learning_rate(learning_rate)
+    if not callable(learning_rate):
         return scale_by_state(-learning_rate)
     schedule = learning_rate
     return optax.scale_by_schedule(lambda count: -schedule(count))
@@ -235,7 +269,7 @@ def trace(*, decay: float = 0.9, nesterov: bool = False) -> GradientTransformati
     Source: Sutskever et al., 2013, "On the importance of initialization and momentum".
     """
     require_number("trace", "decay", decay, at_least=0.0, at_most=1.0)
-    boolean("trace", "nesterov", nesterov)
+    require_boolean("trace", "nesterov", nesterov)
     return _full_precision(optax.trace(decay, nesterov))
 
 
@@ -259,10 +293,21 @@ def centralize() -> GradientTransformation:
     return optax.centralize()
 
 
-def add_decayed_weights(*, decay: float = 0.0) -> GradientTransformation:
-    r"""$u = g + d p$. Source: Loshchilov and Hutter, 2017, arXiv:1711.05101."""
+def add_decayed_weights(*, decay: float = 0.0, paths: Paths = "*", exclude: Paths = ()) -> GradientTransformation:
+    r"""$u = g + d p$, where the path of $p$ matches `paths` and not `exclude` (see `engine.optim.paths`).
+
+    Raises: `OptionError` when it meets parameters of which one of `paths` matches none.
+    Source: Loshchilov and Hutter, 2017, arXiv:1711.05101.
+    """
     require_number("add_decayed_weights", "decay", decay)
-    return optax.add_decayed_weights(decay)
+    patterns = as_patterns("add_decayed_weights", "paths", paths)
+    but = as_patterns("add_decayed_weights", "exclude", exclude)
+
+    def mask(tree: Tree) -> Tree:
+        require_matches("add_decayed_weights", tree, patterns)
+        return selected(tree, patterns, but)
+
+    return optax.add_decayed_weights(decay, None if patterns == ("*",) and not but else mask)
 
 
 def add_noise(*, eta: float = 0.01, gamma: float = 0.55, seed: int = 0) -> GradientTransformation:
@@ -272,17 +317,56 @@ def add_noise(*, eta: float = 0.01, gamma: float = 0.55, seed: int = 0) -> Gradi
     """
     require_number("add_noise", "eta", eta, at_least=0.0)
     require_number("add_noise", "gamma", gamma, at_least=0.0)
-    as_integer("add_noise", "seed", seed, at_least=0)
+    count("add_noise", "seed", seed, at_least=0)
     return optax.add_noise(eta, gamma, seed)
 
 
-def accumulate_gradients(inner: GradientTransformation, steps: int) -> GradientTransformation:
-    """Run `inner` on the mean of each `steps` gradients, on the last of them; zero updates in between.
+class AccumulateGradients(NamedTuple):
+    """State of `accumulate_gradients`: calls in the current group, their weight, and the weighted sum of gradients."""
 
-    The state of `inner` does not advance on the silent calls.
+    calls: jax.Array
+    weight: jax.Array
+    gradients: Tree
+    inner: Tree
+
+
+def accumulate_gradients(inner: GradientTransformation, steps: int) -> GradientTransformation:
+    r"""Run `inner` on the mean of each `steps` gradients, on the last of them; zero updates in between.
+
+    The mean is $\sum_i w_i g_i / \sum_i w_i$ with the weights $w_i$ that the calls give, `update(..., weight=w)`; a
+    training step gives the number of the batch's rows, or the sum of their weights. So n batches are as one n times
+    as large, for losses that average over rows, though their sizes and padding differ. The state of `inner` does not
+    advance on the silent calls, nor do schedules in it. Sums are kept in float32.
     """
-    as_integer("accumulate_gradients", "steps", steps, at_least=1)
-    return optax.MultiSteps(inner, every_k_schedule=steps).gradient_transformation()
+    if count("accumulate_gradients", "steps", steps, at_least=1) == 1:
+        return inner
+    wrapped = optax.with_extra_args_support(inner)
+
+    def init(params: Tree) -> AccumulateGradients:
+        zeros = jax.tree.map(jnp.zeros_like, _widen(params))
+        return AccumulateGradients(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32), zeros, inner.init(params))
+
+    def update(
+        updates: Tree, state: AccumulateGradients, params: Tree | None = None, *, weight: Any = 1.0, **extra: Any
+    ) -> tuple[Tree, AccumulateGradients]:
+        weight = jnp.asarray(weight, jnp.float32)
+        total = state.weight + weight
+        sums = jax.tree.map(lambda s, g: s + weight * g.astype(s.dtype), state.gradients, updates)
+
+        def emit(sums: Tree) -> tuple[Tree, AccumulateGradients]:
+            mean = jax.tree.map(lambda s: s / jnp.where(total > 0, total, 1), sums)
+            given, following = wrapped.update(mean, state.inner, params, weight=total, **extra)
+            given = jax.tree.map(lambda u, s: u.astype(s.dtype), given, sums)
+            nothing = jax.tree.map(jnp.zeros_like, state._replace(inner=None))
+            return given, nothing._replace(inner=following)
+
+        def wait(sums: Tree) -> tuple[Tree, AccumulateGradients]:
+            silent = jax.tree.map(jnp.zeros_like, sums)
+            return silent, AccumulateGradients(state.calls + 1, total, sums, state.inner)
+
+        return jax.lax.cond(state.calls + 1 >= steps, emit, wait, sums)  # type: ignore[no-any-return]
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def apply_updates(params: Tree, updates: Tree, state: Mapping[str, Any] | None = None) -> Tree:
