@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engine import functional
-from engine.model.block import Block, block
-from engine.model.build import TrainOutput, build, infer
+from engine.model.block import Block, block, deferred, namespace
+from engine.model.build import TrainOutput, build, compile, infer, init, predict
 from engine.model.layers.activations import (
     activation,
     celu,
@@ -115,7 +115,23 @@ from engine.model.layers.shape import (
 )
 from engine.model.layers.special import layer, nx, optional, or_else, param
 from engine.model.model import Model
-from engine.model.state import ModelState
+from engine.model.rewrite import (
+    capture,
+    get_inputs,
+    get_op_counts,
+    get_options,
+    get_output_shape,
+    get_parameters,
+    map_nodes,
+    pop_node,
+    pop_nodes,
+    properties,
+    reduce_nodes,
+    rewrite_nodes,
+    set_options,
+    set_parameters,
+)
+from engine.model.state import ModelState, Tie
 from engine.model.walk import LayerInfo
 from engine.version import VERSION
 
@@ -145,6 +161,7 @@ __all__ = [
     "LayerInfo",
     "Model",
     "ModelState",
+    "Tie",
     "TrainOutput",
     "activation",
     "adaptive_avg_pool",
@@ -161,7 +178,9 @@ __all__ = [
     "blur_pool",
     "build",
     "bundle",
+    "capture",
     "celu",
+    "compile",
     "concatenate",
     "cond",
     "constant",
@@ -169,6 +188,7 @@ __all__ = [
     "conv",
     "conv_lstm",
     "conv_transpose",
+    "deferred",
     "dense",
     "depthwise_conv",
     "display",
@@ -182,6 +202,11 @@ __all__ = [
     "flatten",
     "functional",
     "gelu",
+    "get_inputs",
+    "get_op_counts",
+    "get_options",
+    "get_output_shape",
+    "get_parameters",
     "global_avg_pool",
     "global_lp_pool",
     "global_max_pool",
@@ -191,6 +216,7 @@ __all__ = [
     "hard_silu",
     "hard_tanh",
     "infer",
+    "init",
     "input",
     "instance_norm",
     "layer",
@@ -203,23 +229,31 @@ __all__ = [
     "log_sumexp",
     "lp_pool",
     "lstm",
+    "map_nodes",
     "mask",
     "max_pool",
     "mish",
     "multi_head_attention",
     "multiply",
+    "namespace",
     "nx",
     "optim",
     "optional",
     "or_else",
     "pad",
     "param",
+    "pop_node",
+    "pop_nodes",
+    "predict",
+    "properties",
+    "reduce_nodes",
     "relu",
     "relu6",
     "reshape",
     "residual",
     "resize",
     "reverse",
+    "rewrite_nodes",
     "rms_norm",
     "rotary_embedding",
     "runtime",
@@ -228,6 +262,8 @@ __all__ = [
     "selu",
     "separable_conv2d",
     "separable_conv3d",
+    "set_options",
+    "set_parameters",
     "sigmoid",
     "silu",
     "sinusoidal_position",
