@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from engine import functional
 from engine.model.block import Block, block, deferred, namespace
 from engine.model.build import TrainOutput, build, compile, infer, init, predict
+from engine.model.hooks import attach_hook, detach_hooks
 from engine.model.layers.activations import (
     activation,
     celu,
@@ -115,6 +116,7 @@ from engine.model.layers.shape import (
 )
 from engine.model.layers.special import layer, nx, optional, or_else, param
 from engine.model.model import Model
+from engine.model.policy import apply_policy
 from engine.model.rewrite import (
     capture,
     get_inputs,
@@ -132,7 +134,9 @@ from engine.model.rewrite import (
     set_parameters,
 )
 from engine.model.state import ModelState, Tie
+from engine.model.trace import trace_backward, trace_forward, trace_init
 from engine.model.walk import LayerInfo
+from engine.precision import POLICIES, Policy
 from engine.version import VERSION
 
 if TYPE_CHECKING:
@@ -157,10 +161,12 @@ def __getattr__(name: str) -> ModuleType:
 
 
 __all__ = [
+    "POLICIES",
     "Block",
     "LayerInfo",
     "Model",
     "ModelState",
+    "Policy",
     "Tie",
     "TrainOutput",
     "activation",
@@ -169,6 +175,8 @@ __all__ = [
     "adaptive_max_pool",
     "add",
     "alpha_dropout",
+    "apply_policy",
+    "attach_hook",
     "avg_pool",
     "batch_norm",
     "bias",
@@ -191,6 +199,7 @@ __all__ = [
     "deferred",
     "dense",
     "depthwise_conv",
+    "detach_hooks",
     "display",
     "dropout",
     "elem",
@@ -276,6 +285,9 @@ __all__ = [
     "subtract",
     "swiglu",
     "tanh",
+    "trace_backward",
+    "trace_forward",
+    "trace_init",
     "train",
     "transpose",
 ]

@@ -20,6 +20,7 @@ from engine.functional.initializers import from_spec
 from engine.functional.rows import Rows
 from engine.model.block import BLOCK
 from engine.model.graph import Mode, ParamSpec
+from engine.model.hooks import functions_for, report
 from engine.model.model import Model
 from engine.model.state import ModelState, Tree, flatten, near, unflatten
 from engine.model.walk import Inputs, LayerInfo, Walk, abstract, abstract_input, by_name, read_state
@@ -147,13 +148,24 @@ def _initialise(model: Model, template: Inputs, seed: Seed, state: PartialState)
             return [_draw(specs[path][0], specs[path][1].shape, k) for path, k in zip(wanted, keys, strict=True)]
 
         given |= zip(wanted, jax.jit(draw)(key), strict=True)
+        _report_made(layers, given)
     trees: dict[str, dict[str, jax.Array]] = {"parameter": {}, "state": {}}
     for path, (spec, _) in specs.items():
         if path not in tied:
             trees[spec.kind][path] = given[path]
     made = ModelState(unflatten(trees["parameter"]), unflatten(trees["state"]), known.frozen, known.ties)
     # Keys in the order in which every JAX transformation returns them.
-    return jax.tree.map(lambda leaf: leaf, made)
+    ordered: ModelState = jax.tree.map(lambda leaf: leaf, made)
+    return ordered
+
+
+def _report_made(layers: list[LayerInfo], made: Mapping[str, Any]) -> None:
+    """Show every layer's parameters to its hooks."""
+    for layer in layers:
+        if layer.node.hooks:
+            paths = {spec.name: f"{layer.name}.{spec.name}" for spec in layer.specs()}
+            own = {name: made[path] for name, path in paths.items() if path in made}
+            report(functions_for(layer.node.hooks, "initialize"), unflatten(own))
 
 
 Specs = Mapping[str, tuple[ParamSpec, jax.ShapeDtypeStruct]]

@@ -18,10 +18,11 @@ from engine.functional.rows import Rows
 from engine.functional.stateful import StatefulOutput
 from engine.model.block import BLOCK
 from engine.model.graph import Mode, Node, ParamSpec, owners
+from engine.model.hooks import functions_for, report, report_gradient
 from engine.model.model import Model
 from engine.model.padding import padding_reason
 from engine.model.state import ModelState, Tree, branch, flatten, leaf_at, unflatten
-from engine.precision import dtype_of, name_of
+from engine.precision import NO_CAST, cast, dtype_of, name_of
 
 MISSING = None
 """The value of an absent optional input."""
@@ -96,6 +97,8 @@ class Walk:
             self._batched.append(node.op.name == "input" or any(self._batched[source] for source in sources))
         self._arguments = [node.op.arguments(node.options) for node in names]
         self._specs = [node.specs() for node in names]
+        self._passes = [_passes(node, mode) for node in names]
+        self._plain = [not node.hooks and node.policy == NO_CAST for node in names]
         self._owners = [owner[node] for node in names]
         inner = {node.options["block"]: None for node in names if node.op is BLOCK}
         walks = {block: Walk(block.model, mode) for block in inner}
@@ -132,9 +135,12 @@ class Walk:
             used: dict[str, Any] = {}
             if node.op.name == "input":
                 value: Any = inputs.get(name, MISSING)
+                if node.hooks and value is not MISSING:
+                    value = self._report(node, value)
             else:
+                apply = self._apply if self._plain[index] else self._apply_with
                 try:
-                    value, used, changed = self._apply(index, arguments, params, rows, observe, prefix)
+                    value, used, changed = apply(index, arguments, params, rows, observe, prefix)
                 except Exception as error:
                     raise _located(error, f"{prefix}{name}", node, arguments) from error
                 if changed:
@@ -174,13 +180,46 @@ class Walk:
         shapes = tuple(jnp.shape(a) if isinstance(a, jax.Array) else () for a in arguments)
         op.check(*shapes, **given)
         used = params(path, self._specs[index], shapes)
-        if (op.train_only and self.mode == "inference") or (op.inference_only and self.mode == "train"):
+        if self._passes[index]:
             return arguments[0], used, {}
         more: dict[str, Any] = {"mode": self.mode} if op.has_modes else {}
         if rows is not None:
             more |= self._row_argument(index, shapes, rows)
         value = op.apply(*arguments, **unflatten(used), **given, **more)
         return (value.output, used, value.state) if isinstance(value, StatefulOutput) else (value, used, {})
+
+    def _apply_with(
+        self,
+        index: int,
+        arguments: tuple[Any, ...],
+        params: ParamSource,
+        rows: Rows,
+        observe: Callable[[LayerInfo], None] | None,
+        prefix: str,
+    ) -> tuple[Any, dict[str, Any], Tree]:
+        """`_apply` with the node's policy and hooks around it."""
+        node = self.nodes[index][0]
+        # A block's layers have policies of their own, and a layer that is passed over computes nothing.
+        policy = NO_CAST if node.op is BLOCK else node.policy
+        compute = NO_CAST if self._passes[index] else policy
+        arguments = cast(compute, arguments, "compute")
+        report(functions_for(node.hooks, "pre_forward", self.mode), *(a for a in arguments if a is not MISSING))
+        used: dict[str, Any] = {}
+
+        def in_compute(path: str, specs: tuple[ParamSpec, ...], shapes: tuple[Any, ...]) -> dict[str, Any]:
+            used.update(params(path, specs, shapes))
+            return used | {s.name: cast(compute, used[s.name], "compute") for s in specs if s.kind == "parameter"}
+
+        source = params if node.op is BLOCK else in_compute
+        value, _, changed = self._apply(index, arguments, source, rows, observe, prefix)
+        if value is not MISSING:
+            value = cast(policy, self._report(node, value), "output")
+        return value, used, changed
+
+    def _report(self, node: Node, value: Any) -> Any:
+        """A node's value, shown to its hooks."""
+        report(functions_for(node.hooks, "forward", self.mode), value)
+        return report_gradient(functions_for(node.hooks, "backward", self.mode), value)
 
     def _row_argument(self, index: int, shapes: tuple[Any, ...], rows: jax.Array) -> dict[str, Any]:
         """The weights for an op that takes them; `GraphError` for one that does not and lets rows meet."""
@@ -191,6 +230,11 @@ class Walk:
         if reason is not None:
             raise GraphError(f"{node.op.name}: expected a batch without rows of padding, got row weights, but {reason}")
         return {}
+
+
+def _passes(node: Node, mode: Mode) -> bool:
+    """Whether a layer hands its input on in this mode."""
+    return (node.op.train_only and mode == "inference") or (node.op.inference_only and mode == "train")
 
 
 def _located(error: Exception, name: str, node: Node, arguments: tuple[Any, ...]) -> Exception:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from engine.errors import OptionError
 from engine.functional.options import as_integer, require_choice
 from engine.model.model import Model
+from engine.optim.loss_scale import LossScaleSpec
 from engine.train.answers import Bindable, Handler
 from engine.train.data import Batch, Data, as_data
 from engine.train.events import Bound, Event, Filter, Handling, parse_events
@@ -80,8 +81,8 @@ class Loop:
         """
         added = make_metric(metric, name, accumulate, options)
         program = self.program
-        taken = {m.name for m in program.metrics} | ({"loss"} if isinstance(program.step, TrainStep) else set())
-        if added.name in taken:
+        reports = program.step.reports if isinstance(program.step, TrainStep) else ()
+        if added.name in {*reports, *(m.name for m in program.metrics)}:
             raise OptionError(f"metric: expected a name not in use, got {added.name!r} again")
         return replace(self, program=replace(program, metrics=(*program.metrics, added)))
 
@@ -277,6 +278,7 @@ def trainer(
     on_nonfinite: OnNonfinite = "raise",
     devices: Devices | None = None,
     shard_params: bool = False,
+    loss_scale: LossScaleSpec | None = None,
 ) -> Loop:
     """Supervised training on batches `(inputs, targets)` or `(inputs, targets, rows)`, with the metric `loss`.
 
@@ -293,14 +295,17 @@ def trainer(
         devices: on which to train, each with its rows of every batch: `"all"`, a number, or JAX devices; None leaves
             it to JAX. Several processes (`jax.distributed.initialize`) run the same program on the same batches.
         shard_params: split parameters and optimizer state over the devices instead of copying them.
+        loss_scale: for half precision: `dynamic`, `static`, `{"name": ..., options}`, or one of one's own out of
+            `engine.optim.loss_scale`. Steps whose gradients are not finite are skipped, and their share of an epoch is
+            the metric `skipped`; the metric `loss` is the unscaled one. None scales and skips nothing.
     Raises:
-        OptionError: an unknown loss, optimizer or option, or a value outside its domain.
+        OptionError: an unknown loss, optimizer, loss scale or option, or a value outside its domain.
     Source: Axon.Loop.trainer/4.
     """
     as_integer("trainer", "log", log, at_least=0)
     require_choice("trainer", "on_nonfinite", on_nonfinite, ("raise", "ignore"))
     as_integer("trainer", "seed", seed, at_least=0)
-    step = train_step(model, loss, optimizer, seed=seed)
+    step = train_step(model, loss, optimizer, seed=seed, loss_scale=loss_scale)
     program = Program(step, placement=placement(devices, shard_params=shard_params))
     loop = Loop(program, on_nonfinite=on_nonfinite)
     return loop.log(every=("epoch", log)) if log else loop

@@ -16,6 +16,7 @@ from engine.functional.rows import Rows
 from engine.model.graph import Node
 from engine.model.layers.basics import rebuild
 from engine.model.model import Model
+from engine.precision import cast
 from engine.train.metrics import call_with_rows, check_options
 
 LossFunction = Callable[..., jax.Array]
@@ -65,10 +66,17 @@ def _single_objective(node: Node, loss: LossSpec) -> tuple[Node, Callable[[Any],
     if options.setdefault("reduction", "mean") == "none":
         raise OptionError(f"loss {name}: expected the reduction mean or sum for training, got none")
     fused = FUSED_ACTIVATION.get(name) == node.op.name and node.options.get("axis", -1) == -1
-    if fused and not options.get("from_logits"):
-        finish = partial(node.op.apply, **node.op.arguments(node.options))
+    # A hook of the activation sees it, so then it is computed.
+    if fused and not options.get("from_logits") and not node.hooks:
+        finish = partial(_activated, node)
         return node.inputs[0], finish, partial(LOSSES[name], **{**options, "from_logits": True})
     return node, _identity, partial(LOSSES[name], **options)
+
+
+def _activated(node: Node, raw: Any) -> Any:
+    """The value of an activation node, under its policy."""
+    value = node.op.apply(cast(node.policy, raw, "compute"), **node.op.arguments(node.options))
+    return cast(node.policy, value, "output")
 
 
 def _identity(prediction: Any) -> Any:

@@ -34,10 +34,11 @@ class Stage(StrEnum):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """What a training step changes: the model's state and the optimizer's."""
+    """What a training step changes: the model's state, the optimizer's, and the loss scale's (None without one)."""
 
     model_state: ModelState
     optimizer_state: Tree
+    loss_scale_state: Tree = None
 
 
 @jax.tree_util.register_dataclass

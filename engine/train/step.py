@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -16,6 +17,8 @@ from engine.model.build import build, x64
 from engine.model.model import Model
 from engine.model.state import ModelState
 from engine.optim import apply_updates, from_spec
+from engine.optim.loss_scale import LossScale, LossScaleSpec, all_finite
+from engine.optim.loss_scale import from_spec as scale_from_spec
 from engine.train.metrics import Observation
 from engine.train.objectives import Losses, Objective, objective
 from engine.train.state import TrainState, Tree
@@ -80,7 +83,13 @@ class TrainStep:
     make: Callable[..., ModelState]
     begin: Callable[[ModelState], TrainState]
     predict: Callable[..., Any]
+    loss_scale: LossScale | None = None
     donates: bool = True
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Names of what it reports besides metrics: `loss`, and with a loss scale the share of `skipped` steps."""
+        return ("loss",) if self.loss_scale is None else ("loss", "skipped")
 
     def context(self) -> AbstractContextManager[Any]:
         return x64(self.model)
@@ -101,13 +110,24 @@ class TrainStep:
 
         def loss_of(trainable: Tree) -> tuple[jax.Array, Any]:
             raw, changed = self.predict(before.with_trainable(trainable), inputs, rows)
-            return _scalar(self.objective.loss(targets, raw, rows)), (raw, changed)
+            loss = _scalar(self.objective.loss(targets, raw, rows))
+            scaled = loss if scale is None else scale.scale(loss, step_state.loss_scale_state)
+            return scaled, (loss, raw, changed)
 
-        (loss, (raw, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        scale = self.loss_scale
+        (_, (loss, raw, changed)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        reports, scale_state, finite = {"loss": loss}, step_state.loss_scale_state, None
+        if scale is not None:
+            finite = all_finite(gradients)
+            reports["skipped"] = 1 - finite.astype(jnp.float32)
+            gradients, scale_state = scale.unscale(gradients, scale_state)
         updates, optimizer_state = self.optimizer.update(gradients, step_state.optimizer_state, trainable)
         after = before.with_trainable(apply_updates(trainable, updates)).update(state=changed)
-        observation = Observation((targets, self.objective.finish(raw)), {"loss": loss}, rows)
-        return TrainState(after, optimizer_state), observation
+        following = TrainState(after, optimizer_state, scale_state)
+        if finite is not None:
+            unchanged = replace(step_state, loss_scale_state=scale_state)
+            following = jax.tree.map(partial(jnp.where, finite), following, unchanged)
+        return following, Observation((targets, self.objective.finish(raw)), reports, rows)
 
 
 def _scalar(loss: jax.Array) -> jax.Array:
@@ -143,22 +163,28 @@ class EvaluationStep:
         return step_state, Observation((targets, self.objective.finish(raw)), {"loss": loss}, rows)
 
 
-def train_step(model: Model, loss: Losses, optimizer: Any, *, seed: int = 0) -> TrainStep:
+def train_step(
+    model: Model, loss: Losses, optimizer: Any, *, seed: int = 0, loss_scale: LossScaleSpec | None = None
+) -> TrainStep:
     """The step of a trainer: gradients of the loss with respect to the trainable parameters, one optimizer update.
 
-    Raises: `OptionError` for an unknown loss, optimizer or option. Source: Axon.Loop.train_step/4.
+    With a loss scale (see `engine.optim.loss_scale`) a step whose gradients are not finite changes nothing else.
+
+    Raises: `OptionError` for an unknown loss, optimizer, loss scale or option. Source: Axon.Loop.train_step/4.
     """
     goal = objective(model, loss)
     make, _ = build(model, mode="train")
     _, predict = build(goal.raw, mode="train")
     transform = from_spec(optimizer)
+    scale = None if loss_scale is None else scale_from_spec(loss_scale)
 
     @jax.jit
     def begin(state: ModelState) -> TrainState:
         # A copy: the first step takes over the memory of what it is given.
-        return TrainState(jax.tree.map(jnp.copy, state), transform.init(state.trainable()))
+        scale_state = None if scale is None else scale.init()
+        return TrainState(jax.tree.map(jnp.copy, state), transform.init(state.trainable()), scale_state)
 
-    return TrainStep(model, goal, transform, seed, make, begin, predict)
+    return TrainStep(model, goal, transform, seed, make, begin, predict, scale)
 
 
 def evaluation_step(model: Model, goal: Objective | None = None) -> EvaluationStep:
