@@ -6,6 +6,7 @@ from engine.bundle.bundle import Bundle, check_marks, check_size, marked, read, 
 from engine.bundle.graph_reader import from_json as graph_from_json
 from engine.bundle.graph_writer import to_json as graph_to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
+from engine.bundle.schema import graph_schema
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -14,6 +15,7 @@ __all__ = [
     "check_marks",
     "check_size",
     "graph_from_json",
+    "graph_schema",
     "graph_to_json",
     "marked",
     "read",

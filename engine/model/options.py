@@ -63,7 +63,7 @@ DEFINITIONS: dict[str, Schema] = {
     ),
     "positions": _nested({"type": "integer", "minimum": 0}, "positions"),
 }
-"""Schemas that mention themselves, by the name under which a document must hold them."""
+"""Schemas that mention themselves or stand in many places, by the name under which a document must hold them."""
 NUMBERS: Schema = {"$ref": "#/$defs/numbers"}
 POSITIONS: Schema = {"$ref": "#/$defs/positions"}
 NULL: Schema = {"type": "null"}
@@ -283,8 +283,11 @@ def _initializer_schema() -> Schema:
     return any_of({"enum": names}, *objects)
 
 
+DEFINITIONS["initializer"] = _initializer_schema()
 initializer = Option(
-    "the name of an initializer, or an object with its name and options", _initializer, _initializer_schema()
+    "the name of an initializer, or an object with its name and options",
+    _initializer,
+    {"$ref": "#/$defs/initializer"},
 )
 
 

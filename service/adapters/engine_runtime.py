@@ -69,12 +69,17 @@ class EngineRuntime:
         """`device` names a JAX platform (`cpu`, `cuda`); None takes JAX's default."""
         self._limits = limits
         self._platform = device
+        self._schema = json.dumps(engine.bundle.graph_schema()).encode()
 
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""
         with _translated("graph"):
             _, model, layers = self._graph(graph)
             return self._report(model, layers)
+
+    def graph_schema(self) -> bytes:
+        """The JSON Schema of graphs; the same bytes every time."""
+        return self._schema
 
     def check_training(
         self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]

@@ -59,6 +59,9 @@ class Engine(Protocol):
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem, or `TooLarge`."""
 
+    def graph_schema(self) -> bytes:
+        """The JSON Schema of graphs; the same bytes every time."""
+
     def check_training(
         self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
     ) -> list[Problem]:

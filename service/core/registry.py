@@ -106,6 +106,10 @@ class Registry:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""
         return await self._check(self._engine.check_graph, graph)
 
+    async def graph_schema(self) -> bytes:
+        """The JSON Schema of graphs, as `check_graph` takes them."""
+        return await self._call(self._engine.graph_schema)
+
     async def submit(self, name: str, bundle: Path, *, load: bool = True, alias: str | None = None) -> StoredVersion:
         """Validate, number and publish a bundle (the file is moved in); then load it and point `alias` at it if asked.
 

@@ -78,14 +78,20 @@ class Training:
         loop = loop.handle_event("iteration_completed", watch.iteration).handle_event("epoch_completed", watch.epoch)
         begin = None
         if self._job.checkpoint is not None:
-            begin = checkpoint.restore(self._job.checkpoint, loop.start(data))
+            begin = checkpoint.restore(self._job.checkpoint, loop.start(data, self._initial()))
             self._log(f"going on after step {begin.total_iterations}")
         watch.begin(0 if begin is None else begin.total_iterations)
-        final = loop.run(data, epochs=self._spec.epochs, resume=begin)
+        initial = self._initial() if begin is None else None
+        final = loop.run(data, initial, epochs=self._spec.epochs, resume=begin)
         if final.status == "halted":
             return False
         self._finish(final)
         return True
+
+    def _initial(self) -> engine.ModelState:
+        """The state to start from, with the frozen and tied parameters of the graph."""
+        state = engine.build(self._model, mode="train")[0](seed=self._spec.seed)
+        return bundle.marked(state, dict(self._spec.graph))
 
     def _finish(self, final: LoopState) -> None:
         path = Path(self._job.work) / "bundle.axon"

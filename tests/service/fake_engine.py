@@ -51,6 +51,9 @@ class FakeEngine:
         tensor = ("FP32", (-1, 2))
         return BundleReport((TensorSpec("x", *tensor),), (TensorSpec("y", *tensor),), 1, 4, f"scale by {scale}")
 
+    def graph_schema(self) -> bytes:
+        return b'{"type": "object"}'
+
     def check_training(
         self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
     ) -> list[Problem]:

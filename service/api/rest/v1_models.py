@@ -1,8 +1,9 @@
-"""/v1/graphs and /v1/models: what is stored, what is loaded, where aliases point."""
+"""/v1/graphs, /v1/schema and /v1/models: what is stored, what is loaded, where aliases point."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,6 +45,22 @@ async def validate_graph(request: Request, use: Use) -> GraphReport:
     """Check a graph (format `axon.graph`, JSON) without storing it; every problem is reported at once."""
     graph = await read_body(request, limit_bytes=use.limits.max_graph_bytes, what="graph")
     return GraphReport.from_core(await use.registry.check_graph(graph))
+
+
+@routes.get(
+    "/schema/graph",
+    response_class=Response,
+    responses={200: {"content": {"application/schema+json": {"schema": {}}}}, 304: {"description": "Not changed"}},
+)
+async def get_graph_schema(request: Request, use: Use) -> Response:
+    """The JSON Schema (draft 2020-12) of a graph, for editors and for clients in other languages; it has an ETag."""
+    schema = await use.registry.graph_schema()
+    tag = f'"{hashlib.sha256(schema).hexdigest()[:32]}"'
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    known = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}
+    if known & {tag, "*"}:
+        return Response(status_code=304, headers=headers)
+    return Response(schema, media_type="application/schema+json", headers=headers)
 
 
 @routes.get("/models")

@@ -42,6 +42,17 @@ async def test_graph_is_validated_without_being_stored(server):
     assert (await server.http.get("/v1/models")).json() == {"models": []}
 
 
+async def test_schema_of_graphs_is_published_once(server):
+    """Whoever has it already gets 304 and nothing else."""
+    reply = await server.http.get("/v1/schema/graph")
+    assert (reply.status_code, reply.json()) == (200, {"type": "object"})
+    assert reply.headers["content-type"] == "application/schema+json"
+    tag = reply.headers["etag"]
+    again = await server.http.get("/v1/schema/graph", headers={"if-none-match": f'"other", W/{tag}'})
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert (await server.http.get("/v1/schema/graph", headers={"if-none-match": '"other"'})).status_code == 200
+
+
 async def test_bundle_is_submitted_listed_and_returned(server, bundle):
     """A version submitted as octets is READY in the reply, and every view of it agrees."""
     reply = await server.http.post("/v1/models/m/versions", content=bundle)
