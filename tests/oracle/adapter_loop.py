@@ -31,6 +31,7 @@ METRICS = {  # text in the case -> name in its output
 DIFFERENT = {  # case name -> row of docs/differences.md; the case is run all the same
     "batch_norm_one_channel": "batch-norm-one-channel",
     "batch_norm_momentum": "adam-noise",
+    "mixed_precision": "bfloat16-rounding",
     "mlp_loss_soft_margin": "soft_margin",
     "mlp_optimizer_noisy_sgd": "noise-keys",
     "mlp_optimizer_radam": "radam",
@@ -143,11 +144,15 @@ def monitored(case: dict[str, Any]) -> list[int]:
 def train(case: dict[str, Any]) -> dict[str, Any]:
     """What a trainer leaves behind, in upstream's terms."""
     args = case["args"]
-    if args.get("loss_scale", "identity") != "identity":
-        raise Unsupported("loss scaling")
+    scaling = parse(args.get("loss_scale", "identity"))
     model = build_model(case)
     batches = batches_of(case["inputs"]["batches"])
-    loop = trainer(model, build_loss(args["loss"]), build_optimizer(parse(args["optimizer"])))
+    loop = trainer(
+        model,
+        build_loss(args["loss"]),
+        build_optimizer(parse(args["optimizer"])),
+        loss_scale={"name": scaling.name, **scaling.options},
+    )
     loop = add_metrics(loop, args.get("metrics", ()))
     outputs = jax.tree.structure(batches[0][1]).num_leaves
     for i in range(outputs):
@@ -165,6 +170,7 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     predictions = [final.metrics[f"y_pred_{i}"] for i in range(outputs)]
     output = {
         "final_params": merged(final.model_state, case["params"]),
+        "final_loss_scale_state": final.step_state.loss_scale_state,
         "final_y_pred": predictions if isinstance(batches[0][1], tuple) else predictions[0],
         "final_epoch": final.epoch,
         "final_iteration": final.iteration,
@@ -212,7 +218,11 @@ class LaggingLoss:
 
 def visible(metrics: Any) -> dict[str, Any]:
     """The metrics without the adapter's own."""
-    return {name: value for name, value in metrics.items() if "y_pred_" not in name and name != "lagging_loss"}
+    return {
+        name: value
+        for name, value in metrics.items()
+        if "y_pred_" not in name and name not in ("lagging_loss", "skipped")
+    }
 
 
 def epoch_metrics(final: LoopState, lagging: LaggingLoss, epochs: int) -> dict[str, Any]:
@@ -353,6 +363,9 @@ def _two_outputs(params: dict[str, Any]) -> ax.Model:
 
 BUILDERS: dict[str, Any] = {
     "batch_norm": lambda p: _hidden(p).batch_norm().relu().dense(_units(p, "dense_1")),
+    "block_batch_norm": lambda p: ax.block(lambda x: x.dense(3).batch_norm().tanh())(ax.input("x")).dense(
+        _units(p, "dense_1")
+    ),
     "frozen_state": lambda p: _hidden(p).batch_norm().relu().dense(_units(p, "dense_1")),
     "batch_norm_momentum": lambda p: (
         _hidden(p).batch_norm(momentum=0.9, epsilon=1e-3).relu().dense(_units(p, "dense_1"))
@@ -363,6 +376,7 @@ BUILDERS: dict[str, Any] = {
     "cnn": _cnn,
     "evaluator": _relu("softmax"),
     "multi_output_weighted": _two_outputs,
+    "mixed_precision": lambda p: ax.apply_policy(_tanh(p), ax.Policy(compute="bf16", output="f32")),
     "mlp_adam_cce_": _relu("softmax"),
     "mlp_cce_from_logits": _relu(None),
     "mlp_cce_": _relu("softmax"),

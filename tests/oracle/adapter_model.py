@@ -19,6 +19,7 @@ DIFFERENT = {
     "bidirectional": "bidirectional-weights",
     "cnn_zoo": "instance-norm-state",
     "instance_norm_train_state": "instance-norm-state",
+    "mixed_precision_compute_bf16": "bfloat16-rounding",
     "lstm_default_random_state": "recurrent-zeros",
     "shared_by_name": "duplicate-names",
 }
@@ -150,6 +151,11 @@ def _split_n() -> ax.Model:
     return ax.add(a.dense(2), b.dense(2))
 
 
+def _mixed(**policy: str) -> ax.Model:
+    model: ax.Model = ax.input("x").dense(4, activation="relu").batch_norm().dense(2)
+    return ax.apply_policy(model, ax.Policy(**policy), exclude=["batch_norm"])
+
+
 def _init_random() -> ax.Model:
     head = ax.input("x").dense(4).dense(3, kernel_initializer="he_normal", name="head")
     return head.batch_norm(gamma_initializer="glorot_uniform").dense(2, kernel_initializer="uniform")
@@ -239,6 +245,9 @@ BUILDERS: dict[str, Builder] = {
     ),
     "conv_grouped": lambda: ax.input("x").conv(4, kernel_size=2, feature_group_size=2, use_bias=False).relu6(),
     "init_random": _init_random,
+    "mixed_precision_compute_bf16": lambda: _mixed(compute="bf16", output="f32"),
+    "mixed_precision_compute_f16": lambda: _mixed(compute="f16", output="f32"),
+    "mixed_precision_params_bf16": lambda: _mixed(params="bf16", compute="f32", output="bf16"),
     "missing_input": lambda: ax.add(ax.input("a"), ax.input("b")),
     "mlp": lambda: ax.input("x").dense(4, activation="relu").dense(3, activation="softmax"),
     "mlp_batch_norm": lambda: ax.input("x").dense(4).batch_norm().relu().dense(2, activation="sigmoid"),
@@ -278,6 +287,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     name = case["name"]
     if name in DIFFERENT:
         raise Different(DIFFERENT[name])
+    if name == "hooks":
+        return {"output": _hooks(case)}
     if name not in BUILDERS:
         raise Unsupported(f"model {name}")
     with precision_of(case):
@@ -287,6 +298,30 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         if name == "init_random":
             return {"output": _nested(ax.build(model)[0](case["inputs"], seed=case["args"]["seed"]))}
         return _results(model, case)
+
+
+def _hooks(case: dict[str, Any]) -> dict[str, Any]:
+    """What hooks are called with, in order; a map of parameters has no shape."""
+    seen: list[Any] = []
+
+    def note(label: str) -> Callable[[Any], None]:
+        return lambda value: seen.append([label, [] if isinstance(value, dict) else list(value.shape)])
+
+    x = ax.input("x").dense(4)
+    for on in ("pre_forward", "forward"):
+        x = ax.attach_hook(x, note(f"dense_0 {on}"), on=on)
+    x = x.relu()
+    for mode in ("inference", "train"):
+        x = ax.attach_hook(x, note(f"relu_0 forward {mode} only"), mode=mode)
+    x = ax.attach_hook(x.dense(2), note("dense_1 initialize"), on="initialize")
+    x = ax.attach_hook(ax.attach_hook(x, note("dense_1 forward first")), note("dense_1 forward second"))
+    init, predict = ax.build(x, mode=case["args"]["mode"])
+    state = init(case["inputs"])
+    jax.effects_barrier()
+    at_init, seen = seen, []
+    predict(state, case["inputs"])
+    jax.effects_barrier()
+    return {"at_init": at_init, "at_predict": seen}
 
 
 def _nested(state: ax.ModelState) -> dict[str, Any]:
