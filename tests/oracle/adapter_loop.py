@@ -364,7 +364,7 @@ def _two_outputs(params: dict[str, Any]) -> ax.Model:
 BUILDERS: dict[str, Any] = {
     "batch_norm": lambda p: _hidden(p).batch_norm().relu().dense(_units(p, "dense_1")),
     "block_batch_norm": lambda p: ax.block(lambda x: x.dense(3).batch_norm().tanh())(ax.input("x")).dense(
-        _units(p, "dense_1")
+        _units(p, "dense_0")
     ),
     "frozen_state": lambda p: _hidden(p).batch_norm().relu().dense(_units(p, "dense_1")),
     "batch_norm_momentum": lambda p: (
