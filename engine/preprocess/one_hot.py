@@ -1,0 +1,45 @@
+"""Class numbers as vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from engine.errors import DataError, OptionError
+from engine.functional.options import as_integer
+
+MAX_CLASSES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class OneHot:
+    """`[...]` of class numbers to `[..., classes]`: float32, 1 at the class and 0 elsewhere.
+
+    Raises: `OptionError` for less than one class or more than a million.
+    """
+
+    name: ClassVar[str] = "one_hot"
+    classes: int
+
+    def __post_init__(self) -> None:
+        classes = as_integer("one_hot", "classes", self.classes, at_least=1)
+        if classes > MAX_CLASSES:
+            raise OptionError(f"one_hot: expected classes to be at most {MAX_CLASSES}, got {classes}")
+        object.__setattr__(self, "classes", classes)
+
+    def apply(self, values: Any) -> np.ndarray:
+        """The vectors; raises `DataError` for numbers that are not whole or no class."""
+        array = np.asarray(values)
+        if array.dtype.kind not in "iu":
+            raise DataError(f"one_hot: expected whole numbers, got {array.dtype}")
+        if array.size and (array.min() < 0 or array.max() >= self.classes):
+            raise DataError(f"one_hot: expected classes below {self.classes}, got {array.min()} to {array.max()}")
+        out = np.zeros((array.size, self.classes), np.float32)
+        out[np.arange(array.size), array.reshape(-1)] = 1
+        return out.reshape(*array.shape, self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its arguments as JSON."""
+        return {"classes": self.classes}
