@@ -31,6 +31,7 @@ from engine.model.graph import NAME, Node, make_node, owners
 from engine.model.layers import OPS
 from engine.model.layers.basics import CONSTANT, INPUT, container_from_nodes
 from engine.model.model import Model
+from engine.model.policy import WITHOUT_POLICY
 from engine.model.state import TRANSFORMS, Tie
 from engine.precision import DTYPES, FLOATS, NO_CAST, Policy, dtype_of
 
@@ -291,7 +292,8 @@ class _Body:
             values = self._call(where, entry, given)
         else:
             values = self._constant(where, name, given) if op is CONSTANT else self._values(where, op.name, given)
-        policy = self.reading.policy_of(entry, f"{where}.policy", self.reading.policy)
+        default = NO_CAST if op is None or op.name in WITHOUT_POLICY else self.reading.policy
+        policy = self.reading.policy_of(entry, f"{where}.policy", default)
         if op in (INPUT, BLOCK) and "params" in entry:
             self.add(f"{where}.params", f"no parameters of {op.name} itself", entry["params"])
         declared = params_from_json(entry["params"], f"{where}.params", self.add) if "params" in entry else None

@@ -18,6 +18,7 @@ from engine.model.graph import Node, ParamSpec, owners
 from engine.model.layers import OPS
 from engine.model.layers.basics import CONSTANT, CONTAINER, rebuild
 from engine.model.model import Model
+from engine.model.policy import WITHOUT_POLICY
 from engine.model.state import Tie
 from engine.precision import NO_CAST, Policy
 from engine.shapes import Shape
@@ -85,7 +86,7 @@ class _Writer:
         self.with_weights = with_weights
         self.constants: dict[str, np.ndarray] = {}
         nodes = list(_written(model))
-        self.policy = _most_common(node.policy for node in nodes)
+        self.policy = _most_common(node.policy for node in nodes if node.op.name not in WITHOUT_POLICY)
         self._shapes: dict[str, dict[str, Shape]] = {}
         if any(node.declared is not None or _with_function(node) for node in nodes):
             for layer in infer(model):
@@ -121,7 +122,7 @@ class _Writer:
         given = {"block": owner[node]} if node.op is BLOCK else self._options(node, path)
         if given:
             result["options"] = given
-        if node.policy != self.policy:
+        if node.policy != (NO_CAST if node.op.name in WITHOUT_POLICY else self.policy):
             result["policy"] = _policy_json(node.policy)
         if (specs := self._declared(node)) is not None:
             result["params"] = params_json(

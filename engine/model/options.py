@@ -57,13 +57,6 @@ def _nested(leaf: Mapping[str, Any], name: str) -> Schema:
     return any_of(leaf, {"type": "array", "items": inner}, {"type": "object", "additionalProperties": inner})
 
 
-DEFINITIONS: dict[str, Schema] = {
-    "numbers": any_of(
-        {"type": ["number", "boolean"]}, {"type": "array", "items": {"$ref": "#/$defs/numbers"}, "maxItems": 4096}
-    ),
-    "positions": _nested({"type": "integer", "minimum": 0}, "positions"),
-}
-"""Schemas that mention themselves or stand in many places, by the name under which a document must hold them."""
 NUMBERS: Schema = {"$ref": "#/$defs/numbers"}
 POSITIONS: Schema = {"$ref": "#/$defs/positions"}
 NULL: Schema = {"type": "null"}
@@ -283,7 +276,6 @@ def _initializer_schema() -> Schema:
     return any_of({"enum": names}, *objects)
 
 
-DEFINITIONS["initializer"] = _initializer_schema()
 initializer = Option(
     "the name of an initializer, or an object with its name and options",
     _initializer,
@@ -297,3 +289,13 @@ def _dtype(value: Any) -> str:
 
 
 dtype = Option(f"one of {', '.join(DTYPES)}", _dtype, {"enum": list(DTYPES)})
+
+
+DEFINITIONS: dict[str, Schema] = {
+    "numbers": any_of(
+        {"type": ["number", "boolean"]}, {"type": "array", "items": {"$ref": "#/$defs/numbers"}, "maxItems": 4096}
+    ),
+    "positions": _nested({"type": "integer", "minimum": 0}, "positions"),
+    "initializer": _initializer_schema(),
+}
+"""Schemas that mention themselves or stand in many places, by the name under which a document must hold them."""
