@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from engine.errors import OptionError
@@ -16,11 +17,19 @@ Answer = None | LoopState | Status | tuple[Status, LoopState]
 Handler = Callable[[LoopState], Answer]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long a run will be: `epochs` in all (None: endless), and `batches` in each (None: not known)."""
+
+    epochs: int | None
+    batches: int | None
+
+
 @runtime_checkable
 class Bindable(Protocol):
     """A handler made anew for every run, so that it sees the whole loop, whenever its parts were added."""
 
-    def bind(self, loop: Loop) -> Handler:
+    def bind(self, loop: Loop, plan: Plan) -> Handler:
         """The handler of one run of `loop`."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DivergedError
-from engine.train.answers import Handler
+from engine.train.answers import Handler, Plan
 from engine.train.data import Data
 from engine.train.state import LoopState
 
@@ -49,7 +49,10 @@ class Logging:
     message: Callable[[LoopState], str]
     sink: Callable[[str], None]
 
-    def bind(self, loop: Loop) -> Handler:
+    def bind(self, loop: Loop, plan: Plan) -> Handler:
+        """The handler of one run of `loop`."""
+        del plan
+
         def handler(state: LoopState) -> None:
             self.sink(self.message(state))
             if loop.on_nonfinite == "raise" and "loss" in state.metrics:
@@ -67,7 +70,10 @@ class Validation:
 
     data: Data
 
-    def bind(self, loop: Loop) -> Handler:
+    def bind(self, loop: Loop, plan: Plan) -> Handler:
+        """The handler of one run of `loop`."""
+        del plan
+
         evaluation = type(loop)(loop.program.evaluation, on_nonfinite="ignore")
 
         def handler(state: LoopState) -> LoopState:

@@ -7,7 +7,7 @@ Every method returns another loop; `run` returns the final `LoopState`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from engine.functional.options import as_integer, require_choice
 from engine.model.model import Model
 from engine.optim.loss_scale import LossScaleSpec
 from engine.train.answers import Bindable, Handler
+from engine.train.curve import Plotting
 from engine.train.data import Batch, Data, as_data
 from engine.train.events import Bound, Event, Filter, Handling, parse_events
 from engine.train.handlers import Logging, Validation, describe, write_line
@@ -25,6 +26,7 @@ from engine.train.monitoring import Monitor, halt, reduce_learning_rate
 from engine.train.objectives import Losses
 from engine.train.parallel import Devices, placement
 from engine.train.program import Program
+from engine.train.progress import Progressing
 from engine.train.runner import Runner
 from engine.train.saving import Saving
 from engine.train.state import LoopState
@@ -204,6 +206,26 @@ class Loop:
         """
         return self.handle_event(event, Saving(Path(folder), metric, mode, keep), **filters)
 
+    def progress(self, console: Any = None, **filters: Any) -> Loop:
+        """Show a progress bar with rate, time left and metrics, on stderr unless a `rich` console is given."""
+        events = [Event.STARTED, Event.ITERATION_COMPLETED, Event.EPOCH_COMPLETED]
+        return self.handle_event([str(event) for event in events], Progressing(console), **filters)
+
+    def plot(
+        self,
+        path: str | Path,
+        *,
+        metrics: Sequence[str] | None = None,
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
+        """Draw the metrics as curves to `path` (.png or .svg) at every event, and live in a notebook.
+
+        `metrics` are those to show; None shows all. Needs Matplotlib. Source: Axon.Loop.kino_vega_lite_plot/4.
+        """
+        chosen = None if metrics is None else tuple(metrics)
+        return self.handle_event(event, Plotting(Path(path), chosen), **filters)
+
     def start(self, data: Data | Iterable[Batch], state: Any = None, *, seed: int | None = None) -> LoopState:
         """The state a run begins with; also the pattern for restoring a checkpoint of it.
 
@@ -253,15 +275,52 @@ class Loop:
         Source: Axon.Loop.run/4.
         """
         as_integer("run", "epochs", epochs, at_least=0)
+        with self.program.step.context():
+            return self._runner(as_data(data), state, epochs, iterations, seed, resume).run()
+
+    def stream(
+        self,
+        data: Data | Iterable[Batch],
+        state: Any = None,
+        *,
+        iterations: int | None = None,
+        seed: int | None = None,
+        resume: LoopState | None = None,
+    ) -> Iterator[LoopState]:
+        """Train without end, lazily: the state after every epoch, a copy that is the caller's.
+
+        Nothing is computed until the next state is asked for; a handler that halts the loop ends the stream after the
+        last state. Arguments and errors are those of `run`. Source: Axon.Loop.stream (proposed).
+        """
+        with self.program.step.context():
+            runner = self._runner(as_data(data), state, None, iterations, seed, resume)
+        epochs = runner.epochs()
+        try:
+            while True:
+                with self.program.step.context():
+                    following = next(epochs, None)
+                    if following is None:
+                        return
+                    following = following.copy()
+                yield following
+        finally:
+            epochs.close()
+
+    def _runner(
+        self,
+        data: Data,
+        state: Any,
+        epochs: int | None,
+        iterations: int | None,
+        seed: int | None,
+        resume: LoopState | None,
+    ) -> Runner:
         if iterations is not None:
             as_integer("run", "iterations", iterations, at_least=1)
         if resume is not None and state is not None:
             raise OptionError("run: expected either a state to start from or one to resume, got both")
-        data = as_data(data)
-        with self.program.step.context():
-            begin = self.start(data, state, seed=seed) if resume is None else self._resumed(resume)
-            runner = Runner(self, data, begin, epochs, iterations)
-            return runner.run()
+        begin = self.start(data, state, seed=seed) if resume is None else self._resumed(resume)
+        return Runner(self, data, begin, epochs, iterations)
 
     def _resumed(self, state: LoopState) -> LoopState:
         placed = self.program.place((state.step_state, state.accumulators))

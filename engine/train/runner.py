@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError
-from engine.train.answers import Bindable, Closing, Handler, read_answer
+from engine.train.answers import Bindable, Closing, Handler, Plan, read_answer
 from engine.train.data import BatchIterator, Data
 from engine.train.events import Count, Event, Filter, Status
 from engine.train.handlers import require_finite
@@ -28,7 +28,8 @@ class Runner:
         self._iterations = iterations
         self._handlers: dict[Event, list[tuple[Filter, Handler]]] = {event: [] for event in Event}
         given = {id(handling.handler): handling.handler for handling in loop.handlings}
-        bound = {key: _bound(handler, loop) for key, handler in given.items()}
+        plan = Plan(epochs, _batches(data, iterations))
+        bound = {key: _bound(handler, loop, plan) for key, handler in given.items()}
         handlers: list[Any] = list(bound.values())
         self._closing: list[Closing] = [handler for handler in handlers if isinstance(handler, Closing)]
         for handling in loop.handlings:
@@ -56,7 +57,7 @@ class Runner:
             last = state
         return last
 
-    def epochs(self) -> Iterator[LoopState]:
+    def epochs(self) -> Generator[LoopState]:
         """The state after every epoch but the last, and that at the end; handlers are closed however it ends."""
         halted = False
         try:
@@ -221,5 +222,12 @@ class Runner:
         )
 
 
-def _bound(handler: Any, loop: Loop) -> Handler:
-    return handler.bind(loop) if isinstance(handler, Bindable) else handler
+def _bound(handler: Any, loop: Loop, plan: Plan) -> Handler:
+    return handler.bind(loop, plan) if isinstance(handler, Bindable) else handler
+
+
+def _batches(data: Data, iterations: int | None) -> int | None:
+    """Batches of an epoch, where the data can tell."""
+    if not isinstance(data, Sized):
+        return iterations
+    return len(data) if iterations is None else min(len(data), iterations)

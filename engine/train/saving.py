@@ -14,6 +14,7 @@ from engine.train.monitoring import is_better, read_metric
 from engine.train.state import LoopState
 
 if TYPE_CHECKING:
+    from engine.train.answers import Plan
     from engine.train.loop import Loop
 
 
@@ -37,9 +38,9 @@ class Saving:
         if self.keep is not None:
             as_integer("checkpoint", "keep", self.keep, at_least=1)
 
-    def bind(self, loop: Loop) -> Saver:
+    def bind(self, loop: Loop, plan: Plan) -> Saver:
         """What writes the checkpoints of one run."""
-        del loop
+        del loop, plan
         return Saver(self)
 
 

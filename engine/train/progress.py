@@ -1,0 +1,73 @@
+"""A progress bar for a run, over rich."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.train.events import Event
+from engine.train.state import LoopState
+
+if TYPE_CHECKING:
+    from engine.train.answers import Plan
+    from engine.train.loop import Loop
+
+READ_EVERY_S = 0.5
+"""How often the metrics are fetched from the device, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressing:
+    """A bar per run with iterations, rate, time left and the metrics so far; `console` None writes to stderr."""
+
+    console: Any = None
+
+    def bind(self, loop: Loop, plan: Plan) -> ProgressBar:
+        """The bar of one run."""
+        del loop
+        return ProgressBar(self.console, plan)
+
+
+class ProgressBar:
+    """The bar of one run. It reads metrics rarely, so that training does not wait for them."""
+
+    def __init__(self, console: Any, plan: Plan) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._plan = plan
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=Console(stderr=True) if console is None else console,
+        )
+        total = None if plan.epochs is None or plan.batches is None else plan.epochs * plan.batches
+        self._task = self._bar.add_task("training", total=total, rate="", metrics="")
+        self._begun: tuple[float, int] | None = None
+        self._read_at = 0.0
+        self._bar.start()
+
+    def __call__(self, state: LoopState) -> None:
+        """Show where the run stands."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, state.total_iterations
+        seconds, done = now - self._begun[0], state.total_iterations - self._begun[1]
+        fields: dict[str, Any] = {"rate": f"{done / seconds:,.0f}/s"} if seconds > 0 and done else {}
+        if state.event is not Event.ITERATION_COMPLETED or now - self._read_at >= READ_EVERY_S:
+            self._read_at = now
+            fields["metrics"] = "  ".join(
+                f"{name} {value:.4g}" for name, value in state.values().items() if isinstance(value, (int, float))
+            )
+        of = "" if self._plan.epochs is None else f"/{self._plan.epochs}"
+        shown = min(state.epoch + 1, self._plan.epochs or state.epoch + 1)
+        self._bar.update(self._task, completed=state.total_iterations, description=f"epoch {shown}{of}", **fields)
+
+    def close(self) -> None:
+        """Leave the last line as it is."""
+        self._bar.stop()
