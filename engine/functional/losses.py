@@ -18,9 +18,18 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from engine.errors import DtypeError, OptionError, ShapeError
-from engine.functional.options import REDUCTIONS, Reduction, as_integer, require_choice, require_number
+from engine.functional.ctc import negative_log_likelihood
+from engine.functional.options import (
+    REDUCTIONS,
+    Reduction,
+    as_integer,
+    require_boolean,
+    require_choice,
+    require_number,
+)
 from engine.functional.rows import Rows, check_rows, row_mean, weighted, without_padding
 from engine.shapes import Shape, normalize_axis, require_rank
 
@@ -113,6 +122,7 @@ def binary_cross_entropy(
     Source: Axon.Losses.binary_cross_entropy (whose weights ignore `reduction`; these do not).
     """
     op = "binary_cross_entropy"
+    require_boolean(op, "from_logits", from_logits)
     y, p = _pair(op, y_true, y_pred, rows)
     if from_logits:
         positive, negative = -jax.nn.log_sigmoid(p), -jax.nn.log_sigmoid(-p)
@@ -142,6 +152,11 @@ def _log_probabilities(y_pred: jax.Array, present: jax.Array, from_logits: bool)
 
 
 def _check_class_weights(op: str, class_weights: Sequence[float] | jax.Array, classes: int) -> jax.Array:
+    if isinstance(class_weights, list | tuple):
+        for weight in class_weights:
+            require_number(op, "class_weights", weight, at_least=0)
+    elif not isinstance(class_weights, jax.Array | np.ndarray):
+        raise OptionError(f"{op}: expected class_weights to be a list of numbers, got {class_weights!r:.200}")
     weights = jnp.asarray(class_weights, jnp.float32)
     if weights.shape != (classes,):
         raise OptionError(f"{op}: expected class_weights of shape ({classes},), got shape {weights.shape}")
@@ -156,6 +171,7 @@ def categorical_cross_entropy(
     reduction: Reduction = "none",
     from_logits: bool = False,
     sparse: bool = False,
+    label_smoothing: float = 0.0,
     rows: Rows = None,
 ) -> jax.Array:
     """Cross entropy of one class among n: `-sum(y log p)`, with `0 log 0 = 0`.
@@ -167,6 +183,7 @@ def categorical_cross_entropy(
             result is `sum(w loss) / sum(w)`.
         from_logits: `y_pred` holds logits, of which the softmax is taken; exact at any size, so prefer it.
         sparse: `y_true` holds class indices. One outside [0, n) makes its loss NaN.
+        label_smoothing: the share `s` of each target that is spread over all classes: `y (1 - s) + s / n`, below 1.
     Raises:
         ShapeError: shapes do not match; indices given without `sparse` are such a case.
         DtypeError: class indices that are not integers.
@@ -174,14 +191,36 @@ def categorical_cross_entropy(
     Source: Axon.Losses.categorical_cross_entropy (where sparse and class_weights exclude each other).
     """
     op = "categorical_cross_entropy"
+    require_boolean(op, "from_logits", from_logits)
+    require_boolean(op, "sparse", sparse)
+    require_number(op, "label_smoothing", label_smoothing, at_least=0, less_than=1)
+    if sparse and label_smoothing:
+        y_true, sparse = _one_hot(op, y_true, y_pred), False
     if sparse:
         return _sparse_cross_entropy(op, y_true, y_pred, class_weights, reduction, from_logits, rows)
     y, p = _pair(op, y_true, y_pred, rows)
+    if label_smoothing:
+        y = y * (1 - label_smoothing) + label_smoothing / p.shape[-1]
     loss = -jnp.sum(_weighted_log(y, _log_probabilities(p, y != 0, from_logits)), axis=-1)
     if class_weights is None:
         return _reduce(op, loss, reduction, rows)
     weights = _check_class_weights(op, class_weights, p.shape[-1])
     return _reduce_weighted(op, loss, weights[jnp.argmax(y, axis=-1)], reduction, rows)
+
+
+def _one_hot(op: str, labels: jax.Array, y_pred: jax.Array) -> jax.Array:
+    """Rows of a class index's place; NaN for an index that is no class."""
+    labels = _class_indices(op, labels, y_pred)
+    classes = y_pred.shape[-1]
+    known = (labels >= 0) & (labels < classes)
+    return jnp.where(known[..., None], jax.nn.one_hot(labels, classes), jnp.nan)
+
+
+def _class_indices(op: str, labels: jax.Array, y_pred: jax.Array) -> jax.Array:
+    check_labels(op, jnp.shape(labels), jnp.shape(y_pred))
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise DtypeError(f"{op}: expected integer class indices with sparse, got dtype {labels.dtype}")
+    return jnp.reshape(labels, y_pred.shape[:-1])
 
 
 def _log_sum_over(logits: jax.Array, chosen: jax.Array) -> jax.Array:
@@ -199,13 +238,10 @@ def _sparse_cross_entropy(
     from_logits: bool,
     rows: Rows,
 ) -> jax.Array:
-    check_labels(op, jnp.shape(y_true), jnp.shape(y_pred))
-    if not jnp.issubdtype(y_true.dtype, jnp.integer):
-        raise DtypeError(f"{op}: expected integer class indices with sparse, got dtype {y_true.dtype}")
+    labels = _class_indices(op, y_true, y_pred)
     (p,) = _floats(y_pred)
     p = _real(op, p, rows)
     classes = p.shape[-1]
-    labels = jnp.reshape(y_true, p.shape[:-1])
     # Negative indices would count from the end; a gather fills only those past it.
     labels = jnp.where(labels < 0, classes, labels.astype(jnp.int32))[..., None]
     chosen = jnp.take_along_axis(p, labels, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
@@ -333,13 +369,34 @@ def cosine_similarity(
     Source: Axon.Losses.cosine_similarity.
     """
     op = "cosine_similarity"
+    return _reduce(op, _cosine(op, y_true, y_pred, axes, eps, rows), reduction, rows)
+
+
+def _cosine(op: str, y_true: jax.Array, y_pred: jax.Array, axes: Sequence[int], eps: float, rows: Rows) -> jax.Array:
     require_number(op, "eps", eps, at_least=0)
+    if not isinstance(axes, list | tuple):
+        raise OptionError(f"{op}: expected axes to be a list of axes, got {axes!r:.200}")
     y, p = _pair(op, y_true, y_pred, rows)
-    over = tuple(normalize_axis(op, axis, y.ndim) for axis in axes)
+    over = tuple(normalize_axis(op, as_integer(op, "axes", axis, at_least=-y.ndim), y.ndim) for axis in axes)
+    if len(set(over)) < len(over):
+        raise OptionError(f"{op}: expected different axes, got {tuple(axes)}")
     if rows is not None and 0 in over:
         raise OptionError(f"{op}: expected axes behind the batch axis with rows, got {tuple(axes)}")
-    norms = jnp.maximum(_norm(y, over) * _norm(p, over), eps)
-    return _reduce(op, jnp.sum(y * p, axis=over) / norms, reduction, rows)
+    return jnp.sum(y * p, axis=over) / jnp.maximum(_norm(y, over) * _norm(p, over), eps)
+
+
+def cosine_distance(
+    y_true: jax.Array,
+    y_pred: jax.Array,
+    *,
+    axes: Sequence[int] = (1,),
+    eps: float = 1e-6,
+    reduction: Reduction = "none",
+    rows: Rows = None,
+) -> jax.Array:
+    """`1 - cosine_similarity`: 0 for equal directions, 2 for opposite ones, so that less of it is better."""
+    op = "cosine_distance"
+    return _reduce(op, 1 - _cosine(op, y_true, y_pred, axes, eps, rows), reduction, rows)
 
 
 def apply_label_smoothing(y_true: jax.Array, y_pred: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
@@ -410,34 +467,8 @@ def connectionist_temporal_classification(
     inside = jnp.arange(labels.shape[1]) < lengths[:, None]
     # Negative indices would count from the end; the gather fills those past it with NaN.
     labels = jnp.where(inside, jnp.where(labels < 0, classes, labels), blank)
-    loss = _alignments(log_p, labels, lengths, blank)
+    loss = negative_log_likelihood(log_p, labels, lengths, blank)
     return _reduce(op, loss / jnp.maximum(lengths, 1) if reduction == "mean" else loss, reduction, rows)
-
-
-# Stands for log 0: finite, so that derivatives are, and below what any alignment adds up to.
-_LOG_ZERO = -1e9
-
-
-def _alignments(log_p: jax.Array, labels: jax.Array, lengths: jax.Array, blank: int) -> jax.Array:
-    """Forward recursion over the states blank, label, blank, label, ..., blank."""
-    batch, count = labels.shape
-    states = jnp.full((batch, 2 * count + 1), blank, labels.dtype).at[:, 1::2].set(labels)
-    emitted = jnp.take_along_axis(log_p, states[:, None, :], axis=2, mode="fill", fill_value=jnp.nan)
-    before = jnp.pad(states, ((0, 0), (2, 0)), constant_values=blank)[:, :-2]
-    skips = (states != blank) & (states != before)
-
-    def step(alpha: jax.Array, frame: jax.Array) -> tuple[jax.Array, None]:
-        padded = jnp.pad(alpha, ((0, 0), (2, 0)), constant_values=_LOG_ZERO)
-        reached = jnp.logaddexp(alpha, padded[:, 1:-1])
-        return frame + jnp.logaddexp(reached, jnp.where(skips, padded[:, :-2], _LOG_ZERO)), None
-
-    start = jnp.full(states.shape, _LOG_ZERO, log_p.dtype).at[:, 0].set(0)
-    # From a virtual state before the first, so that the first frame reaches blank and first label alike.
-    first = emitted[:, 0] + jnp.logaddexp(start, jnp.pad(start, ((0, 0), (1, 0)), constant_values=_LOG_ZERO)[:, :-1])
-    alpha, _ = jax.lax.scan(step, first, jnp.swapaxes(emitted[:, 1:], 0, 1))
-    last = jnp.take_along_axis(alpha, 2 * lengths[:, None].astype(jnp.int32), axis=1)[:, 0]
-    label = jnp.take_along_axis(alpha, jnp.maximum(2 * lengths[:, None].astype(jnp.int32) - 1, 0), axis=1)[:, 0]
-    return -jnp.where(lengths > 0, jnp.logaddexp(last, label), last)
 
 
 LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
@@ -448,6 +479,7 @@ LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
             categorical_cross_entropy,
             categorical_hinge,
             connectionist_temporal_classification,
+            cosine_distance,
             hinge,
             huber,
             kl_divergence,
@@ -460,7 +492,7 @@ LOSSES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
         )
     }
 )
-"""The losses that may be named in training; `cosine_similarity` is not among them, since less of it is not better."""
+"""The losses that may be named in training; for `cosine_similarity`, of which less is not better, `cosine_distance`."""
 
 FUSED_ACTIVATION: Mapping[str, str] = MappingProxyType(
     {"binary_cross_entropy": "sigmoid", "categorical_cross_entropy": "softmax"}

@@ -42,6 +42,7 @@ SIGNS = np.where(values(3, 4, seed=1) > 0, 1, -1).astype(np.float32)
         (losses.kl_divergence, np.abs(SIGNS) / 4, special.softmax(LOGITS, -1),
          special.rel_entr(0.25, special.softmax(LOGITS, -1)).sum(-1)),
         (losses.cosine_similarity, ONE_HOT, LOGITS, optax.cosine_similarity(LOGITS, ONE_HOT)),
+        (losses.cosine_distance, ONE_HOT, LOGITS, optax.cosine_distance(LOGITS, ONE_HOT)),
         (losses.poisson, ONE_HOT, np.exp(LOGITS), (np.exp(LOGITS) - ONE_HOT * LOGITS).mean(-1)),
         (losses.categorical_hinge, ONE_HOT, LOGITS,
          np.maximum(0, 1 + ((1 - ONE_HOT) * LOGITS).max(-1) - (ONE_HOT * LOGITS).sum(-1))),
@@ -201,6 +202,43 @@ def test_label_smoothing_matches_optax() -> None:
     np.testing.assert_allclose(losses.apply_label_smoothing(ONE_HOT, LOGITS, smoothing=0.2), smoothed, rtol=1e-6)
     wrapped = losses.label_smoothing(losses.mean_squared_error, smoothing=0.2)
     np.testing.assert_allclose(wrapped(ONE_HOT, LOGITS), losses.mean_squared_error(smoothed, LOGITS), rtol=1e-6)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_smoothed_cross_entropy_matches_optax(from_logits: bool) -> None:
+    """Of one-hot rows and of class indices alike; weights are those of the true class; no class stays NaN."""
+    y_pred = jnp.asarray(LOGITS if from_logits else special.softmax(LOGITS, -1), jnp.float32)
+    loss = partial(categorical_cross_entropy, from_logits=from_logits, label_smoothing=0.2)
+    expected = optax.softmax_cross_entropy(LOGITS, optax.smooth_labels(jnp.asarray(ONE_HOT), 0.2))
+    np.testing.assert_allclose(loss(ONE_HOT, y_pred), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss(jnp.asarray(LABELS), y_pred, sparse=True), expected, rtol=1e-4)
+    weights = np.array([0.5, 1.0, 2.0, 4.0])
+    weighted = loss(jnp.asarray(LABELS), y_pred, sparse=True, class_weights=weights.tolist())
+    np.testing.assert_allclose(weighted, expected * weights[LABELS], rtol=1e-4)
+    spoilt = loss(jnp.asarray([1, 4, -1]), y_pred, sparse=True)
+    assert np.isnan(spoilt).tolist() == [False, True, True]
+    assert_gradient(lambda p: loss(ONE_HOT, p), values(3, 4, low=0.05, high=0.95))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("binary_cross_entropy", {"from_logits": "yes"}),
+        ("categorical_cross_entropy", {"from_logits": 1}),
+        ("categorical_cross_entropy", {"sparse": "no"}),
+        ("categorical_cross_entropy", {"label_smoothing": 1.0}),
+        ("categorical_cross_entropy", {"class_weights": "heavy"}),
+        ("categorical_cross_entropy", {"class_weights": [1.0, 1.0, -1.0, 1.0]}),
+        ("categorical_cross_entropy", {"class_weights": [1.0, "a", 1.0, 1.0]}),
+        ("cosine_distance", {"axes": 1}),
+        ("cosine_distance", {"axes": [1, -1]}),
+        ("cosine_distance", {"axes": [0.5]}),
+    ],
+)
+def test_options_outside_their_domain_raise(name: str, options: Any) -> None:
+    """The message names the loss and the option."""
+    with pytest.raises(OptionError, match=rf"{name}: expected .*{next(iter(options))}|different axes"):
+        LOSSES[name](jnp.asarray(ONE_HOT), jnp.asarray(LOGITS), **options)
 
 
 LENGTHS = np.array([2, 3, 0, 1], np.int32)
