@@ -130,7 +130,7 @@ def _check_params(layer: LayerInfo) -> None:
 
 
 def _open_size_error(error: Exception) -> GraphError:
-    notes = "; ".join(getattr(error, "__notes__", ()))
+    notes = "; ".join(note for note in getattr(error, "__notes__", ()) if note.startswith("in layer"))
     said = f"{error}" if isinstance(error, EngineError) else f"{reason(error)}{'; ' if notes else ''}{notes}"
     return GraphError(
         f"{said}; expected layers that work when open sizes of the inputs stay open, since a program holds for all of "

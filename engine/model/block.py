@@ -121,7 +121,7 @@ def deferred(inputs: Model | Sequence[Model], factory: Callable[..., Any], *, na
     Source: Axon 0.9 deferred, which is resolved when the model is built.
     """
     models = _models(inputs)
-    function = factory(*_open_shapes(container(tuple(models))))
+    function = factory(*open_shapes(container(tuple(models))))
     if not callable(function):
         raise GraphError(f"deferred: expected factory to return a function of models, got {type(function).__name__}")
     made = function if isinstance(function, Block) else block(function, name=name)
@@ -132,7 +132,7 @@ def _models(x: Model | Sequence[Model]) -> list[Model]:
     return [x] if isinstance(x, Model) else list(x)
 
 
-def _open_shapes(model: Model) -> Any:
+def open_shapes(model: Model) -> Any:
     """Shape and dtype of the output, None for the sizes that change with the open sizes of the inputs."""
     undeclared = [f"{name!r}" for name, shape in model.get_inputs().items() if shape is None]
     if undeclared:

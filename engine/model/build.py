@@ -19,7 +19,7 @@ from engine.errors import DtypeError, GraphError, OptionError, ShapeError, State
 from engine.functional.initializers import from_spec
 from engine.functional.rows import Rows
 from engine.model.block import BLOCK
-from engine.model.graph import Mode, ParamSpec
+from engine.model.graph import JointInitializer, Mode, ParamSpec
 from engine.model.hooks import functions_for, report
 from engine.model.model import Model
 from engine.model.state import ModelState, Tree, flatten, near, unflatten
@@ -144,8 +144,8 @@ def _initialise(model: Model, template: Inputs, seed: Seed, state: PartialState)
         wanted = [path for path in specs if path not in given and path not in tied]
 
         def draw(key: jax.Array) -> list[jax.Array]:
-            keys = (jax.random.fold_in(key, path_hash(path)) for path in wanted)
-            return [_draw(specs[path][0], specs[path][1].shape, k) for path, k in zip(wanted, keys, strict=True)]
+            together: dict[str, Any] = {}
+            return [_draw_at(path, *specs[path], key, together) for path in wanted]
 
         given |= zip(wanted, jax.jit(draw)(key), strict=True)
         _report_made(layers, given)
@@ -265,6 +265,18 @@ def _text(value: Any) -> str:
 def path_hash(path: str) -> int:
     """First 32 bits of the md5 of a parameter's path: its key depends on its name, not on its place in the graph."""
     return int.from_bytes(hashlib.md5(path.encode(), usedforsecurity=False).digest()[:4], "big")
+
+
+def _draw_at(
+    path: str, spec: ParamSpec, leaf: jax.ShapeDtypeStruct, key: jax.Array, together: dict[str, Any]
+) -> jax.Array:
+    """The value at a path; `together` keeps what layers draw with one key of their own."""
+    if not isinstance(spec.initializer, JointInitializer):
+        return _draw(spec, leaf.shape, jax.random.fold_in(key, path_hash(path)))
+    layer = path.removesuffix(f".{spec.name}")
+    if layer not in together:
+        together[layer] = spec.initializer.draw(jax.random.fold_in(key, path_hash(layer)))
+    return jnp.asarray(together[layer][spec.initializer.index], leaf.dtype)
 
 
 def _draw(spec: ParamSpec, shape: tuple[int, ...], key: jax.Array) -> jax.Array:

@@ -50,6 +50,21 @@ def _kept_as(dtype: str, spec: ParamSpec) -> ParamSpec:
     return replace(spec, dtype=dtype) if castable else spec
 
 
+@dataclass(frozen=True, slots=True)
+class JointInitializer:
+    """The initializer of one parameter out of several that are drawn together: `draw(key)` gives them all.
+
+    The key is the layer's, so that the values are those of one call.
+    """
+
+    draw: Callable[[Any], Sequence[Any]]
+    index: int
+
+    def __call__(self, shape: Shape, dtype: Any, key: Any) -> Any:
+        """This parameter's value."""
+        return self.draw(key)[self.index]
+
+
 def _no_params(options: Mapping[str, Any]) -> tuple[ParamSpec, ...]:
     return ()
 

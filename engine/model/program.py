@@ -129,7 +129,7 @@ def _flat(exported: Exported, name: str) -> Callable[..., tuple[jax.Array, ...]]
     JAX maps no call of an exported program: `sequential_vmap` does, entry by entry. Cotangents of integers (float0)
     stay outside of what is mapped; they are made inside from the values they belong to.
     """
-    forward = sequential_vmap(lambda *leaves: _call(exported, leaves))
+    forward = sequential_vmap(lambda *leaves: _call(exported, leaves))  # type: ignore[no-untyped-call]
 
     @jax.custom_vjp
     def run(*leaves: jax.Array) -> tuple[jax.Array, ...]:
@@ -155,7 +155,7 @@ def _gradients(exported: Exported, name: str) -> Callable[..., tuple[jax.Array, 
     """`(leaves, cotangents of the floats, integer outputs)` to the gradients of the floats among the leaves."""
     vjp = exported.vjp()
 
-    @sequential_vmap
+    @sequential_vmap  # type: ignore[untyped-decorator]
     def mapped(leaves: Any, floats: Any, others: Any) -> tuple[jax.Array, ...]:
         given, rest = iter(floats), iter(others)
         cotangents = [

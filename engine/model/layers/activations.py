@@ -11,14 +11,15 @@ from engine.functional.activations import swiglu as swiglu_of_arrays
 from engine.model import options
 from engine.model.graph import Namer, Op
 from engine.model.layers.basics import extend
+from engine.model.layers.special import layer, op_name_of
 from engine.model.options import Option
 from engine.shapes import Shape, normalize_axis
 
 if TYPE_CHECKING:
     from engine.model.model import Model
 
-Activation = str | None
-"""The name of an activation, or None for none."""
+Activation = str | Callable[[Any], Any] | None
+"""The name of an activation, a function of one's own that works within each row, or None for none."""
 
 
 def _mixes_on_axis(values: Mapping[str, Any], shapes: Sequence[Shape]) -> str | None:
@@ -105,12 +106,19 @@ OPS: dict[str, Op] = {
 }
 
 
-def activation(x: Model, activation: str, *, name: Namer = None, **values: Any) -> Model:
-    """Any activation by its name, with that activation's options.
+def activation(x: Model, activation: str | Callable[[Any], Any], *, name: Namer = None, **values: Any) -> Model:
+    """Any activation by its name, with that activation's options, or a function of one's own.
+
+    A function gets the options as keyword arguments. It is taken to work within each row of the batch, as activations
+    do; what mixes rows is a `layer`. The node is named after the function.
 
     Raises: `OptionError` on an unknown name or option.
     Source: Axon.activation/3.
     """
+    if callable(activation):
+        return layer(
+            activation, x, row_wise=True, op_name=op_name_of(activation, "activation"), name=name, **values
+        )
     if activation not in BUILDERS:
         raise OptionError(f"activation: expected one of {', '.join(BUILDERS)}, got {activation!r}")
     unknown = sorted(set(values) - set(OPS[activation].options))
@@ -120,9 +128,9 @@ def activation(x: Model, activation: str, *, name: Namer = None, **values: Any) 
     return BUILDERS[activation](x, name=name, **values)
 
 
-def activate(x: Model, activation_name: Activation) -> Model:
-    """`x` followed by the named activation, or `x` itself for None."""
-    return x if activation_name is None else activation(x, activation_name)
+def activate(x: Model, chosen: Activation) -> Model:
+    """`x` followed by an activation, or `x` itself for None."""
+    return x if chosen is None else activation(x, chosen)
 
 
 def celu(x: Model, *, alpha: float = 1.0, name: Namer = None) -> Model:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import GraphError, OptionError
-from engine.model.graph import Namer, Op, ParamSpec
+from engine.model.graph import NAME, Namer, Op, ParamSpec
 from engine.model.layers.basics import extend
 from engine.model.options import Option
 from engine.shapes import Shape
@@ -60,7 +60,9 @@ def param(
     return ParamSpec(name, shape if callable(shape) else lambda *_: fixed, initializer, kind, dtype)  # type: ignore[arg-type]
 
 
-_UNKNOWN = "it is a function whose rows are not known to be independent (row_wise=True says that they are)"
+UNKNOWN_ROWS = "it is a function whose rows are not known to be independent (row_wise=True says that they are)"
+RESERVED = frozenset({"block", "program"})
+"""Names that mean something in a graph besides those of the catalogue: for ops and options of one's own not free."""
 _ANYTHING = Option("anything", lambda value: value)
 
 
@@ -88,14 +90,13 @@ def layer(
         takes_missing: whether it is called with None for an absent optional input.
         row_wise: whether each row of the answer depends on the same row of the inputs alone; only then may requests
             share a batch, and batches have rows of padding.
-        op_name: under which it is counted and shown.
-    Raises: `GraphError` when names of parameters and options clash.
-    Source: Axon.layer/3. A graph with such a layer cannot be written yet.
+        op_name: under which it is counted and shown; not that of an op of the catalogue.
+    Raises: `GraphError` when names of parameters and options clash or are reserved.
+    Source: Axon.layer/3. In a bundle the layer is a StableHLO program, made when the bundle is written: there open
+        sizes of the inputs are symbols, and options are built in.
     """
     given = list(inputs) if isinstance(inputs, Sequence) else [inputs]
-    taken = [spec.name for spec in params] + list(options)
-    if len(set(taken)) != len(taken):
-        raise GraphError(f"{op_name}: expected distinct names of parameters and options, got {taken}")
+    _check_names(op_name, [*(spec.name for spec in params), *options, *(["mode"] if passes_mode else [])])
     if mode not in ("both", "train", "inference"):
         raise OptionError(f"{op_name}: expected mode 'both', 'train' or 'inference', got {mode!r}")
     op = Op(
@@ -109,9 +110,33 @@ def layer(
         train_only=mode == "train",
         inference_only=mode == "inference",
         takes_missing=takes_missing,
-        mixes_rows=lambda values, shapes: None if row_wise else _UNKNOWN,
+        mixes_rows=lambda values, shapes: None if row_wise else UNKNOWN_ROWS,
     )
     return extend(op, given, options, name)
+
+
+def _check_names(op_name: str, taken: Sequence[str]) -> None:
+    if not NAME.fullmatch(op_name) or not _is_free(op_name):
+        raise GraphError(
+            f"layer: expected an op_name that matches {NAME.pattern} and is none of the catalogue's, got {op_name!r}"
+        )
+    if len(set(taken)) != len(taken) or RESERVED & set(taken):
+        reserved = ", ".join(sorted(RESERVED))
+        raise GraphError(
+            f"{op_name}: expected distinct names of parameters and options, none of {reserved}, got {list(taken)}"
+        )
+
+
+def _is_free(op_name: str) -> bool:
+    from engine.model.layers import OPS
+
+    return op_name not in OPS and op_name not in RESERVED
+
+
+def op_name_of(function: Callable[..., Any], otherwise: str) -> str:
+    """The name of a function, where an op may have it; else `otherwise`."""
+    found = getattr(function, "__name__", "")
+    return found if NAME.fullmatch(found) and _is_free(found) else otherwise
 
 
 def nx(x: Model, function: Callable[[Any], Any], *, row_wise: bool = False, name: Namer = None) -> Model:
