@@ -19,6 +19,7 @@ from engine.functional.stateful import StatefulOutput
 from engine.model.block import BLOCK
 from engine.model.graph import Mode, Node, ParamSpec, owners
 from engine.model.hooks import functions_for, report, report_gradient
+from engine.model.layers.basics import as_structure
 from engine.model.model import Model
 from engine.model.padding import padding_reason
 from engine.model.state import ModelState, Tree, branch, flatten, leaf_at, unflatten
@@ -257,7 +258,8 @@ def _info(name: str, node: Node, arguments: tuple[Any, ...], value: Any, used: d
 
 
 def by_name(inputs: Mapping[str, Node], given: Inputs) -> dict[str, Any]:
-    """Values by input name; a bare value belongs to the only input."""
+    """Values by input name, dataclass instances as dicts; a bare value belongs to the only input."""
+    given = as_structure(given)
     if isinstance(given, Mapping):
         return dict(given)
     if len(inputs) != 1:

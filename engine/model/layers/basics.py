@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ MAX_DEPTH = 32
 def extend(op: Op, inputs: Sequence[Model], values: Mapping[str, Any], name: Namer = None) -> Model:
     """The model that ends in one more node; raises `OptionError` or `GraphError`."""
     for x in inputs:
-        if not isinstance(getattr(x, "node", None), Node):
+        if not isinstance(_node_of(x), Node):
             raise GraphError(f"{op.name}: expected models as inputs, got {type(x).__name__}")
     return type(inputs[0])(make_node(op, [x.node for x in inputs], values, name))
 
@@ -126,23 +127,37 @@ CONTAINER = Op(
 )
 
 
+def as_structure(value: Any) -> Any:
+    """Nested dicts and tuples with every dataclass instance in them as the dict of its fields."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and not isinstance(_node_of(value), Node):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: as_structure(item) for key, item in value.items()}
+    return tuple(map(as_structure, value)) if isinstance(value, tuple) else value
+
+
+def _node_of(value: Any) -> Any:
+    return getattr(value, "node", None)
+
+
 def container(models: Any, *, name: Namer = None) -> Model:
     """Join several outputs into one structured value.
 
     Args:
-        models: nested tuples (or lists) and dicts of models.
-    Returns: a model whose value has that structure, tuples for sequences.
+        models: nested tuples (or lists), dicts and dataclass instances of models.
+    Returns: a model whose value has that structure: tuples for sequences, dicts by the fields' names for dataclasses.
     Raises: `GraphError` when there is no model in it, or something else is.
     Source: Axon.container/2.
     """
     leaves: list[Any] = []
 
     def number(value: Any, path: str) -> Structure:
+        value = as_structure(value)
         if isinstance(value, Mapping):
             return {key: number(item, f"{path}.{key}") for key, item in value.items()}
         if isinstance(value, list | tuple):
             return tuple(number(item, f"{path}[{i}]") for i, item in enumerate(value))
-        if not isinstance(getattr(value, "node", None), Node):
+        if not isinstance(_node_of(value), Node):
             raise GraphError(f"container: expected a model at {path or 'the top'}, got {type(value).__name__}")
         leaves.append(value)
         return len(leaves) - 1
