@@ -87,7 +87,7 @@ POLICIES = {
 
 Parameters and compute are those of Keras' policies of the same names; the output is that of jmp's usual policy
 (`params=float32,compute=float16,output=float32`), so that losses, metrics and what a served model answers stay f32.
-Between two layers the compiler drops the pair of casts. `mixed_float16` wants a loss scale.
+Between two layers the compiler drops or fuses the pair of casts. `mixed_float16` wants a loss scale.
 """
 
 
