@@ -188,7 +188,7 @@ _ANY: dict[str, Step] = {
     "add": lambda pool, x: Value(ax.add(x.model, pool.like(x.shape), name=pool.name()), x.shape),
     "subtract": lambda pool, x: Value(ax.subtract(x.model, pool.like(x.shape)), x.shape),
     "multiply": lambda pool, x: Value(ax.multiply(x.model, pool.like(x.shape)), x.shape),
-    "cond": lambda pool, x: Value(ax.cond(x.model, x.model.relu(), pool.like(x.shape), reduce="mean"), x.shape),
+    "cond": _same(lambda pool, x: ax.cond(x, x.relu(), x.tanh(), reduce="mean")),
     "residual": _same(lambda pool, x: x.residual(lambda y: y.tanh())),
     "concatenate": _concatenate,
     "constant": _constant,

@@ -161,7 +161,7 @@ def test_every_problem_of_a_graph_is_reported_at_once():
         ({"policy": "bf16"}, "policy: expected null, or an object with params, compute, output"),
         ({"tied": {"a.b": {"from": "c"}}}, "tied.a.b: expected an object with a source"),
         ({"tied": {"a": {"source": "b", "transform": "flip"}}}, "tied.a.transform: expected null or 'transpose'"),
-        ({"artifacts": {"a": "0" * 64}}, "feature 'artifacts'"),
+        ({"artifacts": {"a": "0" * 64}}, "a member artifacts/"),
         ({"nodes": []}, "nodes: expected a list with at least one node"),
         ({"nodes": [3]}, r"nodes\[0\]: expected an object, got int"),
         ({"outputs": []}, "outputs: expected at least one name"),
@@ -214,7 +214,7 @@ def test_digests_and_lists_of_members_must_agree(tmp_path: Path, members: dict[s
     _refused(_zip(tmp_path / "b", extra, fix_manifest=False), "exactly the other members, got 'serving.json'")
     missing = {name: data for name, data in members.items() if name != "params.safetensors"}
     _refused(_zip(tmp_path / "c", missing), "a member params.safetensors, got none")
-    _refused(_zip(tmp_path / "d", {**members, f"artifacts/{'0' * 64}.jaxexport": b"x"}), "features this reader knows")
+    _refused(_zip(tmp_path / "d", {**members, f"artifacts/{'0' * 64}.jaxexport": b"x"}), "artifacts of graph.json names")
     _refused(_zip(tmp_path / "e", {**members, "preprocess.json": b"{}"}), "preprocess.json, which it does not know")
 
 
