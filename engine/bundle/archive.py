@@ -6,6 +6,7 @@ paths on disk.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zipfile
@@ -22,7 +23,8 @@ STATE = "state.safetensors"
 CONSTANTS = "constants.safetensors"
 PREPROCESS = "preprocess.json"
 SERVING = "serving.json"
-_ARTIFACT = re.compile(r"artifacts/[0-9a-f]{64}\.jaxexport")
+ARTIFACTS = "artifacts"
+_ARTIFACT = re.compile(rf"{ARTIFACTS}/[0-9a-f]{{64}}\.jaxexport")
 _FIXED = (MANIFEST, GRAPH, PARAMS, STATE, CONSTANTS, PREPROCESS, SERVING)
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -56,14 +58,21 @@ def _wrong(where: str, expected: str, got: object) -> BundleError:
 
 
 def _bound(name: str, size: int, limits: Limits) -> None:
-    most = limits.graph_bytes if name.endswith(".json") else limits.parameter_bytes + 2**20
+    if name.startswith(f"{ARTIFACTS}/"):
+        most = limits.program_bytes
+    else:
+        most = limits.graph_bytes if name.endswith(".json") else limits.parameter_bytes + 2**20
     if size > most:
         raise _wrong(name, f"at most {most} bytes", size)
 
 
 def _read_folder(path: Path, limits: Limits) -> dict[str, bytes]:
-    members = {}
-    for name in _FIXED:
+    members: dict[str, bytes] = {}
+    programs = itertools.islice((path / ARTIFACTS).glob("*.jaxexport"), limits.members + 1)
+    names = [name for name in sorted(f"{ARTIFACTS}/{file.name}" for file in programs) if is_member(name)]
+    if len(names) > limits.members:
+        raise _wrong("bundle", f"at most {limits.members} members", "more")
+    for name in (*_FIXED, *names):
         file = path / name
         if file.is_file() and not file.is_symlink():
             _bound(name, file.stat().st_size, limits)

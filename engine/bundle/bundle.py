@@ -21,6 +21,8 @@ from engine.bundle import archive, strict_json, tensors
 from engine.bundle.graph_reader import from_json, frozen_paths, ties_of
 from engine.bundle.graph_writer import to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
+from engine.bundle.portable import STABLEHLO_VERSION
+from engine.bundle.programs import export_programs
 from engine.errors import BundleError, EngineError, Problem
 from engine.model.build import infer, template_of
 from engine.model.graph import ParamSpec
@@ -32,7 +34,7 @@ from engine.version import VERSION as ENGINE_VERSION
 
 FORMAT = "axon.bundle"
 VERSION = 1
-MANIFEST_KEYS = {"format", "version", "engine_version", "members", "lineage", "requires"}
+MANIFEST_KEYS = {"format", "version", "engine_version", "members", "lineage", "requires", "programs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ def write(
 
     Raises: `GraphError` for a model that cannot be written, `BundleError` for a state that does not fit it.
     """
-    graph, constants = to_json(model, frozen=state.frozen, ties=state.ties, with_weights=True)
-    from_json(graph, constants=constants, limits=limits)
+    programs = export_programs(model, limits=limits)
+    graph, constants = to_json(model, frozen=state.frozen, ties=state.ties, with_weights=True, programs=programs)
+    from_json(graph, constants=constants, members=programs.members(), limits=limits)
     parameters, layer_state = dict(flatten(state.parameters)), dict(flatten(state.state))
     layers = check_size(model, limits)
     check_marks(layers, graph)
@@ -71,6 +74,7 @@ def write(
         members[archive.CONSTANTS] = tensors.dump(constants)
     if serving:
         members[archive.SERVING] = _json(serving)
+    members |= programs.members()
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -80,6 +84,8 @@ def write(
         },
         "lineage": dict(lineage or {}),
     }
+    if programs.artifacts:
+        manifest["programs"] = {"stablehlo": STABLEHLO_VERSION, "jax": sorted(programs.made_by)}
     archive.write(Path(path), {archive.MANIFEST: _json(manifest), **members})
 
 
@@ -92,7 +98,8 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     manifest = _read_manifest(members, limits)
     constants = _tensors(members, archive.CONSTANTS)
     graph = read_json(members[archive.GRAPH], archive.GRAPH, limits)
-    model = from_json(graph, constants=constants, limits=limits)
+    made_by = manifest.get("programs", {}).get("jax", ())
+    model = from_json(graph, constants=constants, members=members, made_by=made_by, limits=limits)
     parameters, state = _tensors(members, archive.PARAMS), _tensors(members, archive.STATE)
     layers = check_size(model, limits)
     check_marks(layers, graph)
@@ -196,12 +203,24 @@ def _read_manifest(members: Mapping[str, bytes], limits: Limits) -> Mapping[str,
     for feature in requires if isinstance(requires, list) else []:
         problems.append(Problem("manifest.json: requires", "features this reader knows", f"{str(feature)[:100]!r}"))
     problems += _digest_problems(members, manifest.get("members"))
-    if archive.PREPROCESS in members or any(name.startswith("artifacts/") for name in members):
-        names = [n for n in members if n == archive.PREPROCESS or n.startswith("artifacts/")]
-        problems.append(Problem("bundle", "features this reader knows", f"{', '.join(names)}, which it does not know"))
+    if archive.PREPROCESS in members:
+        problems.append(
+            Problem("bundle", "features this reader knows", f"{archive.PREPROCESS}, which it does not know")
+        )
+    problems += _programs_problems(manifest.get("programs", {}))
     if problems:
         raise BundleError(problems)
     return manifest
+
+
+def _programs_problems(programs: Any) -> list[Problem]:
+    """What is wrong with the record of what made the programs: `{"stablehlo": version, "jax": [versions]}`."""
+    if isinstance(programs, Mapping) and set(programs) <= {"stablehlo", "jax"}:
+        stablehlo, made_by = programs.get("stablehlo", ""), programs.get("jax", [])
+        versions = [stablehlo, *made_by] if isinstance(made_by, list) else [None]
+        if all(isinstance(version, str) and len(version) <= 64 for version in versions) and len(versions) <= 17:
+            return []
+    return [Problem("manifest.json: programs", "versions as stablehlo, and as the list jax", str(programs)[:100])]
 
 
 def _digest_problems(members: Mapping[str, bytes], listed: Any) -> list[Problem]:

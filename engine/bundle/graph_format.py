@@ -6,11 +6,9 @@ FORMAT = "axon.graph"
 VERSION = 1
 BODY_KEYS = frozenset({"nodes", "outputs", "blocks"})
 """What the graph and the definition of a block have in common."""
-GRAPH_KEYS = BODY_KEYS | {"format", "version", "frozen", "tied", "requires", "policy", "artifacts"}
+GRAPH_KEYS = BODY_KEYS | {"format", "version", "frozen", "tied", "requires", "policy", "artifacts", "functions"}
 BLOCK_KEYS = BODY_KEYS | {"inputs", "remat"}
 NODE_KEYS = frozenset({"name", "op", "inputs", "options", "policy", "params"})
 TIE_KEYS = frozenset({"source", "transform"})
 POLICY_KEYS = ("params", "compute", "output")
-LATER = ("artifacts",)
-"""Keys whose place is fixed and which this reader does not know yet."""
 MAX_INLINE_CONSTANT = 4096

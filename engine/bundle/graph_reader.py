@@ -16,7 +16,6 @@ from engine.bundle.graph_format import (
     BLOCK_KEYS,
     FORMAT,
     GRAPH_KEYS,
-    LATER,
     MAX_INLINE_CONSTANT,
     NODE_KEYS,
     POLICY_KEYS,
@@ -25,6 +24,7 @@ from engine.bundle.graph_format import (
 )
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.bundle.param_specs import params_from_json
+from engine.bundle.programs import PROGRAM, Artifact, read_artifacts, read_program
 from engine.errors import BundleError, EngineError, Problem
 from engine.model.block import BLOCK, MAX_INPUTS, Block
 from engine.model.graph import NAME, Node, make_node, owners
@@ -35,13 +35,27 @@ from engine.model.policy import WITHOUT_POLICY
 from engine.model.state import TRANSFORMS, Tie
 from engine.precision import DTYPES, FLOATS, NO_CAST, Policy, dtype_of
 
+_OPS = {**{name: entry.op for name, entry in OPS.items()}, BLOCK.name: BLOCK, PROGRAM.op.name: PROGRAM.op}
+"""Every op that a node may name."""
+
 
 def from_json(
-    graph: Any, *, constants: Mapping[str, np.ndarray] | None = None, limits: Limits = DEFAULT_LIMITS
+    graph: Any,
+    *,
+    constants: Mapping[str, np.ndarray] | None = None,
+    members: Mapping[str, bytes] | None = None,
+    made_by: Sequence[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Model:
-    """The model of a graph's JSON values; raises `BundleError` with every problem."""
+    """The model of a graph's JSON values; raises `BundleError` with every problem.
+
+    `members` are the files of its bundle, for the programs of layers, and `made_by` the versions of JAX that wrote
+    these programs.
+    """
     reading = _Reading(limits, constants or {})
     reading.check_head(graph)
+    reading.stop_if_wrong()
+    reading.artifacts = read_artifacts(graph.get("artifacts", {}), members or {}, made_by, limits, reading.add)
     reading.stop_if_wrong()
     reading.policy = reading.policy_of(graph, "policy", NO_CAST)
     body = _Body(reading, graph, "", "")
@@ -67,10 +81,11 @@ def ties_of(graph: Mapping[str, Any]) -> tuple[Tie, ...]:
 
 @dataclass(slots=True)
 class _Reading:
-    """What the graph and the definitions of its blocks share: limits, constants, the default policy, problems."""
+    """What the graph and the definitions of its blocks share: limits, constants, programs, policy, problems."""
 
     limits: Limits
     constants: Mapping[str, np.ndarray]
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
     policy: Policy = NO_CAST
     problems: list[Problem] = field(default_factory=list)
     nodes: int = 0
@@ -93,9 +108,6 @@ class _Reading:
             self.add("format", repr(FORMAT), graph.get("format"))
         if graph.get("version") != VERSION or isinstance(graph.get("version"), bool):
             self.add("version", f"{VERSION} or older", graph.get("version"))
-        for key in LATER:
-            if graph.get(key):
-                self.add(key, "a feature this reader knows", f"feature {key!r}, which it does not know")
         requires = self._strings(graph, "requires", "a list of feature names")
         for feature in requires:
             self.add("requires", "features this reader knows", f"feature {feature!r}, which it does not know")
@@ -280,9 +292,7 @@ class _Body:
         where, entry = self.entries[name]
         self.expanded += 1
         before, op_name, given = len(self.reading.problems), entry.get("op"), entry.get("options", {})
-        op = (
-            BLOCK if op_name == BLOCK.name else OPS[op_name].op if isinstance(op_name, str) and op_name in OPS else None
-        )
+        op = _OPS.get(op_name) if isinstance(op_name, str) else None
         values: dict[str, Any] = {}
         if op is None:
             self.add(f"{where}.op", "a known op", op_name)
@@ -301,7 +311,10 @@ class _Body:
         if op is None or not isinstance(parents, list) or len(self.reading.problems) > before:
             return None
         inputs = [found for parent in parents if isinstance(parent, str) and (found := self.nodes.get(parent))]
-        if len(inputs) < len(parents) or values.get("block", op) is None:
+        if op is PROGRAM.op:
+            op = read_program(where, values, len(parents), self.reading.artifacts, self.add)
+            values = dict(values["given"])
+        if op is None or len(inputs) < len(parents) or values.get("block", op) is None:
             return None
         try:
             node = make_node(op, inputs, values, name)
@@ -323,7 +336,7 @@ class _Body:
         return {"block": block}
 
     def _values(self, where: str, op_name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        known = OPS[op_name]
+        known = PROGRAM if op_name == PROGRAM.op.name else OPS[op_name]
         values = dict(known.defaults)
         for option in known.op.options:
             if option not in given and option not in values:

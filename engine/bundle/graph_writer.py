@@ -10,6 +10,8 @@ import numpy as np
 
 from engine.bundle.graph_format import FORMAT, POLICY_KEYS, VERSION
 from engine.bundle.param_specs import params_json
+from engine.bundle.programs import PROGRAM, Programs
+from engine.bundle.signatures import is_own
 from engine.errors import GraphError
 from engine.model import options
 from engine.model.block import BLOCK, Block
@@ -25,16 +27,22 @@ from engine.shapes import Shape
 
 
 def to_json(
-    model: Model, *, frozen: frozenset[str] = frozenset(), ties: Iterable[Tie] = (), with_weights: bool = False
+    model: Model,
+    *,
+    frozen: frozenset[str] = frozenset(),
+    ties: Iterable[Tie] = (),
+    with_weights: bool = False,
+    programs: Programs | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The graph as JSON values, and its constants by node name (by path within blocks).
 
     Args:
         frozen, ties: of the model's state.
         with_weights: whether the weights travel too: initializers given as functions may then stay behind.
+        programs: of the layers of one's own, where they travel too.
     Raises: `GraphError` for what cannot be written (a function, a hook), naming the layer.
     """
-    writer = _Writer(model, with_weights)
+    writer = _Writer(model, with_weights, programs or Programs())
     graph: dict[str, Any] = {"format": FORMAT, "version": VERSION}
     if writer.policy != NO_CAST:
         graph["policy"] = _policy_json(writer.policy)
@@ -44,6 +52,8 @@ def to_json(
     tied = {tie.destination: _tie_json(tie) for tie in sorted(ties)}
     if tied:
         graph["tied"] = tied
+    if writer.programs.artifacts:
+        graph["artifacts"] = writer.programs.digests()
     return graph, writer.constants
 
 
@@ -82,13 +92,13 @@ def _most_common(policies: Iterable[Policy]) -> Policy:
 class _Writer:
     """One model on its way to JSON: the default policy, shapes of declared parameters, constants found."""
 
-    def __init__(self, model: Model, with_weights: bool) -> None:
-        self.with_weights = with_weights
+    def __init__(self, model: Model, with_weights: bool, programs: Programs) -> None:
+        self.with_weights, self.programs = with_weights, programs
         self.constants: dict[str, np.ndarray] = {}
         nodes = list(_written(model))
         self.policy = _most_common(node.policy for node in nodes if node.op.name not in WITHOUT_POLICY)
         self._shapes: dict[str, dict[str, Shape]] = {}
-        if any(node.declared is not None or _with_function(node) for node in nodes):
+        if any((node.declared is not None or _with_function(node)) and not is_own(node) for node in nodes):
             for layer in infer(model):
                 self._shapes.setdefault(layer.name, {name: tuple(leaf.shape) for name, leaf in layer.params.items()})
 
@@ -113,8 +123,9 @@ class _Writer:
 
     def _node(self, node: Node, names: Mapping[Node, str], owner: Mapping[Node, str], prefix: str) -> dict[str, Any]:
         path = f"{prefix}{names[node]}"
-        _check_travels(node, path)
-        result: dict[str, Any] = {"name": names[node], "op": node.op.name}
+        program = node in self.programs.options
+        _check_travels(node, path, program)
+        result: dict[str, Any] = {"name": names[node], "op": PROGRAM.op.name if program else node.op.name}
         if node.inputs:
             result["inputs"] = [names[parent] for parent in node.inputs]
         if node.op is CONSTANT:
@@ -126,13 +137,18 @@ class _Writer:
             result["policy"] = _policy_json(node.policy)
         if (specs := self._declared(node)) is not None:
             result["params"] = params_json(
-                specs, self._shapes[path], where=_place(node, path), with_weights=self.with_weights
+                specs,
+                self.programs.shapes[node] if program else self._shapes[path],
+                where=_place(node, path),
+                with_weights=self.with_weights,
             )
         return result
 
     def _options(self, node: Node, path: str) -> dict[str, Any]:
         if node.op is CONSTANT:
             return {}
+        if node in self.programs.options:
+            return self.programs.options[node]
         defaults, behind = OPS[node.op.name].defaults, _with_function(node) if self.with_weights else ()
         return {
             option: _literal(value, option, node, path)
@@ -142,6 +158,8 @@ class _Writer:
 
     def _declared(self, node: Node) -> tuple[ParamSpec, ...] | None:
         """The parameters that are written out: those declared, and those of an op whose initializer stays behind."""
+        if node in self.programs.options:
+            return node.specs() or None
         if node.declared is None and not (self.with_weights and _with_function(node)):
             return None
         return node.specs()
@@ -160,12 +178,11 @@ def _place(node: Node, path: str) -> str:
     return f"layer {path!r} ({node.op.name}, built at {node.built_at})"
 
 
-def _check_travels(node: Node, path: str) -> None:
-    known = OPS.get(node.op.name)
-    if node.op is not BLOCK and (known is None or known.op is not node.op):
+def _check_travels(node: Node, path: str, program: bool) -> None:
+    if is_own(node) and not program:
         raise GraphError(
-            f"{_place(node, path)}: expected an op of the catalogue, got a function; such layers cannot be written to "
-            "a graph"
+            f"{_place(node, path)}: expected an op of the catalogue, got a function; such layers are written in a "
+            "bundle, as programs, and not in a graph alone"
         )
     if node.hooks:
         raise GraphError(

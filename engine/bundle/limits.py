@@ -32,7 +32,7 @@ class Limits:
     """
 
     bundle_bytes: int = 4 * 2**30
-    members: int = 64
+    members: int = 512
     graph_bytes: int = 4 * 2**20
     nodes: int = 4096
     expanded_nodes: int = 16384

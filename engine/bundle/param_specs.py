@@ -17,7 +17,7 @@ from engine.model.graph import NAME, ParamSpec
 from engine.model.options import Option
 from engine.shapes import Shape
 
-MAX_SPECS = 256
+MAX_SPECS = 4096
 PATH = re.compile(rf"{NAME.pattern}(\.{NAME.pattern}){{0,7}}")
 """A parameter's name: names joined by dots."""
 Add = Callable[[str, str, Any], None]

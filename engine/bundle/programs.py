@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.bundle.portable import NotExportable, export_function
@@ -28,7 +27,7 @@ from engine.model.layers import OPS, Entry
 from engine.model.layers.special import RESERVED, UNKNOWN_ROWS
 from engine.model.model import Model
 from engine.model.options import Option
-from engine.model.program import Program, Variant, has_modes, shape_problems, takes_missing
+from engine.model.program import Program, Variant, has_modes, layer_problems, takes_missing
 from engine.shapes import Shape
 
 MAX_VARIANTS = 64
@@ -127,11 +126,13 @@ class Programs:
         artifacts: the bytes of each program by its name.
         options: of the node of each layer, as JSON values.
         shapes: of each layer's parameters.
+        made_by: the versions of JAX that wrote the programs.
     """
 
     artifacts: dict[str, bytes] = field(default_factory=dict)
     options: dict[Node, dict[str, Any]] = field(default_factory=dict)
     shapes: dict[Node, dict[str, Shape]] = field(default_factory=dict)
+    made_by: set[str] = field(default_factory=set)
 
     def add(self, name: str, data: bytes) -> str:
         """The name under which these bytes stand; equal bytes stand once."""
@@ -166,13 +167,15 @@ def export_programs(model: Model, *, limits: Limits = DEFAULT_LIMITS) -> Program
     functions = [node for node in nodes if not isinstance(node.op.apply, Program)]
     seen = observe(model) if functions else None
     for node in nodes:
-        if seen is None or isinstance(node.op.apply, Program):
+        apply = node.op.apply
+        if isinstance(apply, Program):
             programs.shapes[node] = {spec.name: spec.shape() for spec in node.specs()}
-            variants: Sequence[Variant] = node.op.apply.variants
-        else:
+            variants: Sequence[Variant] = apply.variants
+        elif seen is not None:
             programs.shapes[node] = {name: tuple(leaf.shape) for name, leaf in seen.params.get(node, {}).items()}
             with x64(model):
                 variants = [_export(node, call) for call in seen.calls[node]]
+        programs.made_by.update(*(variant.made_by for variant in variants))
         programs.options[node] = _options_json(node, variants, programs)
     return programs
 
@@ -201,7 +204,7 @@ def _export(node: Node, call: Call) -> Variant:
             f"{place(node)}: expected a function that can be exported as a StableHLO program, got one that cannot: "
             f"{error}"
         ) from error
-    return Variant(None, data, call.mode, call.present)
+    return Variant(None, data, call.mode, call.present, (jax.__version__,))
 
 
 def _options_json(node: Node, variants: Sequence[Variant], programs: Programs) -> dict[str, Any]:
@@ -249,14 +252,18 @@ class Artifact:
 
     data: bytes
     exported: Any
+    made_by: tuple[str, ...]
 
 
-def read_artifacts(listed: Any, members: Mapping[str, bytes], limits: Limits, add: Add) -> dict[str, Artifact]:
+def read_artifacts(
+    listed: Any, members: Mapping[str, bytes], made_by: Sequence[str], limits: Limits, add: Add
+) -> dict[str, Artifact]:
     """The programs of a graph by name, each checked before it is used; problems go to `add`.
 
     Args:
         listed: `artifacts` of graph.json.
         members: the files of the bundle, whose digests the manifest has confirmed.
+        made_by: the versions of JAX that the manifest names.
     """
     if not isinstance(listed, Mapping):
         add("artifacts", "an object of sha256 digests by name", listed)
@@ -272,22 +279,22 @@ def read_artifacts(listed: Any, members: Mapping[str, bytes], limits: Limits, ad
         add(name, "a member that artifacts of graph.json names", "one that it does not name")
     found = {}
     for name, digest in listed.items():
-        artifact = _read_artifact(members[member(digest)], f"artifacts.{name}", limits, add)
-        if artifact is not None:
-            found[name] = artifact
+        data = members[member(digest)]
+        exported = _read_artifact(data, f"artifacts.{name}", limits, add)
+        if exported is not None:
+            found[name] = Artifact(data, exported, tuple(made_by))
     return found
 
 
-def _read_artifact(data: bytes, where: str, limits: Limits, add: Add) -> Artifact | None:
+def _read_artifact(data: bytes, where: str, limits: Limits, add: Add) -> Any:
     from jax import export
 
     try:
-        exported = export.deserialize(bytearray(data))
+        return export.deserialize(bytearray(data))
     except Exception as error:
         # A stranger's bytes in a parser that trusts them: whatever it raises is their fault.
         add(where, "a serialised program", repr(error))
         return None
-    return Artifact(data, exported)
 
 
 def read_program(
@@ -297,17 +304,17 @@ def read_program(
     variants, wrong = [], False
     for i, (mode, present, name) in enumerate(values["programs"]):
         place = f"{where}.options.programs[{i}]"
-        problems = []
+        problems: list[tuple[str, str]] = []
         if name not in artifacts:
             problems = [("the name of an artifact", name)]
         elif len(present) != inputs:
             problems = [(f"{inputs} booleans in present, one per input", f"{len(present)}")]
         else:
             found = artifacts[name]
-            problems = [tuple(text.split(", got ", 1)) for text in shape_problems(found.exported)]
+            problems = list(layer_problems(found.exported))
             if not problems and _presence(found.exported) != present:
                 problems = [("present to say which inputs the program takes", str(present))]
-            variants.append(Variant(found.exported, found.data, mode, present))
+            variants.append(Variant(found.exported, found.data, mode, present, found.made_by))
         for expected, got in problems:
             add(place, expected, got)
         wrong = wrong or bool(problems)

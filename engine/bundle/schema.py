@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.bundle.graph_format import FORMAT, POLICY_KEYS, VERSION
 from engine.bundle.param_specs import FIELDS, MAX_SPECS, REQUIRED
+from engine.bundle.programs import PROGRAM
 from engine.model import options
 from engine.model.block import BLOCK, MAX_INPUTS
 from engine.model.graph import NAME, Op
@@ -39,6 +40,7 @@ def graph_schema() -> Schema:
                 "frozen": {"type": "array", "items": {"type": "string"}},
                 "tied": {"type": "object", "additionalProperties": _tie()},
                 "requires": {"type": "array", "items": {"type": "string"}},
+                "artifacts": _digests(),
             },
             required=("format", "version", "nodes", "outputs"),
         ),
@@ -50,7 +52,7 @@ def graph_schema() -> Schema:
             "block": _block(),
             **options.DEFINITIONS,
             "node": _node(),
-            **{f"options of {op}": _options(op) for op in (*OPS, BLOCK.name)},
+            **{f"options of {op}": _options(op) for op in (*OPS, BLOCK.name, PROGRAM.op.name)},
         },
     }
 
@@ -88,9 +90,14 @@ def _tie() -> Schema:
     return _object({"source": {"type": "string"}, "transform": {"enum": list(TRANSFORMS)}}, required=("source",))
 
 
+def _digests() -> Schema:
+    digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    return {"type": "object", "propertyNames": _NAME, "additionalProperties": digest}
+
+
 def _node() -> Schema:
     """What all nodes share, and for each op its options and number of inputs."""
-    ops = {**{name: entry.op for name, entry in OPS.items()}, BLOCK.name: BLOCK}
+    ops = {**{name: entry.op for name, entry in OPS.items()}, BLOCK.name: BLOCK, PROGRAM.op.name: PROGRAM.op}
     common = _object(
         {
             "name": _NAME,
@@ -121,7 +128,8 @@ def _options(name: str) -> Schema:
     if name == CONSTANT.name:
         number = _object({"value": options.NUMBERS, "dtype": dict(options.dtype.schema)}, required=("value",))
         return {**options.any_of(number, _object({})), "description": "none where constants.safetensors has the value"}
-    op, defaults = OPS[name].op, OPS[name].defaults
+    known = PROGRAM if name == PROGRAM.op.name else OPS[name]
+    op, defaults = known.op, known.defaults
     properties = {}
     for option, domain in op.options.items():
         properties[option] = {**domain.schema, "description": domain.expected}

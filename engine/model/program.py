@@ -26,12 +26,13 @@ ProgramMode = Literal["both", "train", "inference"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One program of a layer: its bytes, and the mode and the present inputs it is for."""
+    """One program of a layer: its bytes, the mode and the present inputs it is for, the versions of JAX behind it."""
 
     exported: Exported
     data: bytes
     mode: ProgramMode = "both"
     present: tuple[bool, ...] = (True,)
+    made_by: tuple[str, ...] = ()
 
 
 class Program:
@@ -181,34 +182,33 @@ def _call(exported: Exported, leaves: Sequence[Any]) -> tuple[jax.Array, ...]:
     return tuple(jax.tree.leaves(exported.call(*arguments, **keywords)))
 
 
-def shape_problems(exported: Exported) -> Iterator[str]:
-    """What keeps an exported program from being one of a layer: the structure of its arguments and results.
-
-    The derivative must take the arguments and a cotangent per result, and give one per argument.
-    """
+def layer_problems(exported: Exported) -> Iterator[tuple[str, str]]:
+    """What keeps a program from being one of a layer, as (expected, got)."""
     arguments, keywords = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     if keywords or len(arguments) != 2 or not isinstance(arguments[0], tuple) or not isinstance(arguments[1], dict):
-        yield f"arguments (inputs, params), got {exported.in_tree}"
+        yield "arguments (inputs, params)", str(exported.in_tree)
     results = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     if not isinstance(results, tuple) or len(results) != 2 or not isinstance(results[1], dict):
-        yield f"results (output, state), got {exported.out_tree}"
+        yield "results (output, state)", str(exported.out_tree)
     yield from call_problems(exported)
 
 
-def call_problems(exported: Exported) -> Iterator[str]:
-    """What keeps an exported program from being called like a pure function of arrays on one device."""
+def call_problems(exported: Exported) -> Iterator[tuple[str, str]]:
+    """What keeps a program from being called like a pure function on one device, as (expected, got).
+
+    Its derivative must take the arguments and a cotangent per result, and give one per argument.
+    """
     if exported.nr_devices != 1 or exported.ordered_effects or exported.unordered_effects:
-        yield f"a pure function on one device, got one with effects, or on {exported.nr_devices} devices"
+        yield "a pure function on one device", f"effects, or {exported.nr_devices} devices"
     if not exported.has_vjp():
         return
     vjp = exported.vjp()
-    wanted = [*map(_plain, exported.in_avals), *map(_tangent, exported.out_avals)]
-    if list(map(_plain, vjp.in_avals)) != wanted or list(map(_plain, vjp.out_avals)) != list(
-        map(_tangent, exported.in_avals)
-    ):
-        yield "a derivative that fits its function, got one of other shapes"
+    taken = [*map(_plain, exported.in_avals), *map(_tangent, exported.out_avals)]
+    given = list(map(_tangent, exported.in_avals))
+    if list(map(_plain, vjp.in_avals)) != taken or list(map(_plain, vjp.out_avals)) != given:
+        yield "a derivative that fits its function", "one of other shapes"
     if vjp.nr_devices != 1 or vjp.ordered_effects or vjp.unordered_effects:
-        yield "a derivative that is pure and on one device, got another"
+        yield "a derivative that is pure and on one device", "another"
 
 
 def _plain(aval: Any) -> tuple[tuple[str, ...], str]:

@@ -116,9 +116,7 @@ def activation(x: Model, activation: str | Callable[[Any], Any], *, name: Namer 
     Source: Axon.activation/3.
     """
     if callable(activation):
-        return layer(
-            activation, x, row_wise=True, op_name=op_name_of(activation, "activation"), name=name, **values
-        )
+        return layer(activation, x, row_wise=True, op_name=op_name_of(activation, "activation"), name=name, **values)
     if activation not in BUILDERS:
         raise OptionError(f"activation: expected one of {', '.join(BUILDERS)}, got {activation!r}")
     unknown = sorted(set(values) - set(OPS[activation].options))

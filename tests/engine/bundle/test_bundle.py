@@ -214,7 +214,9 @@ def test_digests_and_lists_of_members_must_agree(tmp_path: Path, members: dict[s
     _refused(_zip(tmp_path / "b", extra, fix_manifest=False), "exactly the other members, got 'serving.json'")
     missing = {name: data for name, data in members.items() if name != "params.safetensors"}
     _refused(_zip(tmp_path / "c", missing), "a member params.safetensors, got none")
-    _refused(_zip(tmp_path / "d", {**members, f"artifacts/{'0' * 64}.jaxexport": b"x"}), "artifacts of graph.json names")
+    _refused(
+        _zip(tmp_path / "d", {**members, f"artifacts/{'0' * 64}.jaxexport": b"x"}), "artifacts of graph.json names"
+    )
     _refused(_zip(tmp_path / "e", {**members, "preprocess.json": b"{}"}), "preprocess.json, which it does not know")
 
 
