@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import DivergedError
 from engine.train.answers import Handler, Plan
 from engine.train.data import Data
+from engine.train.divergence import require_finite
 from engine.train.state import LoopState
 
 if TYPE_CHECKING:
     from engine.train.loop import Loop
-
-
-def require_finite(name: str, value: Any, state: LoopState) -> None:
-    """Raise `DivergedError` when a scalar on the host is not finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise DivergedError(
-            f"training diverged: expected a finite {name}, got {value} in epoch {state.epoch} "
-            f"after {state.total_iterations} iterations"
-        )
 
 
 def describe(state: LoopState) -> str:

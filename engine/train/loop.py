@@ -364,7 +364,8 @@ def trainer(
     as_integer("trainer", "log", log, at_least=0)
     require_choice("trainer", "on_nonfinite", on_nonfinite, ("raise", "ignore"))
     as_integer("trainer", "seed", seed, at_least=0)
-    step = train_step(model, loss, optimizer, seed=seed, loss_scale=loss_scale)
+    guarded = on_nonfinite == "raise"
+    step = train_step(model, loss, optimizer, seed=seed, loss_scale=loss_scale, guarded=guarded)
     program = Program(step, placement=placement(devices, shard_params=shard_params))
     loop = Loop(program, on_nonfinite=on_nonfinite)
     return loop.log(every=("epoch", log)) if log else loop

@@ -92,7 +92,9 @@ class Observation:
     rows: Rows = None
 
     def measure(self, metrics: tuple[Metric, ...]) -> dict[str, jax.Array]:
-        """The values of this batch, by name."""
+        """The values of this batch, by name; raises `OptionError` where there is nothing to measure."""
+        if metrics and not self.arguments:
+            raise OptionError("metrics: expected an objective that returns (loss, output), got the loss alone")
         measured = {
             metric.name: jnp.asarray(
                 call_with_rows(f"metric {metric.name}", metric.function, self.arguments, self.rows)
@@ -121,9 +123,15 @@ def _sum_dtype(dtype: Any) -> Any:
 
 
 def accumulated(
-    so_far: Accumulators, measured: Mapping[str, jax.Array], metrics: tuple[Metric, ...], rows: int | jax.Array
+    so_far: Accumulators,
+    measured: Mapping[str, jax.Array],
+    metrics: tuple[Metric, ...],
+    rows: int | jax.Array,
+    counted: int | jax.Array = 1,
 ) -> Accumulators:
     r"""The accumulators after one more batch of `rows` rows, or whose row weights have this sum.
+
+    `counted` is 0 for a batch that shall not count among the iterations.
 
     A running average weighs each batch by its rows, $a \leftarrow a + (v - a)\, r / (R + r)$, so that a smaller last
     batch counts for what it is; with batches of one size that is the mean of their values. A batch of padding alone
@@ -143,4 +151,4 @@ def accumulated(
         else:
             value = previous + (value - previous) * share.astype(previous.dtype)
         values[name] = jnp.asarray(value, previous.dtype)
-    return Accumulators(values, so_far.iterations + 1, total)
+    return Accumulators(values, so_far.iterations + counted, total)

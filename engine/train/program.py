@@ -47,10 +47,18 @@ class Program:
         return state if self.placement is None else self.placement.place_state(state)
 
     def _iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
-        step_state, observation = self.step.step(step_state, batch)
+        if isinstance(self.step, TrainStep) and self.step.guarded:
+            # Once the mean of the losses is not finite, nothing changes until someone looks: the state stays that of
+            # the step to explain, and `iterations` stays its number in the epoch.
+            fine = jnp.isfinite(so_far.values["loss"])
+            step_state, observation = self.step.step(step_state, batch, fine)
+            counted: int | jax.Array = (fine & jnp.isfinite(observation.reports["loss"])).astype(jnp.int32)
+        else:
+            step_state, observation = self.step.step(step_state, batch)
+            counted = 1
         measured = observation.measure(self.metrics)
         rows = _rows(batch) if observation.rows is None else jnp.sum(observation.rows, dtype=jnp.float32)
-        return step_state, accumulated(so_far, measured, self.metrics, rows)
+        return step_state, accumulated(so_far, measured, self.metrics, rows, counted)
 
     @cached_property
     def reset(self) -> Callable[[Accumulators], Accumulators]:

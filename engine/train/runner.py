@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sized
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import DataError
+from engine.errors import DataError, DivergedError
 from engine.train.answers import Bindable, Closing, Handler, Plan, read_answer
 from engine.train.data import BatchIterator, Data
+from engine.train.divergence import explain, require_finite
 from engine.train.events import Count, Event, Filter, Status
-from engine.train.handlers import require_finite
+from engine.train.saving import Saver
 from engine.train.state import LoopState, Metrics, Stage
+from engine.train.step import TrainStep
 
 if TYPE_CHECKING:
     from engine.train.loop import Loop
@@ -70,10 +73,27 @@ class Runner:
                     yield self._snapshot(Event.EPOCH_COMPLETED)
             last = Event.HALTED if halted else Event.COMPLETED
             self._fire(last, str(last))
+        except DivergedError as error:
+            raise DivergedError(f"{error}; {self._explanation()}") from None
         finally:
             for handler in self._closing:
                 handler.close()
         yield self._snapshot(last, str(last))
+
+    def _explanation(self) -> str:
+        """What a step that diverged shows when it is run again, and the last good checkpoint."""
+        step, number = self._loop.program.step, int(self._accumulators.iterations)
+        parts = []
+        if isinstance(step, TrainStep) and step.guarded:
+            batch = next(islice(self._data.epoch(self._epoch), number, None), None)
+            found = "its batch is not to be had again" if batch is None else explain(step, self._step_state, batch)
+            parts.append(f"first in iteration {number} of epoch {self._epoch}: {found}")
+        savers = [handler for handler in self._closing if isinstance(handler, Saver)]
+        for saver in savers:
+            saver.wait()
+        saved = [str(saver.last) for saver in savers if saver.last is not None]
+        parts.append(f"the last checkpoint before it is {saved[-1]}" if saved else "there is no checkpoint before it")
+        return "; ".join(parts)
 
     def _more(self) -> bool:
         return self._epochs is None or self._epoch < self._epochs
