@@ -96,3 +96,49 @@ def test_remat_changes_no_gradient_and_recomputes():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
     assert "checkpoint" not in programs[0]
     assert "checkpoint" in programs[1] or "remat" in programs[1]
+
+
+def test_a_namespace_puts_parameters_under_its_prefix():
+    """Namespaces nest; what they compute is what the function computes."""
+    model = ax.namespace("enc", _x(), lambda x: ax.namespace("deep", x.dense(2), lambda y: y.dense(4, use_bias=False)))
+    state = model.init(seed=1)
+    assert state.paths() == ["enc.deep.dense_0.kernel", "enc.dense_0.bias", "enc.dense_0.kernel"]
+    x, found = np.ones((2, 3), np.float32), state.parameters["enc"]
+    hidden = x @ np.asarray(found["dense_0"]["kernel"])
+    np.testing.assert_allclose(
+        model.apply(state, x), hidden @ np.asarray(found["deep"]["dense_0"]["kernel"]), rtol=1e-6
+    )
+    pair = ax.namespace("both", [_x(), ax.input("y", shape=(None, 3))], lambda a, b: a.dense(3).add(b))
+    assert list(pair.get_inputs()) == ["x", "y"]
+
+
+def test_a_deferred_model_knows_the_shapes_of_its_inputs():
+    """Sizes that the inputs leave open are None, also behind a convolution; types are those of the values."""
+    x = ax.input("x", shape=(None, None, 8))
+    tokens = ax.input("t", shape=(None, 4), dtype="s32")
+    seen = []
+
+    def factory(*found):
+        seen.extend(found)
+        width = found[0].shape[-1]
+        return lambda a, b: a.dense(2 * width).global_avg_pool().add(b.embedding(7, 2 * width).global_avg_pool())
+
+    model = ax.deferred([x.conv(6, kernel_size=3), tokens], factory, name="join")
+    assert [(s.shape, str(s.dtype)) for s in seen] == [((None, None, 6), "float32"), ((None, 4), "int32")]
+    values = {"x": np.ones((2, 5, 8), np.float32), "t": np.ones((2, 4), np.int32)}
+    state = model.init(values)
+    assert state.parameters["join"]["dense_0"]["kernel"].shape == (6, 12)
+    assert model.apply(state, values).shape == (2, 12)
+
+
+def test_a_deferred_model_may_be_a_block_and_needs_declared_shapes():
+    """A block that the factory returns is called; an input without a shape is named."""
+    shared = ax.block(lambda x: x.dense(3))
+    model = ax.deferred(shared(_x()), lambda _: shared)
+    assert model.init().paths() == ["block_0.dense_0.bias", "block_0.dense_0.kernel"]
+    with pytest.raises(GraphError, match="deferred: expected inputs of declared shapes, got none for 'q'"):
+        ax.deferred(ax.input("q"), lambda shape: lambda x: x)
+    with pytest.raises(GraphError, match="expected factory to return a function of models, got int"):
+        ax.deferred(_x(), lambda shape: 3)
+    with pytest.raises(ShapeError, match="in layer 'conv_0'"):
+        ax.deferred(_x().conv(2), lambda shape: lambda x: x)
