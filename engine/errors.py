@@ -6,7 +6,8 @@
     ├── DtypeError (TypeError)        a data type does not fit an op
     ├── GraphError (ValueError)       a graph is malformed (cycle, duplicate name, unknown input ...)
     ├── StateError (ValueError)       parameters or state do not fit a model
-    ├── DataError (ValueError)        training data does not fit a loop
+    ├── DataError (ValueError)        training data is malformed, or does not fit a loop
+    │   └── TooLargeError             data is larger than a limit allows
     ├── DivergedError                 training produced a loss that is not finite
     ├── CheckpointError               a checkpoint is missing or damaged
     └── BundleError (ValueError)      a bundle is malformed; carries every problem found
@@ -45,7 +46,11 @@ class StateError(EngineError, ValueError):
 
 
 class DataError(EngineError, ValueError):
-    """Training data does not fit a loop."""
+    """Training data is malformed, or does not fit a loop."""
+
+
+class TooLargeError(DataError):
+    """Data is larger than a limit allows."""
 
 
 class DivergedError(EngineError):

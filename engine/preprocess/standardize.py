@@ -50,7 +50,8 @@ class Standardize:
         if len(self.mean) > 1 and (array.ndim == 0 or array.shape[-1] != len(self.mean)):
             raise DataError(f"standardize: expected a last axis of {len(self.mean)}, got shape {array.shape}")
         mean, factor = self.factors()
-        return np.multiply(array.astype(np.float32) - mean, factor)
+        scaled: np.ndarray = (array.astype(np.float32) - mean) * factor
+        return scaled
 
     def to_json(self) -> dict[str, Any]:
         """Its arguments as JSON."""
