@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from engine.bundle import archive, strict_json, tensors
-from engine.bundle.graph_reader import from_json, frozen_paths, ties_of
+from engine.bundle.functions import Function, FunctionProgram, export_functions
+from engine.bundle.graph_reader import from_json, frozen_paths, read_graph, ties_of
 from engine.bundle.graph_writer import to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.bundle.portable import STABLEHLO_VERSION
@@ -39,12 +40,16 @@ MANIFEST_KEYS = {"format", "version", "engine_version", "members", "lineage", "r
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What a bundle holds; `lineage` says where it came from, `serving` how it wants to be served."""
+    """What a bundle holds.
+
+    `lineage` says where it came from, `serving` how it wants to be served; `functions` are losses and metrics by name.
+    """
 
     model: Model
     state: ModelState
     lineage: Mapping[str, Any] = field(default_factory=dict)
     serving: Mapping[str, Any] = field(default_factory=dict)
+    functions: Mapping[str, FunctionProgram] = field(default_factory=dict)
 
 
 def write(
@@ -54,14 +59,21 @@ def write(
     *,
     lineage: Mapping[str, Any] | None = None,
     serving: Mapping[str, Any] | None = None,
+    functions: Sequence[Function | FunctionProgram] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Write a bundle file, atomically; the same arguments give the same bytes.
 
-    Raises: `GraphError` for a model that cannot be written, `BundleError` for a state that does not fit it.
+    `functions` are losses and metrics of one's own that travel with the model. Layers of one's own and these functions
+    become StableHLO programs.
+
+    Raises: `GraphError` for a model or function that cannot be written, `BundleError` for a state that does not fit.
     """
     programs = export_programs(model, limits=limits)
+    travelling = export_functions(functions, model, programs)
     graph, constants = to_json(model, frozen=state.frozen, ties=state.ties, with_weights=True, programs=programs)
+    if travelling:
+        graph["functions"] = travelling
     from_json(graph, constants=constants, members=programs.members(), limits=limits)
     parameters, layer_state = dict(flatten(state.parameters)), dict(flatten(state.state))
     layers = check_size(model, limits)
@@ -99,7 +111,7 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     constants = _tensors(members, archive.CONSTANTS)
     graph = read_json(members[archive.GRAPH], archive.GRAPH, limits)
     made_by = manifest.get("programs", {}).get("jax", ())
-    model = from_json(graph, constants=constants, members=members, made_by=made_by, limits=limits)
+    model, functions = read_graph(graph, constants=constants, members=members, made_by=made_by, limits=limits)
     parameters, state = _tensors(members, archive.PARAMS), _tensors(members, archive.STATE)
     layers = check_size(model, limits)
     check_marks(layers, graph)
@@ -109,7 +121,7 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     if not isinstance(serving, Mapping):
         raise BundleError([Problem(archive.SERVING, "an object", type(serving).__name__)])
     model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph), ties_of(graph))
-    return Bundle(model, model_state, manifest.get("lineage", {}), serving)
+    return Bundle(model, model_state, manifest.get("lineage", {}), serving, functions)
 
 
 def read_params(

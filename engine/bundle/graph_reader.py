@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.bundle.functions import FunctionProgram, read_functions
 from engine.bundle.graph_format import (
     BLOCK_KEYS,
     FORMAT,
@@ -47,15 +48,28 @@ def from_json(
     made_by: Sequence[str] = (),
     limits: Limits = DEFAULT_LIMITS,
 ) -> Model:
-    """The model of a graph's JSON values; raises `BundleError` with every problem.
+    """The model of a graph's JSON values; see `read_graph`."""
+    return read_graph(graph, constants=constants, members=members, made_by=made_by, limits=limits)[0]
+
+
+def read_graph(
+    graph: Any,
+    *,
+    constants: Mapping[str, np.ndarray] | None = None,
+    members: Mapping[str, bytes] | None = None,
+    made_by: Sequence[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> tuple[Model, dict[str, FunctionProgram]]:
+    """The model of a graph's JSON values, and the losses and metrics that came with it.
 
     `members` are the files of its bundle, for the programs of layers, and `made_by` the versions of JAX that wrote
-    these programs.
+    these programs. Raises: `BundleError` with every problem.
     """
     reading = _Reading(limits, constants or {})
     reading.check_head(graph)
     reading.stop_if_wrong()
     reading.artifacts = read_artifacts(graph.get("artifacts", {}), members or {}, made_by, limits, reading.add)
+    functions = read_functions(graph.get("functions", {}), reading.artifacts, reading.add)
     reading.stop_if_wrong()
     reading.policy = reading.policy_of(graph, "policy", NO_CAST)
     body = _Body(reading, graph, "", "")
@@ -65,7 +79,7 @@ def from_json(
         reading.add("blocks", f"at most {limits.expanded_nodes} nodes with every call of a block written out", got)
     reading.stop_if_wrong()
     assert model is not None
-    return model
+    return model, functions
 
 
 def frozen_paths(graph: Mapping[str, Any]) -> frozenset[str]:

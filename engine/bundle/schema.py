@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.bundle.functions import KINDS
 from engine.bundle.graph_format import FORMAT, POLICY_KEYS, VERSION
 from engine.bundle.param_specs import FIELDS, MAX_SPECS, REQUIRED
 from engine.bundle.programs import PROGRAM
@@ -41,6 +42,7 @@ def graph_schema() -> Schema:
                 "tied": {"type": "object", "additionalProperties": _tie()},
                 "requires": {"type": "array", "items": {"type": "string"}},
                 "artifacts": _digests(),
+                "functions": _functions(),
             },
             required=("format", "version", "nodes", "outputs"),
         ),
@@ -93,6 +95,12 @@ def _tie() -> Schema:
 def _digests() -> Schema:
     digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     return {"type": "object", "propertyNames": _NAME, "additionalProperties": digest}
+
+
+def _functions() -> Schema:
+    programs = _object({"program": _NAME, "rows": _NAME}, required=("program",))
+    by_name = {"type": "object", "propertyNames": _NAME, "additionalProperties": programs}
+    return _object({key: by_name for key in KINDS.values()})
 
 
 def _node() -> Schema:

@@ -62,6 +62,14 @@ class Program:
         )
 
 
+def mismatch(name: str, exported: Exported, arguments: tuple[Any, ...]) -> ShapeError | None:
+    """What is wrong with the arguments of a program that is no layer's."""
+    if fits(exported, arguments):
+        return None
+    wanted, _ = jax.tree.unflatten(exported.in_tree, list(map(_leaf_words, exported.in_avals)))
+    return ShapeError(f"{name}: expected arguments {wanted}, got {jax.tree.map(_leaf_words, arguments)}")
+
+
 def has_modes(program: Program) -> bool:
     """Whether training and inference differ."""
     return any(variant.mode != "both" for variant in program.variants)
@@ -79,7 +87,7 @@ def signature(exported: Exported) -> str:
 
 
 def _words(arguments: tuple[Any, Mapping[str, Any]]) -> str:
-    inputs, params = jax.tree.map(lambda leaf: _leaf_words(leaf), arguments)
+    inputs, params = jax.tree.map(_leaf_words, arguments)
     return f"inputs {inputs} and parameters {params}".replace("'", "")
 
 
