@@ -15,7 +15,10 @@ from engine.bundle.limits import Limits
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _DTYPES = {
     **dict(enumerate(("i1", "i8", "i16", "i32", "i64", "ui8", "ui16", "ui32", "ui64", "f16", "f32", "f64"))),
-    **{12: "complex<f32>", 13: "complex<f64>", 14: "bf16", 22: "i1"},
+    12: "complex<f32>",
+    13: "complex<f64>",
+    14: "bf16",
+    22: "i1",
 }
 """MLIR's names by the schema's numbers; 22 is float0, the tangent of an integer."""
 _FLOAT0 = 22
