@@ -245,9 +245,9 @@ def _leaves(state: ModelState) -> dict[str, Any]:
 
 def _check_same(what: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:
     """Refuse values for which a program was not compiled."""
-    kind = GraphError if what == "input" else StateError
+    kind, several = (GraphError, "inputs") if what == "input" else (StateError, "leaves")
     if expected.keys() != got.keys():
-        raise kind(f"compiled model: expected {what}s {', '.join(expected)}; got {', '.join(got) or 'none'}")
+        raise kind(f"compiled model: expected {several} {', '.join(expected)}; got {', '.join(got) or 'none'}")
     for name, want in expected.items():
         wanted, found = (jax.tree.map(lambda x: (jnp.shape(x), x.dtype), tree) for tree in (want, got[name]))
         if wanted != found:

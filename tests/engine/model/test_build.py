@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -175,3 +178,99 @@ def test_an_input_may_be_a_structure_of_arrays():
     declared = ax.build(ax.input("x", shape=(None, 3)).relu())[1]
     with pytest.raises(ShapeError, match="input 'x': expected one array, got a tuple"):
         declared(ax.ModelState({}), {"x": x})
+
+
+def test_given_leaves_are_taken_and_the_others_initialised():
+    """Part of a state, as a dict or a ModelState with marks and ties; what is not given is as without it."""
+    model = _mlp().batch_norm()
+    whole = ax.init(model, seed=3)
+    kernel = np.arange(12).reshape(4, 3)
+    part = ax.init(model, seed=3, state={"dense_1": {"kernel": kernel}, "batch_norm_0": {"mean": np.full(3, 2.0)}})
+    assert part.parameters["dense_1"]["kernel"].dtype == np.float32
+    np.testing.assert_array_equal(part.parameters["dense_1"]["kernel"], kernel)
+    np.testing.assert_array_equal(part.state["batch_norm_0"]["mean"], np.full(3, 2.0, np.float32))
+    np.testing.assert_array_equal(part.parameters["dense_0"]["kernel"], whole.parameters["dense_0"]["kernel"])
+    assert part.paths() == whole.paths()
+    square = ax.input("x", shape=(None, 4)).dense(4, name="a").dense(4, name="b")
+    given = square.init(seed=1).freeze(lambda path: path.endswith("bias")).tie("b.kernel", "a.kernel")
+    again = square.init(seed=2, state=given)
+    assert (again.frozen, again.ties) == (given.frozen, given.ties)
+    assert again.paths() == ["a.bias", "a.kernel", "b.bias"]
+    marks = ax.ModelState({}, frozen=frozenset({"a.kernel"}), ties=given.ties)
+    np.testing.assert_array_equal(
+        square.init(seed=1, state=marks).parameters["a"]["kernel"], given.parameters["a"]["kernel"]
+    )
+    assert square.init(state=marks).frozen == {"a.kernel"}
+
+
+def test_given_leaves_that_do_not_fit_are_refused():
+    """Another shape, a float for an integer, unknown paths among leaves, frozen marks and ties."""
+    model = _mlp()
+    with pytest.raises(ShapeError, match=r"init: expected 'dense_1\.kernel' of shape \(4, 3\), got \(3, 4\)"):
+        ax.init(model, state={"dense_1": {"kernel": np.zeros((3, 4))}})
+    with pytest.raises(StateError, match=r"such as dense_1\.kernel.*; got 'dense_1\.kernl'"):
+        ax.init(model, state={"dense_1": {"kernl": np.zeros((4, 3))}})
+    with pytest.raises(StateError, match=r"got 'dense_9\.bias'"):
+        ax.init(model, state=ax.ModelState({}, frozen=frozenset({"dense_9.bias"})))
+    with pytest.raises(ShapeError, match=r"tie of 'dense_1\.kernel' to 'dense_0\.kernel': expected shape \(4, 3\)"):
+        ax.init(model, state=ax.ModelState({}, ties=(ax.Tie("dense_1.kernel", "dense_0.kernel"),)))
+    with pytest.raises(StateError, match="expected a ModelState or nested dicts of arrays, got list"):
+        ax.init(model, state=[1.0])
+    with pytest.raises(DtypeError, match=r"init: expected 'dropout_0\.key' of dtype uint32, got float32"):
+        ax.init(_mlp().dropout(rate=0.5), state={"dropout_0": {"key": np.zeros(2, np.float32)}})
+
+
+def test_a_compiled_model_takes_its_template_alone():
+    """It predicts what build predicts, for any frozen marks; other shapes, inputs and leaves are refused."""
+    model = _mlp()
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    state, predict = ax.compile(model, {"x": x}, seed=4)
+    np.testing.assert_allclose(predict(state, x), ax.predict(model, ax.init(model, seed=4), x), rtol=1e-6)
+    np.testing.assert_array_equal(predict(state.freeze(), {"x": x}), predict(state, x))
+    with pytest.raises(ShapeError, match=r"compiled model: input 'x': expected f32 \(5, 8\), got f32 \(4, 8\)"):
+        predict(state, x[:4])
+    with pytest.raises(ShapeError, match=r"input 'x': expected shape \(None, 8\), got \(5, 7\)"):
+        predict(state, x[:, :7])
+    with pytest.raises(StateError, match=r"compiled model: expected leaves dense_0\.bias.*; got dense_0\.bias"):
+        predict(ax.ModelState({"dense_0": state.parameters["dense_0"]}), x)
+    wrong = jax.tree.map(lambda leaf: leaf[:2], state)
+    with pytest.raises(ShapeError, match=r"compiled model: leaf 'dense_0\.bias': expected f32 \(4,\), got f32 \(2,\)"):
+        predict(wrong, x)
+    given, trained = ax.compile(model.dropout(rate=0.5), {"x": x}, state, mode="train")
+    assert trained(given, x).state["dropout_0"]["key"].shape == (2,)
+    wide = ax.input("n", shape=(None,), dtype="s64").nx(lambda n: n + 1)
+    state, predict = ax.compile(wide, {"n": np.zeros(1, np.int64)})
+    assert int(predict(state, np.array([2**40]))[0]) == 2**40 + 1
+
+
+def test_init_and_apply_of_a_model_work_under_jit():
+    """`Model.init` and `Model.apply` are pure; a bare array is a template, training gives the changed state too."""
+    model = _mlp().batch_norm()
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    state = jax.jit(lambda seed: model.init(x, seed))(jax.random.key(7, impl="threefry2x32"))
+    jax.tree.map(np.testing.assert_array_equal, state, model.init(x, 7))
+    np.testing.assert_allclose(jax.jit(model.apply)(state, x), model.apply(state, x), rtol=1e-6, atol=1e-6)
+    output = jax.jit(lambda state, x: model.apply(state, x, train=True))(state, x)
+    assert set(output.state) == {"batch_norm_0"}
+
+
+MANY_LAYERS = """
+import hashlib, numpy as np, engine as ax
+model = ax.input("x", shape=(None, 4))
+for _ in range(45):
+    model = model.dense(4)
+state = model.init(seed=11)
+leaves = [np.asarray(state.parameters[f"dense_{i}"]["kernel"]).tobytes() for i in range(45)]
+print(len(set(leaves)), hashlib.sha256(b"".join(leaves)).hexdigest())
+"""
+
+
+def test_a_seed_gives_the_same_parameters_in_every_process():
+    """45 layers, more than the 32 beyond which Axon's order is not fixed: two processes with other hash seeds agree."""
+    found = []
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", MANY_LAYERS]
+        found.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert found[0] == found[1]
+    assert found[0].startswith("45 ")
