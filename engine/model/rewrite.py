@@ -165,7 +165,8 @@ def rewrite_nodes(
         ...     return (lambda inputs, y: y.add(inputs[0].dense(2).dense(8))) if node.op.name == "dense" else None
 
     Layers that stay keep their names, the node within its replacement too. A node that is gone leaves an explicit name
-    and its hooks to the last layer in its place, and its policy to all of them, unless they have their own.
+    and its hooks to the last layer in its place. Layers in its place get its policy (not those within new blocks).
+    What they have of their own wins.
 
     Args:
         function: called once per node, inputs before users, with a node whose inputs are rewritten already. Returns
@@ -346,7 +347,8 @@ class _Pass:
         for each in fresh:
             inputs = tuple(new.get(parent, parent) for parent in each.inputs)
             changes: dict[str, Any] = {} if inputs == each.inputs else {"inputs": inputs}
-            if each is not node and inputs and each.policy == NO_CAST != node.policy:
+            computes = bool(inputs) and each.op is not CONTAINER and block_of(each) is None
+            if each is not node and computes and each.policy == NO_CAST != node.policy:
                 changes["policy"] = node.policy
             if each is output and gone:
                 changes["hooks"] = each.hooks or node.hooks
