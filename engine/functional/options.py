@@ -34,7 +34,7 @@ def require_number(
     at_most: float = math.inf,
     less_than: float = math.inf,
 ) -> None:
-    """Raise `OptionError` unless `value` is a finite number within the bounds."""
+    """Raise `OptionError` unless `value` is a finite number within the bounds, an integer one of 32 bits."""
     known = isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
     if not (known and at_least <= value <= at_most and value < less_than):
         low = "" if at_least == -math.inf else f" of at least {at_least}"
@@ -43,10 +43,8 @@ def require_number(
 
 
 def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
+    # JAX cannot take a larger Python integer beside an array.
+    return -(2**31) <= value < 2**31 if isinstance(value, int) else math.isfinite(value)
 
 
 def require_boolean(op: str, option: str, value: object) -> None:

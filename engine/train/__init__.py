@@ -3,6 +3,7 @@
 from engine.train.data import ArrayData, Data
 from engine.train.events import Count, Event, Filter, Status
 from engine.train.loop import Loop, evaluator, trainer
+from engine.train.objectives import ObjectiveFunction
 from engine.train.state import LoopState, Stage, TrainState
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Filter",
     "Loop",
     "LoopState",
+    "ObjectiveFunction",
     "Stage",
     "Status",
     "TrainState",

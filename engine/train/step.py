@@ -130,16 +130,13 @@ class TrainStep:
         elif proceed is not None:
             finite = proceed & jnp.isfinite(outcome.loss)
 
+        def value_fn(trainable: Tree, weight: Any = None) -> jax.Array:
+            return loss_of(trainable)[1].loss
+
         def update() -> TrainState:
-            updates, optimizer_state = self.optimizer.update(
-                gradients,
-                step_state.optimizer_state,
-                trainable,
-                value=outcome.loss,
-                grad=gradients,
-                value_fn=lambda trainable: loss_of(trainable)[1].loss,
-                weight=row_weight(batch),
-            )
+            # What Optax's line searches and schedules by the loss ask for, and accumulation.
+            extra = {"value": outcome.loss, "grad": gradients, "value_fn": value_fn, "weight": row_weight(batch)}
+            updates, optimizer_state = self.optimizer.update(gradients, step_state.optimizer_state, trainable, **extra)
             after = before.with_trainable(apply_updates(trainable, updates)).update(state=outcome.state)
             return TrainState(after, optimizer_state, scale_state)
 

@@ -141,7 +141,7 @@ def test_specs_explain_what_is_wrong(spec: Any, message: str) -> None:
         optim.from_spec(spec)
 
 
-NASTY = ["x", None, [], {}, -1, 1.5, True, float("nan"), 10**400, [[1]], {"name": "constant"}]
+NASTY = ["x", None, [], {}, -1, 1.5, True, float("nan"), 10**400, 2**40, [[1]], {"name": "constant"}]
 
 
 @pytest.mark.parametrize("name", sorted(optim.OPTIMIZERS | optim.TRANSFORMS))
