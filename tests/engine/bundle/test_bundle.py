@@ -95,7 +95,7 @@ def test_a_folder_of_the_same_files_reads_the_same(tmp_path: Path, members: dict
 
 def test_golden_bundle_of_version_1_predicts_as_numpy_says():
     """A bundle written by the first release is read for ever; the expected values are computed from its tensors."""
-    assert GOLDEN.is_file(), "missing golden file: python -m tests.engine.bundle.make_golden"
+    assert GOLDEN.is_file(), "missing golden file of format 1: take it from the history"
     bundle = ax.bundle.read(GOLDEN)
     assert bundle.state.frozen == {"conv_0.bias"}
     with zipfile.ZipFile(GOLDEN) as archive:
