@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.runtime.executable import Executable, Signature, output_names, signature
+from engine.runtime.executable import Executable, Exposed, Signature, intermediates, output_names, signature
 from engine.runtime.rows import mixing_reason
 
-__all__ = ["Executable", "Signature", "mixing_reason", "output_names", "signature"]
+__all__ = ["Executable", "Exposed", "Signature", "intermediates", "mixing_reason", "output_names", "signature"]

@@ -15,6 +15,7 @@ import numpy as np
 from engine.errors import OptionError, ShapeError
 from engine.model.build import build, infer, needs_x64, template_of
 from engine.model.model import Model
+from engine.model.outputs import with_outputs
 from engine.model.state import ModelState
 from engine.model.walk import abstract
 from engine.precision import dtype_of
@@ -53,6 +54,38 @@ def signature(model: Model) -> tuple[list[Signature], list[Signature]]:
     return inputs, outputs
 
 
+Exposed = bool | Sequence[str]
+"""Names of layers whose values may be asked for besides the outputs; True: of all that can be."""
+
+
+def intermediates(model: Model, exposed: Exposed) -> list[Signature]:
+    """The layers whose values `exposed` lets callers ask for; a declared output's name stays that output's.
+
+    Raises: `GraphError` for the name of no layer, `OptionError` for a layer without one row per row of the inputs.
+    """
+    if not exposed:
+        return []
+    names = model.names()
+    wanted = list(names.values()) if exposed is True else list(exposed)
+    with_outputs(model, wanted)
+    declared = {*output_names(model), *(model.inputs() if exposed is True else ())}
+    open_batch = all((node.options["shape"] or ())[:1] == (None,) for node in model.inputs().values())
+    two, three = ({layer.node: layer for layer in infer(model, template_of(model, batch=rows))} for rows in (2, 3))
+    found = []
+    for node, name in names.items():
+        if name not in wanted or name in declared:
+            continue
+        value, larger = two[node].output, three[node].output
+        is_array = isinstance(value, jax.ShapeDtypeStruct)
+        if is_array and (not open_batch or (value.shape[:1], larger.shape[:1]) == ((2,), (3,))):
+            shape = (None, *value.shape[1:]) if open_batch else value.shape
+            found.append(Signature(name, shape, np.dtype(value.dtype)))
+        elif exposed is not True:
+            got = f"shape {value.shape}" if is_array else "a structure"
+            raise OptionError(f"layer {name!r}: expected an array with a row per row of the inputs, got {got}")
+    return found
+
+
 def output_names(model: Model) -> list[str]:
     """Names of the outputs in the order of JAX's leaves: the node's name, or the path in a container (`a`, `b.0`)."""
     names = model.names()
@@ -67,26 +100,36 @@ class Executable:
 
     Attributes:
         inputs, outputs: what it takes and gives.
+        intermediates: what it gives besides, because it was asked to.
         buckets: the batch sizes it was compiled for, ascending.
         mixes_rows: why requests must not share a batch, None when they may.
     """
 
     def __init__(
-        self, model: Model, state: ModelState, *, buckets: Sequence[int], device: jax.Device | None = None
+        self,
+        model: Model,
+        state: ModelState,
+        *,
+        buckets: Sequence[int],
+        device: jax.Device | None = None,
+        exposed: Exposed = False,
     ) -> None:
         """Compile; takes as long as XLA does.
 
         Args:
             buckets: batch sizes to compile; for a model without an open batch size its own size counts.
             device: None takes JAX's default.
+            exposed: layers whose values each call gives besides the outputs; see `intermediates`.
         Raises: `OptionError` as `signature`; `ShapeError`, `StateError` when model and state do not fit.
         """
         self.inputs, self.outputs = signature(model)
+        self.intermediates = intermediates(model, exposed)
+        self._results = [*self.outputs, *self.intermediates]
         self._x64 = needs_x64(model)
         self._device = device or jax.local_devices()[0]
         fixed = {s.shape[0] for s in self.inputs if s.shape and s.shape[0] is not None}
         self.buckets = tuple(sorted(fixed or set(buckets)))
-        self._call = _flat(model, state)
+        self._call = _flat(model, state, [s.name for s in self.intermediates])
         with jax.enable_x64(self._x64):
             self._leaves = jax.device_put(jax.tree.leaves(state), self._device)
             self._programs = {bucket: self._compile(bucket) for bucket in self.buckets}
@@ -103,7 +146,7 @@ class Executable:
 
         Args:
             inputs: arrays by name whose first size is one of `buckets`.
-        Returns: host arrays by output name; they may be read-only.
+        Returns: host arrays by the names of outputs and intermediates; they may be read-only.
         Raises: `ShapeError` for a batch size without a program.
         """
         arguments = [inputs[s.name] for s in self.inputs]
@@ -117,7 +160,7 @@ class Executable:
                 results = program(self._leaves, arguments)
         else:
             results = program(self._leaves, arguments)
-        return {s.name: np.asarray(result) for s, result in zip(self.outputs, results, strict=True)}
+        return {s.name: np.asarray(result) for s, result in zip(self._results, results, strict=True)}
 
     def close(self) -> None:
         """Free the parameters and programs."""
@@ -142,15 +185,17 @@ class Executable:
         return None
 
 
-def _flat(model: Model, state: ModelState) -> Any:
-    """`(state leaves, inputs in order) -> output leaves`: flat lists keep the call cheap."""
-    _, predict = build(model)
+def _flat(model: Model, state: ModelState, exposed: Sequence[str]) -> Any:
+    """`(state leaves, inputs in order) -> leaves of the outputs, then exposed`: flat lists keep the call cheap."""
+    _, predict = build(with_outputs(model, exposed) if exposed else model)
     structure = jax.tree.structure(state)
     names = list(model.inputs())
 
     def call(leaves: list[jax.Array], arguments: list[jax.Array]) -> list[jax.Array]:
         prediction = predict(jax.tree.unflatten(structure, leaves), dict(zip(names, arguments, strict=True)))
-        return jax.tree.leaves(prediction)
+        if not exposed:
+            return jax.tree.leaves(prediction)
+        return [*jax.tree.leaves(prediction["outputs"]), *(prediction["intermediates"][name] for name in exposed)]
 
     return call
 

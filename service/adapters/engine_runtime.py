@@ -20,9 +20,10 @@ from engine.errors import BundleError, EngineError
 from engine.model import display
 from engine.model.model import Model
 from engine.model.walk import LayerInfo
-from engine.runtime import Executable, Signature, signature
+from engine.runtime import Executable, Signature, intermediates, signature
 from service.core import datatypes
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
+from service.core.serving_spec import parse_serving
 from service.core.types import BundleReport, Json, ModelSpec, ServingConfig, TensorSpec
 
 
@@ -82,9 +83,17 @@ class EngineRuntime:
         return self._schema
 
     def check_training(
-        self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
+        self,
+        graph: bytes,
+        *,
+        loss: Mapping[str, Json],
+        optimizer: Mapping[str, Json],
+        metrics: Sequence[str],
+        precision: str | None = None,
+        loss_scale: Mapping[str, Json] | None = None,
+        exposed: bool | Sequence[str] = False,
     ) -> list[Problem]:
-        """What is wrong with how a valid graph is to be trained, by its place in the job."""
+        """What is wrong with how a valid graph is to be trained and served, by its place in the job."""
         from engine.train import Loop
 
         with _translated("graph"):
@@ -93,16 +102,28 @@ class EngineRuntime:
         attempts: list[tuple[str, str, Callable[[], object]]] = [
             ("loss", "a known loss with options in their domain", lambda: engine.train.trainer(model, loss, "sgd")),
             ("optimizer", "a known optimizer with options in their domain", lambda: engine.optim.from_spec(optimizer)),
+            ("serving.expose_intermediate", "layers of the graph", lambda: intermediates(model, exposed)),
         ]
         for index, metric in enumerate(metrics):
             attempts.append((f"metrics[{index}]", "a known metric", partial(untrained.metric, metric)))
+        if precision is not None:
+            attempts.append(("precision", "a known policy", partial(engine.apply_policy, model, precision)))
+        if loss_scale is not None:
+            scale = partial(engine.optim.loss_scale.from_spec, loss_scale)
+            attempts.append(("loss_scale", "a known loss scale with options in their domain", scale))
         return [Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))]
 
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle completely; raises `InvalidModel` with every problem."""
         with _translated("bundle"):
-            model = self._read(path).model
-            return self._report(model, engine.bundle.check_size(model, self._limits))
+            bundle = self._read(path)
+            problems: list[Problem] = []
+            serving = parse_serving(bundle.serving, problems, "serving.json")
+            if problems:
+                raise InvalidModel.from_problems("bundle", problems)
+            intermediates(bundle.model, serving.get("expose_intermediate", False))
+            report = self._report(bundle.model, engine.bundle.check_size(bundle.model, self._limits))
+            return dataclasses.replace(report, serving=serving)
 
     def write_bundle(
         self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
@@ -123,7 +144,13 @@ class EngineRuntime:
             limits = dataclasses.replace(self._limits, activation_batch=config.max_batch_size)
             engine.bundle.check_size(bundle.model, limits)
             device = jax.local_devices(backend=self._platform)[0]
-            executable = Executable(bundle.model, bundle.state, buckets=_buckets(config.max_batch_size), device=device)
+            executable = Executable(
+                bundle.model,
+                bundle.state,
+                buckets=_buckets(config.max_batch_size),
+                device=device,
+                exposed=config.expose_intermediate,
+            )
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state))
         return LoadedExecutable(executable, parameter_bytes=size)
 
@@ -196,6 +223,7 @@ class LoadedExecutable:
             buckets=executable.buckets,
             batching_reason=reason or "",
             parameter_bytes=parameter_bytes,
+            intermediates=tuple(map(_tensor_spec, executable.intermediates)),
         )
 
     @property

@@ -23,6 +23,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_SHOWN = 60
+
+
+def shown(value: object) -> str:
+    """A short text of a client's value for a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({type(value).__name__})"
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

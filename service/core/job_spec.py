@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from service.core.errors import InvalidRequest, Problem
+from service.core.errors import InvalidRequest, Problem, shown
 from service.core.names import check_alias, check_name
-from service.core.types import Json, ServingConfig
+from service.core.serving_spec import parse_serving
+from service.core.types import Json
 
 MAX_EPOCHS = 100_000
 MAX_BATCH_SIZE = 65_536
@@ -57,7 +58,8 @@ class JobSpec:
 
     `inputs` maps the graph's input names to columns of `dataset`; None means the column named like the graph's only
     input. A checkpoint is due after `checkpoint_every_s` seconds or `checkpoint_every_steps` steps, whichever is first;
-    training waits for the one before to be stored only where steps are given.
+    training waits for the one before to be stored only where steps are given. `precision` names a policy for all
+    layers, in place of those in the graph; `loss_scale` is used in training alone.
     """
 
     model: str
@@ -77,7 +79,9 @@ class JobSpec:
     tag: str = DEFAULT_TAG
     max_attempts: int = DEFAULT_MAX_ATTEMPTS
     on_success: OnSuccess = field(default_factory=OnSuccess)
-    serving: Mapping[str, int] | None = None
+    serving: Mapping[str, Json] | None = None
+    precision: str | None = None
+    loss_scale: Choice | None = None
 
     def to_json(self) -> dict[str, Json]:
         """The complete request; `parse_spec` of it gives an equal value."""
@@ -87,6 +91,7 @@ class JobSpec:
             "optimizer": self.optimizer.to_json(),
             "metrics": list(self.metrics),
             "on_success": self.on_success.to_json(),
+            "loss_scale": None if self.loss_scale is None else self.loss_scale.to_json(),
         }
 
 
@@ -118,6 +123,8 @@ def parse_spec(value: Json) -> JobSpec:
         ),
         on_success=_on_success(read),
         serving=_serving(read),
+        precision=read.take("precision", _NAME, _is_name, None),
+        loss_scale=_choice(read, "loss_scale", None),
     )
     read.finish()
     if problems:
@@ -170,11 +177,12 @@ _STAND_IN: Any = ""
 """Stands for a value that was refused; the spec made of it is never returned."""
 
 
-def _choice(read: _Reader, key: str) -> Choice:
+def _choice(read: _Reader, key: str, default: Any = _REQUIRED) -> Any:
+    """The `Choice` under `key`; None where it is absent and the default None."""
     expected = 'a name, or an object {"name": ..., options}'
-    value = read.take(key, expected, lambda v: _is_name(v) or isinstance(v, dict))
+    value = read.take(key, expected, lambda v: _is_name(v) or isinstance(v, dict), default)
     if not isinstance(value, dict):
-        return Choice(value)
+        return None if value is None else Choice(value)
     inner = _Reader(value, f"{key}.", read.problems)
     name = inner.take("name", _NAME, _is_name)
     options = inner.rest()
@@ -197,25 +205,9 @@ def _on_success(read: _Reader) -> OnSuccess:
     return result
 
 
-def _serving(read: _Reader) -> Mapping[str, int] | None:
+def _serving(read: _Reader) -> Mapping[str, Json] | None:
     value = read.take("serving", "an object", lambda v: isinstance(v, dict), None)
-    if not isinstance(value, dict):
-        return None
-    inner = _Reader(value, "serving.", read.problems)
-    result = {}
-    for known in fields(ServingConfig):
-        least = 0 if known.name in ("max_batch_size", "max_queue_delay_us") else 1
-        number = inner.take(known.name, f"a whole number of {least} or more", _integer(least, 2**53), None)
-        if number is not None:
-            result[known.name] = number
-    inner.finish()
-    return result
-
-
-def shown(value: Json) -> str:
-    """A short text of a client's value for a message."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({type(value).__name__})"
+    return parse_serving(value, read.problems) if isinstance(value, dict) else None
 
 
 def _is_text(value: Any) -> bool:

@@ -128,8 +128,15 @@ class JobService:
             if not problems:
                 raise
             raise InvalidModel.from_problems("job spec", problems) from error
-        loss, optimizer = spec.loss.to_json(), spec.optimizer.to_json()
-        problems = self._engine.check_training(graph, loss=loss, optimizer=optimizer, metrics=spec.metrics)
+        problems = self._engine.check_training(
+            graph,
+            loss=spec.loss.to_json(),
+            optimizer=spec.optimizer.to_json(),
+            metrics=spec.metrics,
+            precision=spec.precision,
+            loss_scale=None if spec.loss_scale is None else spec.loss_scale.to_json(),
+            exposed=(spec.serving or {}).get("expose_intermediate", False),
+        )
         problems += _misfits(spec, report, dataset)
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)

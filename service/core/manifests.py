@@ -14,7 +14,7 @@ def bundle_manifest(path: Path, report: BundleReport, lineage: Mapping[str, Json
     """Digest, size, what the engine found, and where the bundle comes from; reads the whole file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
+    manifest = {
         "sha256": digest,
         "size_bytes": path.stat().st_size,
         "inputs": [_tensor(spec) for spec in report.inputs],
@@ -23,11 +23,14 @@ def bundle_manifest(path: Path, report: BundleReport, lineage: Mapping[str, Json
         "parameter_bytes": report.parameter_bytes,
         "lineage": dict(lineage),
     }
+    return manifest | {"serving": dict(report.serving)} if report.serving else manifest
 
 
 def serving_config(defaults: ServingConfig, manifest: Mapping[str, Json]) -> ServingConfig:
     """The settings' defaults with what the version's manifest says under `serving`."""
-    asked = manifest.get("serving") or {}
+    asked = dict(manifest.get("serving") or {})
+    if isinstance(exposed := asked.get("expose_intermediate"), list):
+        asked["expose_intermediate"] = tuple(exposed)
     return replace(defaults, **{f.name: asked[f.name] for f in fields(defaults) if f.name in asked})
 
 

@@ -63,7 +63,15 @@ class Engine(Protocol):
         """The JSON Schema of graphs; the same bytes every time."""
 
     def check_training(
-        self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
+        self,
+        graph: bytes,
+        *,
+        loss: Mapping[str, Json],
+        optimizer: Mapping[str, Json],
+        metrics: Sequence[str],
+        precision: str | None = None,
+        loss_scale: Mapping[str, Json] | None = None,
+        exposed: bool | Sequence[str] = False,
     ) -> list[Problem]:
         """What is wrong with how a valid graph is to be trained: unknown names, options outside their domain."""
 

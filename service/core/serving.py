@@ -39,7 +39,9 @@ class ServedModel:
         self.label = f"model {name!r} version {version}"
         self._clock = clock
         self._timeout_s = config.default_timeout_us * 1e-6
-        self._outputs = frozenset(tensor.name for tensor in self.spec.outputs)
+        self._outputs = frozenset(tensor.name for tensor in (*self.spec.outputs, *self.spec.intermediates))
+        # Without intermediates an answer goes out as the batch gave it.
+        self._declared = [tensor.name for tensor in self.spec.outputs] if self.spec.intermediates else None
         self._batched = self.spec.max_batch_size > 0
         self._expected = {tensor.name: (datatype(tensor.datatype).dtype, tensor.shape) for tensor in self.spec.inputs}
         self._rows_of = {
@@ -65,7 +67,7 @@ class ServedModel:
         deadline: float | None = None,
         priority: int = 0,
     ) -> Tensors:
-        """Answer one request: the `outputs` asked for, in that order (None: all, in the model's order).
+        """Answer one request: the `outputs` asked for, in that order (None: all declared ones, in the model's order).
 
         `deadline` is in seconds of the clock and can only shorten the model's default. Raises `InvalidRequest`,
         `Overloaded`, `TooLarge`, `NotReady`, `DeadlineExceeded`, `ExecutionFailed`. Cancelling it frees its place.
@@ -90,7 +92,8 @@ class ServedModel:
         except asyncio.CancelledError:
             self._batcher.discard(pending)
             raise
-        return answer if outputs is None else {name: answer[name] for name in outputs}
+        names = self._declared if outputs is None else outputs
+        return answer if names is None else {name: answer[name] for name in names}
 
     def validate(self, inputs: Mapping[str, np.ndarray]) -> int:
         """Check `inputs` against the spec and return the number of rows (1 for a model that is not batched).
@@ -152,9 +155,9 @@ class ServedModel:
         return count
 
     def _check_outputs(self, outputs: Sequence[str]) -> None:
-        known = ", ".join(repr(tensor.name) for tensor in self.spec.outputs)
         for name in outputs:
             if name not in self._outputs:
-                raise InvalidRequest(f"{self.label}: expected outputs among {known}, got {name[:128]!r}")
+                known = ", ".join(repr(t.name) for t in (*self.spec.outputs, *self.spec.intermediates))
+                raise InvalidRequest(f"{self.label}: expected outputs among {known[:1500]}, got {name[:128]!r}")
         if len(set(outputs)) != len(outputs):
             raise InvalidRequest(f"{self.label}: expected each output once, got {list(outputs)}"[:2000])

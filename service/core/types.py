@@ -27,7 +27,8 @@ class TensorSpec:
 class ModelSpec:
     """What a loaded version takes and gives.
 
-    `max_batch_size` is 0 when requests must not be batched; `batching_reason` then says why.
+    `intermediates` are given to requests that ask for them by name. `max_batch_size` is 0 when requests must not be
+    batched; `batching_reason` then says why.
     `buckets` are the batch sizes that are compiled.
     """
 
@@ -37,22 +38,27 @@ class ModelSpec:
     buckets: tuple[int, ...]
     batching_reason: str = ""
     parameter_bytes: int = 0
+    intermediates: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
-    """How a version is served; read from a bundle's `serving.json`, else from the settings."""
+    """How a version is served; read from a bundle's `serving.json`, else from the settings.
+
+    `expose_intermediate` are layers whose values requests may ask for besides the outputs; True: all of them.
+    """
 
     max_batch_size: int = 64
     max_queue_delay_us: int = 0
     max_queue_requests: int = 4096
     max_queue_bytes: int = 256 * 2**20
     default_timeout_us: int = 30_000_000
+    expose_intermediate: bool | tuple[str, ...] = False
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """One call: `inputs` by name with their full shapes; `outputs` None means all, in the model's order.
+    """One call: `inputs` by name with their full shapes; `outputs` None means all declared ones, in their order.
 
     `deadline` is in seconds of the monotonic clock (None: the model's default timeout); `priority` 0 is
     the default, 1 the highest.
@@ -115,13 +121,14 @@ class StoredVersion:
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """What the engine says of a valid graph or bundle before it is stored."""
+    """What the engine says of a valid graph or bundle before it is stored; `serving` as the bundle has it, checked."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parameters: int
     parameter_bytes: int
     summary: str
+    serving: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,9 @@ class Training:
         self._job = job
         self._reports = reports
         self._spec = parse_spec(dict(job.spec))
-        self._model = bundle.graph_from_json(dict(self._spec.graph))
+        model = bundle.graph_from_json(dict(self._spec.graph))
+        precision = self._spec.precision
+        self._model = model if precision is None else engine.apply_policy(model, precision)
         self._inputs, (self._output,) = runtime.signature(self._model)
 
     def run(self) -> bool:
@@ -105,7 +107,7 @@ class Training:
             "attempts": self._job.attempt,
             "engine_version": engine.__version__,
         }
-        serving = None if self._spec.serving is None else dict(self._spec.serving)
+        serving = dict(self._spec.serving or {})
         bundle.write(path, self._model, final.model_state, lineage=lineage, serving=serving)
         leaves = jax.tree.leaves(final.model_state.parameters)
         report = BundleReport(
@@ -114,9 +116,9 @@ class Training:
             parameters=sum(leaf.size for leaf in leaves),
             parameter_bytes=sum(leaf.nbytes for leaf in leaves),
             summary="",
+            serving=serving,
         )
-        manifest = bundle_manifest(path, report, lineage) | ({} if serving is None else {"serving": serving})
-        self._reports.send("finished", bundle=str(path), manifest=manifest)
+        self._reports.send("finished", bundle=str(path), manifest=bundle_manifest(path, report, lineage))
 
     def _log(self, line: str) -> None:
         self._reports.send("log", line=line)
@@ -224,7 +226,8 @@ def make_loop(spec: JobSpec, model: engine.Model, *, class_numbers: bool) -> Loo
     loss: dict[str, Any] = spec.loss.to_json()
     if class_numbers:
         loss.setdefault("sparse", True)
-    loop = trainer(model, loss, spec.optimizer.to_json(), seed=spec.seed)
+    scale = None if spec.loss_scale is None else spec.loss_scale.to_json()
+    loop = trainer(model, loss, spec.optimizer.to_json(), seed=spec.seed, loss_scale=scale)
     for name in spec.metrics:
         takes_classes = class_numbers and name in METRICS and "sparse" in inspect.signature(METRICS[name]).parameters
         loop = loop.metric(name, sparse=True) if takes_classes else loop.metric(name)

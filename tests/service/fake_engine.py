@@ -55,7 +55,15 @@ class FakeEngine:
         return b'{"type": "object"}'
 
     def check_training(
-        self, graph: bytes, *, loss: Mapping[str, Json], optimizer: Mapping[str, Json], metrics: Sequence[str]
+        self,
+        graph: bytes,
+        *,
+        loss: Mapping[str, Json],
+        optimizer: Mapping[str, Json],
+        metrics: Sequence[str],
+        precision: str | None = None,
+        loss_scale: Mapping[str, Json] | None = None,
+        exposed: bool | Sequence[str] = False,
     ) -> list[Problem]:
         return []
 

@@ -220,7 +220,7 @@ class Graphs:
             raise self.found
         return self.report
 
-    def check_training(self, graph: bytes, *, loss: Any, optimizer: Any, metrics: Any) -> list[Problem]:
+    def check_training(self, graph: bytes, *, loss: Any, optimizer: Any, metrics: Any, **others: Any) -> list[Problem]:
         return [Problem("loss", "a known loss", loss["name"])] if loss["name"] == "unknown" else []
 
 
