@@ -100,7 +100,7 @@ def _digests() -> Schema:
 def _functions() -> Schema:
     programs = _object({"program": _NAME, "rows": _NAME}, required=("program",))
     by_name = {"type": "object", "propertyNames": _NAME, "additionalProperties": programs}
-    return _object({key: by_name for key in KINDS.values()})
+    return _object(dict.fromkeys(KINDS.values(), by_name))
 
 
 def _node() -> Schema:

@@ -31,6 +31,9 @@ MAX_OPTIONAL = 3
 """Optional inputs of a graph with layers that take missing values: each doubles the patterns."""
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _OPERATORS = {"floordiv", "mod", "max", "min"}
+_SCOPE = re.compile(r" Using symbolic scope .* with constraints:( \S+ >= \d+)*")
+_LARGE = 1024
+"""A size that no window and no chain of strides reaches."""
 _MODES: tuple[Mode, ...] = ("inference", "train")
 
 
@@ -95,7 +98,8 @@ def observe(model: Model) -> Observed:
             failures.append(error)
     if all(isinstance(size, int) for leaf in template.values() for size in leaf.shape):
         raise failures[0]
-    raise _open_size_error(failures[0]) from failures[0]
+    # The last attempt asks least of the layers.
+    raise _open_size_error(failures[-1]) from failures[-1]
 
 
 def _observe(model: Model, template: Mapping[str, Any]) -> Observed:
@@ -132,6 +136,7 @@ def _check_params(layer: LayerInfo) -> None:
 def _open_size_error(error: Exception) -> GraphError:
     notes = "; ".join(note for note in getattr(error, "__notes__", ()) if note.startswith("in layer"))
     said = f"{error}" if isinstance(error, EngineError) else f"{reason(error)}{'; ' if notes else ''}{notes}"
+    said = _SCOPE.sub("", said)
     return GraphError(
         f"{said}; expected layers that work when open sizes of the inputs stay open, since a program holds for all of "
         "them; declare the sizes that this layer needs as numbers"
@@ -139,18 +144,24 @@ def _open_size_error(error: Exception) -> GraphError:
 
 
 def _templates(model: Model) -> Iterator[dict[str, jax.ShapeDtypeStruct]]:
-    """Abstract inputs: every open size a symbol of its own but for the batch; then one symbol per axis."""
+    """Abstract inputs: every open size a symbol of its own but for the batch; one symbol per axis; both again, large.
+
+    Layers of the catalogue ask whether a size is at least that of a window, which only a bound can tell. The bound is
+    of this walk alone: a program is made for any size.
+    """
     inputs = model.inputs()
     for name, node in inputs.items():
         if node.options["shape"] is None:
             raise GraphError(f"input {name!r}: expected a declared shape, from which programs are made; got none")
-    separate = _template(inputs, lambda axis, count: f"size_{count}")
-    yield separate
-    if len({str(size) for leaf in separate.values() for size in leaf.shape if not isinstance(size, int)}) > 1:
-        yield _template(inputs, lambda axis, count: f"axis_{axis}")
+    opened = {size for node in inputs.values() for size in enumerate(node.options["shape"]) if size[1] is None}
+    for least in (1, _LARGE) if opened - {(0, None)} else (1,):
+        yield _template(inputs, lambda axis, count: f"size_{count}", least)
+        yield _template(inputs, lambda axis, count: f"axis_{axis}", least)
 
 
-def _template(inputs: Mapping[str, Node], symbol: Callable[[int, int], str]) -> dict[str, jax.ShapeDtypeStruct]:
+def _template(
+    inputs: Mapping[str, Node], symbol: Callable[[int, int], str], least: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     counter = itertools.count()
     shapes = {
         name: [
@@ -159,18 +170,21 @@ def _template(inputs: Mapping[str, Node], symbol: Callable[[int, int], str]) -> 
         ]
         for name, node in inputs.items()
     }
-    sizes = iter(symbolic([size for shape in shapes.values() for size in shape]))
+    texts = [size for shape in shapes.values() for size in shape]
+    bounds = sorted({f"{size} >= {least}" for size in texts if _SYMBOL.fullmatch(size) and size != "batch"})
+    bounds = bounds if least > 1 else []
+    sizes = iter(symbolic(texts, bounds))
     return {
         name: abstract(tuple(itertools.islice(sizes, len(shape))), dtype_of(inputs[name].options["dtype"]))
         for name, shape in shapes.items()
     }
 
 
-def symbolic(sizes: Sequence[str]) -> tuple[Any, ...]:
-    """Sizes from their texts, all in one new scope."""
+def symbolic(sizes: Sequence[str], bounds: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Sizes from their texts, all in one new scope, in which `bounds` hold."""
     from jax import export
 
-    return tuple(export.symbolic_shape(",".join(sizes))) if sizes else ()
+    return tuple(export.symbolic_shape(",".join(sizes), constraints=bounds)) if sizes else ()
 
 
 def _patterns(model: Model, template: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -48,6 +48,11 @@ def sinusoidal_table(length: int, size: int, *, base: float = 10000.0) -> jax.Ar
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
     check_sinusoidal_table(length, size, base=base)
+    return _table(length, size, base)
+
+
+def _table(length: int, size: int, base: float) -> jax.Array:
+    """`sinusoidal_table`, whose length may be symbolic."""
     angles = _angles(jnp.arange(length), size, base)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, size)
 
@@ -69,7 +74,7 @@ def sinusoidal_position(x: jax.Array, *, base: float = 10000.0) -> jax.Array:
     Source: Vaswani et al. 2017.
     """
     check_sinusoidal_position(jnp.shape(x), base=base)
-    return x + sinusoidal_table(x.shape[1], x.shape[2], base=base).astype(x.dtype)
+    return x + _table(x.shape[1], x.shape[2], base).astype(x.dtype)
 
 
 def check_learned_position(x: Shape, kernel: Shape) -> None:
