@@ -116,6 +116,7 @@ from engine.model.layers.shape import (
 )
 from engine.model.layers.special import layer, nx, optional, or_else, param
 from engine.model.model import Model
+from engine.model.outputs import with_outputs
 from engine.model.policy import apply_policy
 from engine.model.rewrite import (
     capture,
@@ -290,4 +291,5 @@ __all__ = [
     "trace_init",
     "train",
     "transpose",
+    "with_outputs",
 ]
