@@ -3,6 +3,7 @@
 from engine.train.data import ArrayData, Data
 from engine.train.events import Count, Event, Filter, Status
 from engine.train.loop import Loop, evaluator, trainer
+from engine.train.module import Module, Trainer
 from engine.train.objectives import ObjectiveFunction
 from engine.train.state import LoopState, Stage, TrainState
 
@@ -14,10 +15,12 @@ __all__ = [
     "Filter",
     "Loop",
     "LoopState",
+    "Module",
     "ObjectiveFunction",
     "Stage",
     "Status",
     "TrainState",
+    "Trainer",
     "evaluator",
     "trainer",
 ]

@@ -53,7 +53,6 @@ class ObjectiveFunction:
 
 
 LossSpec = str | Mapping[str, Any] | LossFunction
-Losses = LossSpec | Sequence[tuple[LossSpec, float]] | ObjectiveFunction
 
 
 class Outcome(NamedTuple):
@@ -86,12 +85,17 @@ class Objective:
     penalty: Regularizer | None = None
 
 
+Losses = LossSpec | Sequence[tuple[LossSpec, float]] | ObjectiveFunction | Objective
+
+
 def objective(model: Model, loss: Losses) -> Objective:
     """The objective of a model for a loss in any of the forms above.
 
     Raises:
         OptionError: an unknown loss, option or regularizer, a value outside its domain, or outputs that are not there.
     """
+    if isinstance(loss, Objective):
+        return loss
     if isinstance(loss, ObjectiveFunction):
         return Objective(model, _identity, partial(_own_outcome, loss.function))
     regularizers: tuple[Regularizer, ...] = ()
@@ -139,17 +143,17 @@ def _own_outcome(
     answer = call_with_rows("objective", function, (forward, model_state, inputs, targets), rows)
     match answer:
         case (loss, TrainOutput(prediction, state)):
-            return Outcome(_scalar(loss), {}, prediction, state)
+            return Outcome(scalar(loss), {}, prediction, state)
         case tuple() | list():
             raise OptionError("objective: expected the loss, or (loss, output) with an output of forward")
     if model_state.state:
         raise OptionError("objective: expected (loss, output) of a model whose layers keep state, got the loss alone")
-    return Outcome(_scalar(answer), {}, None, {})
+    return Outcome(scalar(answer), {}, None, {})
 
 
 def _regularized(goal: Objective, regularizers: tuple[Regularizer, ...]) -> Objective:
     def penalty(parameters: Tree) -> jax.Array:
-        return sum((_scalar(regularizer(parameters)) for regularizer in regularizers), start=jnp.zeros(()))
+        return sum((scalar(regularizer(parameters)) for regularizer in regularizers), start=jnp.zeros(()))
 
     def evaluate(forward: Forward, model_state: ModelState, inputs: Any, targets: Any, rows: Rows) -> Outcome:
         plain = goal.evaluate(forward, model_state, inputs, targets, rows)
@@ -160,10 +164,11 @@ def _regularized(goal: Objective, regularizers: tuple[Regularizer, ...]) -> Obje
 
 
 def _loss_of(function: LossFunction, y_true: Any, y_pred: Any, rows: Rows) -> jax.Array:
-    return _scalar(call_with_rows("loss", function, (y_true, y_pred), rows))
+    return scalar(call_with_rows("loss", function, (y_true, y_pred), rows))
 
 
-def _scalar(loss: Any) -> jax.Array:
+def scalar(loss: Any) -> jax.Array:
+    """A loss as one number of a batch; raises `ShapeError` for anything else."""
     if jnp.shape(loss) != ():
         raise ShapeError(f"loss: expected one number for a batch, got shape {jnp.shape(loss)}; take its mean")
     return jnp.asarray(loss)
