@@ -17,13 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine.bundle import archive, strict_json, tensors
+from engine.bundle import archive, sandbox, strict_json, tensors
 from engine.bundle.functions import Function, FunctionProgram, export_functions
 from engine.bundle.graph_reader import from_json, frozen_paths, read_graph, ties_of
 from engine.bundle.graph_writer import to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.bundle.portable import STABLEHLO_VERSION
-from engine.bundle.programs import export_programs
+from engine.bundle.program_calls import call_problems
+from engine.bundle.programs import export_programs, listed_artifacts, member
+from engine.bundle.verify import file_problems
 from engine.errors import BundleError, EngineError, Problem
 from engine.model.build import infer, template_of
 from engine.model.graph import ParamSpec
@@ -70,7 +72,7 @@ def write(
     Raises: `GraphError` for a model or function that cannot be written, `BundleError` for a state that does not fit.
     """
     programs = export_programs(model, limits=limits)
-    travelling = export_functions(functions, model, programs)
+    travelling = export_functions(functions, model, programs, limits)
     graph, constants = to_json(model, frozen=state.frozen, ties=state.ties, with_weights=True, programs=programs)
     if travelling:
         graph["functions"] = travelling
@@ -101,15 +103,21 @@ def write(
     archive.write(Path(path), {archive.MANIFEST: _json(manifest), **members})
 
 
-def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
-    """Read a bundle file or folder; raises `BundleError` with every problem of the first stage that finds any."""
+def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS, trusted: bool = False) -> Bundle:
+    """Read a bundle file or folder; raises `BundleError` with every problem of the first stage that finds any.
+
+    One with programs is first read, compiled and run on zeros in a process of its own, which takes seconds; `trusted`
+    leaves that out, for bundles that have passed it or are one's own. Everything else is checked in either case.
+    """
     try:
         members = archive.read(Path(path), limits)
     except FileNotFoundError:
         raise BundleError([Problem("bundle", "a file or folder", f"nothing at {str(path)!r}")]) from None
     manifest = _read_manifest(members, limits)
-    constants = _tensors(members, archive.CONSTANTS)
     graph = read_json(members[archive.GRAPH], archive.GRAPH, limits)
+    if not trusted:
+        _try_programs(path, graph, members, limits)
+    constants = _tensors(members, archive.CONSTANTS)
     made_by = manifest.get("programs", {}).get("jax", ())
     model, functions = read_graph(graph, constants=constants, members=members, made_by=made_by, limits=limits)
     parameters, state = _tensors(members, archive.PARAMS), _tensors(members, archive.STATE)
@@ -122,6 +130,22 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
         raise BundleError([Problem(archive.SERVING, "an object", type(serving).__name__)])
     model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph), ties_of(graph))
     return Bundle(model, model_state, manifest.get("lineage", {}), serving, functions)
+
+
+def _try_programs(path: Path | str, graph: Any, members: Mapping[str, bytes], limits: Limits) -> None:
+    """Before JAX sees any of them here; what is wrong with their list and their files is told without a process."""
+    problems: list[Problem] = []
+
+    def add(path: str, expected: str, got: Any) -> None:
+        problems.append(Problem(path, expected, str(got)[:200]))
+
+    listed = graph.get("artifacts", {}) if isinstance(graph, Mapping) else {}
+    for name, digest in listed_artifacts(listed, members, add).items():
+        problems += file_problems(members[member(digest)], limits, f"artifacts.{name}")
+    if problems:
+        raise BundleError(problems[:100])
+    if listed:
+        sandbox.check(path, limits)
 
 
 def read_params(
@@ -156,7 +180,7 @@ def read_json(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> Any:
 def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]:
     """Shapes of every node at `limits.activation_batch` rows, after checking what the model would allocate.
 
-    Raises: `BundleError` when shapes do not fit, or parameters or activations exceed the limits.
+    Raises: `BundleError` when shapes do not fit, or parameters, activations or what programs cost exceed the limits.
     """
     try:
         template = template_of(model, batch=limits.activation_batch)
@@ -176,6 +200,8 @@ def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]
         expected = f"at most {limits.parameter_bytes} bytes of parameters"
         raise BundleError([Problem("graph", expected, f"{parameter_bytes}")])
     _check_activations(activation_bytes, limits)
+    if problems := call_problems(layers, limits):
+        raise BundleError(problems)
     return layers
 
 

@@ -18,6 +18,7 @@ import jax
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.bundle.portable import NotExportable, export_function
 from engine.bundle.signatures import Call, observe, own_nodes
+from engine.bundle.verify import verify_program
 from engine.errors import GraphError, OptionError
 from engine.functional.stateful import StatefulOutput
 from engine.model import options
@@ -174,7 +175,7 @@ def export_programs(model: Model, *, limits: Limits = DEFAULT_LIMITS) -> Program
         elif seen is not None:
             programs.shapes[node] = {name: tuple(leaf.shape) for name, leaf in seen.params.get(node, {}).items()}
             with x64(model):
-                variants = [_export(node, call) for call in seen.calls[node]]
+                variants = [_export(node, call, limits) for call in seen.calls[node]]
         programs.made_by.update(*(variant.made_by for variant in variants))
         programs.options[node] = _options_json(node, variants, programs)
     return programs
@@ -185,7 +186,7 @@ def place(node: Node) -> str:
     return f"layer {node.name if isinstance(node.name, str) else node.op.name!r} (built at {node.built_at})"
 
 
-def _export(node: Node, call: Call) -> Variant:
+def _export(node: Node, call: Call, limits: Limits) -> Variant:
     given = node.op.arguments(node.options)
     mode = {"mode": call.mode} if call.mode != "both" else {}
 
@@ -204,6 +205,8 @@ def _export(node: Node, call: Call) -> Variant:
             f"{place(node)}: expected a function that can be exported as a StableHLO program, got one that cannot: "
             f"{error}"
         ) from error
+    if problems := verify_program(data, limits, place(node)):
+        raise GraphError("; ".join(map(str, problems)))
     return Variant(None, data, call.mode, call.present, (jax.__version__,))
 
 
@@ -255,6 +258,23 @@ class Artifact:
     made_by: tuple[str, ...]
 
 
+def listed_artifacts(listed: Any, members: Mapping[str, bytes], add: Add) -> dict[str, str]:
+    """The digests of the programs of a graph that are there, by name; problems go to `add`. Reads no program."""
+    if not isinstance(listed, Mapping):
+        add("artifacts", "an object of sha256 digests by name", listed)
+        return {}
+    for name, digest in listed.items():
+        if not NAME.fullmatch(name) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            add(f"artifacts.{name[:100]}", f"a name matching {NAME.pattern} and a sha256", digest)
+        elif member(digest) not in members:
+            add(f"artifacts.{name}", f"a member {member(digest)}", "none")
+    files = {name for name in members if name.startswith("artifacts/")}
+    there = {name: digest for name, digest in listed.items() if isinstance(digest, str) and member(digest) in members}
+    for name in sorted(files - {member(digest) for digest in there.values()}):
+        add(name, "a member that artifacts of graph.json names", "one that it does not name")
+    return there
+
+
 def read_artifacts(
     listed: Any, members: Mapping[str, bytes], made_by: Sequence[str], limits: Limits, add: Add
 ) -> dict[str, Artifact]:
@@ -265,18 +285,7 @@ def read_artifacts(
         members: the files of the bundle, whose digests the manifest has confirmed.
         made_by: the versions of JAX that the manifest names.
     """
-    if not isinstance(listed, Mapping):
-        add("artifacts", "an object of sha256 digests by name", listed)
-        return {}
-    for name, digest in listed.items():
-        if not NAME.fullmatch(name) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            add(f"artifacts.{name[:100]}", f"a name matching {NAME.pattern} and a sha256", digest)
-        elif member(digest) not in members:
-            add(f"artifacts.{name}", f"a member {member(digest)}", "none")
-    files = {name for name in members if name.startswith("artifacts/")}
-    listed = {name: digest for name, digest in listed.items() if isinstance(digest, str) and member(digest) in members}
-    for name in sorted(files - {member(digest) for digest in listed.values()}):
-        add(name, "a member that artifacts of graph.json names", "one that it does not name")
+    listed = listed_artifacts(listed, members, add)
     found = {}
     for name, digest in listed.items():
         data = members[member(digest)]
@@ -289,6 +298,11 @@ def read_artifacts(
 def _read_artifact(data: bytes, where: str, limits: Limits, add: Add) -> Any:
     from jax import export
 
+    problems = verify_program(data, limits, where)
+    for problem in problems:
+        add(problem.path, problem.expected, problem.got)
+    if problems:
+        return None
     try:
         return export.deserialize(bytearray(data))
     except Exception as error:

@@ -50,6 +50,15 @@ def verify_program(data: bytes, limits: Limits, where: str = "program") -> list[
     return cost_problems(program, sizes, limits, where, assumed=True)
 
 
+def file_problems(data: bytes, limits: Limits, where: str) -> list[Problem]:
+    """What is wrong with a program's file; the modules inside are not looked at, so that no parser of JAX runs."""
+    try:
+        files.read(data, limits)
+    except Malformed as error:
+        return [Problem(where, error.expected, error.got[:_GOT])]
+    return []
+
+
 def parse_program(data: bytes, limits: Limits, where: str) -> tuple[ParsedProgram | None, list[Problem]]:
     """The program, or what is wrong with its file and with operations that do not depend on sizes."""
     try:
