@@ -5,6 +5,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from engine.errors import ShapeError
+from engine.shapes import Shape, require_rank
+
+
+def check_ctc(lengths: Shape, labels: Shape, y_pred: Shape) -> None:
+    """Raise `ShapeError` unless the shapes are `[batch]`, `[batch, S]` and `[batch, T, classes]`."""
+    op = "connectionist_temporal_classification"
+    require_rank(op, y_pred, exactly=3)
+    if len(labels) != 2 or labels[0] != y_pred[0] or lengths != y_pred[:1]:
+        raise ShapeError(
+            f"{op}: expected lengths of shape ({y_pred[0]},) and labels of shape ({y_pred[0]}, S) "
+            f"for y_pred of shape {y_pred}, got {lengths} and {labels}"
+        )
+
+
 # Stands for log 0: finite, so that derivatives are, and below what any alignment adds up to.
 _LOG_ZERO = -1e9
 

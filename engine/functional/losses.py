@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.errors import DtypeError, OptionError, ShapeError
-from engine.functional.ctc import negative_log_likelihood
+from engine.functional.ctc import check_ctc, negative_log_likelihood
 from engine.functional.options import (
     REDUCTIONS,
     Reduction,
@@ -68,6 +68,12 @@ def _floats(*arrays: jax.Array) -> list[jax.Array]:
 def _pair(op: str, y_true: jax.Array, y_pred: jax.Array, rows: Rows = None, *, at_least: int = 1) -> list[jax.Array]:
     check_pair(op, jnp.shape(y_true), jnp.shape(y_pred), at_least=at_least)
     return [_real(op, array, rows) for array in _floats(y_true, y_pred)]
+
+
+def _two(op: str, what: str, value: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ShapeError(f"{op}: expected {what} to be a pair of arrays, got {type(value).__name__}")
+    return value
 
 
 def _real(op: str, x: jax.Array, rows: Rows) -> jax.Array:
@@ -321,8 +327,8 @@ def margin_ranking(
     Source: Axon.Losses.margin_ranking.
     """
     require_number("margin_ranking", "margin", margin)
-    first, second = y_pred
-    for prediction in y_pred:
+    first, second = _two("margin_ranking", "y_pred", y_pred)
+    for prediction in (first, second):
         check_pair("margin_ranking", jnp.shape(y_true), jnp.shape(prediction), at_least=0)
     y, p1, p2 = (_real("margin_ranking", array, rows) for array in _floats(y_true, first, second))
     return _reduce("margin_ranking", jnp.maximum(0, -y * (p1 - p2) + margin), reduction, rows)
@@ -423,17 +429,6 @@ def label_smoothing(loss: Callable[..., jax.Array], *, smoothing: float = 0.1) -
     return smoothed
 
 
-def check_ctc(lengths: Shape, labels: Shape, y_pred: Shape) -> None:
-    """Raise `ShapeError` unless the shapes are `[batch]`, `[batch, S]` and `[batch, T, classes]`."""
-    op = "connectionist_temporal_classification"
-    require_rank(op, y_pred, exactly=3)
-    if len(labels) != 2 or labels[0] != y_pred[0] or lengths != y_pred[:1]:
-        raise ShapeError(
-            f"{op}: expected lengths of shape ({y_pred[0]},) and labels of shape ({y_pred[0]}, S) "
-            f"for y_pred of shape {y_pred}, got {lengths} and {labels}"
-        )
-
-
 def connectionist_temporal_classification(
     y_true: tuple[jax.Array, jax.Array],
     y_pred: jax.Array,
@@ -457,7 +452,7 @@ def connectionist_temporal_classification(
     Source: Graves et al. 2006; Axon.Losses.connectionist_temporal_classification (which adds 1e-7 at every step).
     """
     op = "connectionist_temporal_classification"
-    lengths, labels = y_true
+    lengths, labels = _two(op, "y_true", y_true)
     check_ctc(jnp.shape(lengths), jnp.shape(labels), jnp.shape(y_pred))
     classes = y_pred.shape[-1]
     if as_integer(op, "blank", blank, at_least=0) >= classes:

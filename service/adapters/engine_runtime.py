@@ -19,6 +19,7 @@ from engine.bundle import Bundle, Limits
 from engine.errors import BundleError, EngineError
 from engine.model import display
 from engine.model.model import Model
+from engine.model.state import unflatten
 from engine.model.walk import LayerInfo
 from engine.runtime import Executable, Signature, intermediates, signature
 from service.core import datatypes
@@ -95,13 +96,15 @@ class EngineRuntime:
     ) -> list[Problem]:
         """What is wrong with how a valid graph is to be trained and served, by its place in the job."""
         from engine.train import Loop
+        from engine.train.check import check_loss, check_optimizer
 
         with _translated("graph"):
-            _, model, _ = self._graph(graph)
+            marks, model, layers = self._graph(graph)
+            state = engine.bundle.marked(_abstract_state(layers), marks)
         untrained: Loop = engine.train.trainer(model, "mean_squared_error", "sgd")
         attempts: list[tuple[str, str, Callable[[], object]]] = [
-            ("loss", "a known loss with options in their domain", lambda: engine.train.trainer(model, loss, "sgd")),
-            ("optimizer", "a known optimizer with options in their domain", lambda: engine.optim.from_spec(optimizer)),
+            ("loss", "a known loss with options in their domain", lambda: check_loss(model, loss, layers, state)),
+            ("optimizer", "a known optimizer with options in their domain", lambda: check_optimizer(optimizer, state)),
             ("serving.expose_intermediate", "layers of the graph", lambda: intermediates(model, exposed)),
         ]
         for index, metric in enumerate(metrics):
@@ -185,6 +188,16 @@ class EngineRuntime:
             parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
             summary=display.as_table(model),
         )
+
+
+def _abstract_state(layers: Sequence[LayerInfo]) -> engine.ModelState:
+    """A model's state that has shapes and dtypes only."""
+    leaves = {f"{layer.name}.{name}": shape for layer in layers for name, shape in layer.params.items()}
+    trained = {f"{layer.name}.{name}" for layer in layers for name in layer.trained()}
+    parameters, state = (
+        {path: leaf for path, leaf in leaves.items() if (path in trained) is kind} for kind in (True, False)
+    )
+    return engine.ModelState(unflatten(parameters), unflatten(state))
 
 
 def _refusal(check: Callable[[], object]) -> EngineError | None:

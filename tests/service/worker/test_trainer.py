@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,45 @@ def test_submission_refuses_what_the_trainer_would():
     assert [word in problem.got for word, problem in zip(("happiness", "warmth", "beauty"), found, strict=True)] == [
         True
     ] * 3
+
+
+CROSS_ENTROPY = {"name": "categorical_cross_entropy"}
+DECAYED = {"name": "adamw", "decay": 0.01, "exclude": ["*.bias"]}
+
+
+@pytest.mark.parametrize(
+    ("part", "spec", "message"),
+    [
+        ("loss", {**CROSS_ENTROPY, "from_logits": "yes"}, "from_logits to be true or false"),
+        ("loss", {**CROSS_ENTROPY, "label_smoothing": 1.5}, "label_smoothing to be a finite number"),
+        ("loss", {**CROSS_ENTROPY, "class_weights": [1.0] * 7}, r"class_weights of shape \(\d+,\)"),
+        ("loss", {**CROSS_ENTROPY, "regularizers": [{"name": "l2", "factor": 1, "paths": "a.b"}]}, "'a.b' to match"),
+        ("loss", {"name": "margin_ranking"}, "margin_ranking"),
+        (
+            "optimizer",
+            {"name": "chain", "transforms": [{"name": "clip"}]},
+            "expected an optimizer or scale_by_learning",
+        ),
+        (
+            "optimizer",
+            {"name": "groups", "groups": [{"paths": "encoder.*", "optimizer": "sgd"}], "default": "adam"},
+            r"'encoder\.\*' to match some of",
+        ),
+        (
+            "optimizer",
+            {"name": "chain", "transforms": [DECAYED, {"name": "unit_norm", "axes": [4]}]},
+            "expected an axis",
+        ),
+    ],
+)
+def test_submission_checks_values_shapes_and_paths(part: str, spec: dict, message: str) -> None:
+    """What only the graph can tell is told before the job is queued, too."""
+    job = {"loss": CROSS_ENTROPY, "optimizer": DECAYED, "metrics": []}
+    check = EngineRuntime().check_training
+    (problem,) = check(json.dumps(graph()).encode(), **{**job, part: spec})
+    assert problem.path == part
+    assert re.search(message, problem.got), problem.got
+    assert check(json.dumps(graph()).encode(), **job) == []
 
 
 def test_damaged_checkpoint_is_a_crash(make_job, tmp_path):
