@@ -249,6 +249,8 @@ class Loop:
         iterations: int | None = None,
         seed: int | None = None,
         resume: LoopState | None = None,
+        strict: bool = False,
+        debug: bool = False,
     ) -> LoopState:
         """Execute the loop.
 
@@ -276,7 +278,7 @@ class Loop:
         """
         as_integer("run", "epochs", epochs, at_least=0)
         with self.program.step.context():
-            return self._runner(as_data(data), state, epochs, iterations, seed, resume).run()
+            return self._runner(as_data(data), state, epochs, iterations, seed, resume, strict, debug).run()
 
     def stream(
         self,
@@ -314,13 +316,15 @@ class Loop:
         iterations: int | None,
         seed: int | None,
         resume: LoopState | None,
+        strict: bool = False,
+        debug: bool = False,
     ) -> Runner:
         if iterations is not None:
             as_integer("run", "iterations", iterations, at_least=1)
         if resume is not None and state is not None:
             raise OptionError("run: expected either a state to start from or one to resume, got both")
         begin = self.start(data, state, seed=seed) if resume is None else self._resumed(resume)
-        return Runner(self, data, begin, epochs, iterations)
+        return Runner(self, data, begin, epochs, iterations, strict, debug)
 
     def _resumed(self, state: LoopState) -> LoopState:
         placed = self.program.place((state.step_state, state.accumulators))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping, Sized
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
 
 from engine.errors import DataError, DivergedError
 from engine.train.answers import Bindable, Closing, Handler, Plan, read_answer
@@ -19,13 +23,25 @@ if TYPE_CHECKING:
     from engine.train.loop import Loop
 
 _NO_BATCH = object()
+_LOG = logging.getLogger(__name__)
 
 
 class Runner:
     """One execution of a loop from a given state."""
 
-    def __init__(self, loop: Loop, data: Data, begin: LoopState, epochs: int | None, iterations: int | None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        data: Data,
+        begin: LoopState,
+        epochs: int | None,
+        iterations: int | None,
+        strict: bool = False,
+        debug: bool = False,
+    ) -> None:
         self._loop = loop
+        self._expected = jax.tree.map(_kind, data.peek()) if strict else None
+        self._debug = debug
         self._data = data
         self._epochs = epochs
         self._iterations = iterations
@@ -157,6 +173,11 @@ class Runner:
             if batch is _NO_BATCH:
                 break
             self._iteration = completed[0]
+            if self._expected is not None and (found := jax.tree.map(_kind, batch)) != self._expected:
+                raise DataError(
+                    f"data: expected every batch like the first, {self._expected}, got {found} in iteration "
+                    f"{self._iteration} of epoch {self._epoch}; drop or pad the last batch"
+                )
             if not announced and (status := self._fire(Event.ITERATION_STARTED)) is not Status.CONTINUE:
                 return status
             announced = False
@@ -166,9 +187,18 @@ class Runner:
                 error.add_note(f"in iteration {self._iteration} of epoch {self._epoch}")
                 raise
             self._total += 1
+            if self._debug:
+                self._inspect()
             if (status := self._fire(Event.ITERATION_COMPLETED)) is not Status.CONTINUE:
                 return status
         return Status.CONTINUE
+
+    def _inspect(self) -> None:
+        """Wait for the iteration, say what came of it, and end with the first loss that is not finite."""
+        state = self._snapshot(Event.ITERATION_COMPLETED)
+        _LOG.debug("epoch %d iteration %d: %s", state.epoch, state.iteration, state.values())
+        if self._loop.on_nonfinite == "raise" and "loss" in state.metrics:
+            require_finite("loss", state.values()["loss"], state)
 
     def _resumed_iterator(self) -> BatchIterator:
         if self._iterator is None:
@@ -244,6 +274,11 @@ class Runner:
 
 def _bound(handler: Any, loop: Loop, plan: Plan) -> Handler:
     return handler.bind(loop, plan) if isinstance(handler, Bindable) else handler
+
+
+def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and type of an array of a batch."""
+    return np.shape(leaf), np.dtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype).name
 
 
 def _batches(data: Data, iterations: int | None) -> int | None:

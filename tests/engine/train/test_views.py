@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from engine.errors import OptionError
+from engine.errors import CheckpointError, DataError, DivergedError, OptionError
 from engine.train import LoopState, Status, checkpoint, trainer
 from tests.engine.train.test_loop import SPARSE, batches, classifier, leaves
 
@@ -97,8 +97,26 @@ def test_a_checkpoint_holds_the_state_of_its_moment(tmp_path: Path):
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_error(tmp_path: Path):
     """Writing in the background loses no error."""
-    from engine.errors import CheckpointError
-
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match="cannot be written"):
         _loop().checkpoint(tmp_path / "file").run(batches())
+
+
+def test_a_strict_run_refuses_a_batch_of_another_shape():
+    """The error says what the first was like, what came, and where; else the smaller batch is compiled for."""
+    ragged = [*batches(), ({"x": np.ones((4, 4), np.float32)}, np.zeros(4, np.int32))]
+    assert _loop().run(ragged).status == "completed"
+    with pytest.raises(
+        DataError, match=r"expected every batch like the first, .*\(10, 4\).* got .*\(4, 4\).*iteration 3"
+    ):
+        _loop().run(ragged, strict=True)
+    assert _loop().run(batches(), strict=True).status == "completed"
+
+
+def test_a_run_for_debugging_logs_every_iteration_and_ends_with_the_first_bad_one(caplog: pytest.LogCaptureFixture):
+    """Of ten batches the third is spoilt: two are logged as they were, and nothing comes after it."""
+    spoilt = [({"x": inputs["x"].copy()}, targets) for inputs, targets in batches(3)]
+    spoilt[2][0]["x"][0] = np.nan
+    with caplog.at_level("DEBUG", "engine.train.runner"), pytest.raises(DivergedError, match="after 3 iterations"):
+        _loop().run(spoilt, debug=True)
+    assert [record.message.split(":")[0] for record in caplog.records] == [f"epoch 0 iteration {i}" for i in range(3)]
