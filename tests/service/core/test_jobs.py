@@ -67,7 +67,9 @@ def test_complete_spec_round_trips():
         tag="gpu",
         max_attempts=20,
         on_success={"alias": "prod", "load": True},
-        serving={"max_batch_size": 0, "max_queue_delay_us": 100},
+        serving={"max_batch_size": 0, "max_queue_delay_us": 100, "expose_intermediate": ["hidden"]},
+        precision="mixed_float16",
+        loss_scale={"name": "dynamic", "period": 100},
     )
     spec = parse_spec(value)
     assert parse_spec(json.loads(json.dumps(spec.to_json()))) == spec
@@ -93,6 +95,10 @@ def test_complete_spec_round_trips():
         ("optimizer.learning_rate", {"optimizer": {"name": "adam", "learning_rate": float("nan")}}),
         ("optimizer.deep", {"optimizer": {"name": "adam", "deep": [[[[[[1]]]]]]}}),
         ("optimizer.huge", {"optimizer": {"name": "adam", "huge": 10**400}}),
+        ("precision", {"precision": {"compute": "f16"}}),
+        ("loss_scale", {"loss_scale": 32768}),
+        ("loss_scale.init_scale", {"loss_scale": {"name": "static", "init_scale": float("nan")}}),
+        ("serving.expose_intermediate", {"serving": {"expose_intermediate": "hidden"}}),
         ("metrics", {"metrics": ["a", "a"]}),
         ("metrics", {"metrics": "accuracy"}),
         ("metrics", {"metrics": [f"m{n}" for n in range(33)]}),

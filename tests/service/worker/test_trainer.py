@@ -258,6 +258,37 @@ def test_submission_checks_values_shapes_and_paths(part: str, spec: dict, messag
     assert check(json.dumps(graph()).encode(), **job) == []
 
 
+def test_submission_knows_precisions_loss_scales_and_layers():
+    """Unknown ones are told at their place too."""
+    check = EngineRuntime().check_training
+    right: dict[str, Any] = {"loss": {"name": "mean_squared_error"}, "optimizer": {"name": "sgd"}, "metrics": []}
+    encoded = json.dumps(graph()).encode()
+    scale = {"name": "dynamic", "period": 10}
+    assert check(encoded, **right, precision="mixed_float16", loss_scale=scale, exposed=["act"]) == []
+    found = check(encoded, **right, precision="mixed_int4", loss_scale={"name": "dynamic", "step": 1}, exposed=["no"])
+    assert [problem.path for problem in found] == ["serving.expose_intermediate", "precision", "loss_scale"]
+
+
+def test_job_in_half_precision_learns_and_its_version_keeps_the_policy(make_job):
+    """Parameters and output stay f32; the share of skipped steps is a metric; a killed run resumes exactly."""
+    changes: dict[str, Any] = {"precision": "mixed_float16", "loss_scale": "dynamic", "epochs": 20}
+    whole = trained(make_job(**changes))
+    (finished,) = whole.of("finished")
+    read = bundle.read(finished["bundle"])
+    policies = {node.op.name: str(node.policy) for node in read.model.nodes()}
+    assert policies["dense"] == policies["softmax"] == "p=f32 c=f16 o=f32"
+    assert {leaf.dtype for leaf in jax.tree.leaves(read.state.parameters)} == {np.dtype(np.float32)}
+    assert finished["manifest"]["outputs"][0]["datatype"] == "FP32"
+    assert finished["manifest"]["lineage"]["metrics"]["skipped"] == 0
+    epochs = [data["data"]["loss"] for data in whole.of("progress") if "epoch_completed" in data["data"]]
+    assert epochs[-1] < epochs[0] / 2
+    stopped = Recorder(stop_after=40)
+    assert not training.run(make_job(**changes), stopped)
+    resumed = trained(make_job(checkpoint=stopped.of("checkpoint")[-1]["path"], **changes))
+    again = bundle.read(resumed.of("finished")[0]["bundle"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, read.state, again.state))
+
+
 def test_damaged_checkpoint_is_a_crash(make_job, tmp_path):
     """It is no fault of the job's: another attempt may read it."""
     (tmp_path / "damaged").mkdir()
