@@ -3,6 +3,7 @@
 from engine.train.data import ArrayData, Data
 from engine.train.events import Count, Event, Filter, Status
 from engine.train.loop import Loop, evaluator, trainer
+from engine.train.lr_finder import LearningRates, find_learning_rate
 from engine.train.module import Module, Trainer
 from engine.train.objectives import ObjectiveFunction
 from engine.train.state import LoopState, Stage, TrainState
@@ -13,6 +14,7 @@ __all__ = [
     "Data",
     "Event",
     "Filter",
+    "LearningRates",
     "Loop",
     "LoopState",
     "Module",
@@ -22,5 +24,6 @@ __all__ = [
     "TrainState",
     "Trainer",
     "evaluator",
+    "find_learning_rate",
     "trainer",
 ]

@@ -83,6 +83,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("post_0_8_1", "log format"): "engine.train.handlers:describe",
     ("post_0_8_1", "container outputs"): "engine:container",
     ("post_0_8_1", "constraints"): "engine.optim:constraints",
+    ("post_0_8_1", "LearningRateFinder"): "engine.train:find_learning_rate",
     ("post_0_8_1", "objective train step"): "engine.train:ObjectiveFunction",
     ("post_0_8_1", "gradients in step state"): "engine.optim:keep_gradients",
 }
@@ -105,7 +106,6 @@ PLAN: dict[str, str] = {
 LATER: dict[tuple[str, str], str] = {
     ("post_0_8_1", "pruning"): "models as data (quantization)",
     ("post_0_8_1", "Loop.stream"): "training",
-    ("post_0_8_1", "LearningRateFinder"): "training",
     ("post_0_8_1", "fused loops"): "training",
 }
 """Single entries that another part of the plan brings."""
