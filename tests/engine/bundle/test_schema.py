@@ -113,3 +113,42 @@ def test_wrong_heads_blocks_policies_and_ties_do_not_fit(change: dict[str, Any])
     graph = ax.bundle.graph_to_json(ax.input("x", shape=(None, 3)).dense(2))[0]
     assert _problems(graph) == []
     assert _problems({**graph, **change})
+
+
+CANDIDATES: list[Any] = [
+    *(None, True, False, 0, 1, 2, 3, 0.5, 1.0, -1, 64, "", "valid", "same", "first", "last", "f32", "zeros", "relu"),
+    *(
+        "sum",
+        "less",
+        "nearest",
+        "dynamic",
+        "normalization",
+        "batch",
+        "a",
+        [],
+        [1],
+        [2, 2],
+        [0, 1],
+        [[0, 1]],
+        [[1, 2], [3, 4]],
+    ),
+    *(["a", "b"], ["a", 0], [None, 3], ["batch", "auto"], {"name": "normal", "scale": 0.5}, {"a": 0, "b": [1]}, [1, 0]),
+]
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op != "constant"])
+def test_whatever_an_option_takes_travels_and_fits_the_schema(op: str):
+    """A value in its canonical form, written as JSON, is read as the same value; the schema takes it too."""
+    for option, domain in OPS[op].op.options.items():
+        taken = 0
+        schema = {"$defs": SCHEMA["$defs"], **domain.schema}
+        for value in CANDIDATES:
+            fits = jsonschema.Draft202012Validator(schema).is_valid(value)
+            try:
+                parsed = domain.parse(value)
+            except (TypeError, ValueError):
+                continue
+            assert fits, f"{op}.{option} takes {value!r}, its schema does not"
+            taken += 1
+            assert domain.parse(json.loads(json.dumps(parsed))) == parsed
+        assert taken, f"no candidate for {op}.{option}"
