@@ -10,9 +10,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from engine.bundle.limits import Limits
 from engine.bundle.portable import NotExportable, export_function
 from engine.bundle.programs import Add, Artifact, Programs
 from engine.bundle.signatures import as_symbols, observe, symbolic
+from engine.bundle.verify import verify_program
 from engine.errors import GraphError
 from engine.model.build import x64
 from engine.model.graph import NAME
@@ -90,7 +92,7 @@ class FunctionProgram:
 
 
 def export_functions(
-    functions: Sequence[Function | FunctionProgram], model: Model, programs: Programs
+    functions: Sequence[Function | FunctionProgram], model: Model, programs: Programs, limits: Limits
 ) -> dict[str, Any]:
     """The `functions` of graph.json; their programs are added to `programs`.
 
@@ -108,7 +110,7 @@ def export_functions(
             variants = [function.plain, function.weighted]
         else:
             with x64(model):
-                variants = list(_export(function, prediction))
+                variants = list(_export(function, prediction, limits))
         programs.made_by.update(*(variant.made_by for variant in variants if variant is not None))
         entry = {
             key: programs.add(function.name, variant.data)
@@ -119,10 +121,10 @@ def export_functions(
     return result
 
 
-def _export(function: Function, prediction: Any) -> Iterator[Variant | None]:
+def _export(function: Function, prediction: Any, limits: Limits) -> Iterator[Variant | None]:
     targets = _targets(function.targets, prediction)
     leading = next((leaf.shape[0] for leaf in jax.tree.leaves(prediction) if leaf.shape), None)
-    yield _program(function, (targets, prediction), function.function)
+    yield _program(function, (targets, prediction), function.function, limits)
     if "rows" not in inspect.signature(function.function).parameters:
         yield None
         return
@@ -132,10 +134,10 @@ def _export(function: Function, prediction: Any) -> Iterator[Variant | None]:
     def weighted(y_true: Any, y_pred: Any, rows: Any) -> Any:
         return function.function(y_true, y_pred, rows=rows)
 
-    yield _program(function, (targets, prediction, abstract((leading,), jnp.float32)), weighted)
+    yield _program(function, (targets, prediction, abstract((leading,), jnp.float32)), weighted, limits)
 
 
-def _program(function: Function, arguments: tuple[Any, ...], call: Callable[..., Any]) -> Variant:
+def _program(function: Function, arguments: tuple[Any, ...], call: Callable[..., Any], limits: Limits) -> Variant:
     def named(*values: Any) -> Any:
         return call(*values)
 
@@ -147,6 +149,8 @@ def _program(function: Function, arguments: tuple[Any, ...], call: Callable[...,
             f"function {function.name!r}: expected one that can be exported as a StableHLO program, got one that "
             f"cannot: {error}"
         ) from error
+    if problems := verify_program(data, limits, f"function {function.name!r}"):
+        raise GraphError("; ".join(map(str, problems)))
     return Variant(None, data, made_by=(jax.__version__,))
 
 
