@@ -55,10 +55,11 @@ class Logging:
 class Validation:
     """Evaluates the model on `data` with the loop's metrics and loss, and adds them as `validation_<name>`.
 
-    Nothing is fetched from the device.
+    With `averaged` the parameters are those that the optimizer averages. Nothing is fetched from the device.
     """
 
     data: Data
+    averaged: bool = False
 
     def bind(self, loop: Loop, plan: Plan) -> Handler:
         """The handler of one run of `loop`."""
@@ -67,7 +68,8 @@ class Validation:
         evaluation = type(loop)(loop.program.evaluation, on_nonfinite="ignore")
 
         def handler(state: LoopState) -> LoopState:
-            found = evaluation.run(self.data, state.model_state).metrics
+            evaluated = state.averaged_model_state if self.averaged else state.model_state
+            found = evaluation.run(self.data, evaluated).metrics
             return state.with_metrics(**{f"validation_{name}": value for name, value in found.items()})
 
         return handler

@@ -131,15 +131,23 @@ class Loop:
         """
         return self.handle_event(event, Logging(message, sink), **filters)
 
-    def validate(self, data: Data | Iterable[Batch], *, event: Events = Event.EPOCH_COMPLETED, **filters: Any) -> Loop:
+    def validate(
+        self,
+        data: Data | Iterable[Batch],
+        *,
+        averaged: bool = False,
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
         """Evaluate on `data` at the end of every epoch and add `validation_loss` and `validation_<metric>`.
 
-        All the loop's metrics are computed, with their accumulators and options, in inference mode. Add it before
-        handlers that read its results. Source: Axon.Loop.validate/4.
+        All the loop's metrics are computed, with their accumulators and options, in inference mode; with `averaged`
+        of the parameters' averages, which an optimizer with `ema` keeps. Add it before handlers that read its results.
+        Source: Axon.Loop.validate/4.
         """
         if not isinstance(self.program.step, TrainStep):
             raise OptionError("validate: expected the loop of a trainer")
-        return self.handle_event(event, Validation(as_data(data)), **filters)
+        return self.handle_event(event, Validation(as_data(data), averaged), **filters)
 
     def monitor(
         self,
@@ -347,11 +355,13 @@ def trainer(
 
     Args:
         model: what to train; only parameters that are not frozen change.
-        loss: a name out of `engine.functional.losses` or `{"name": ..., options}` (reduction `mean` unless said
-            otherwise), or `loss(y_true, y_pred) -> scalar` (with a parameter `rows`, to take padded batches), or a
-            list of `(loss, weight)` for a tuple of outputs.
+        loss: a name out of `engine.functional.losses`, or `{"name": ..., options}` with `regularizers` among them
+            (reduction `mean` unless said otherwise), or `loss(y_true, y_pred) -> scalar` (with a parameter `rows`, to
+            take padded batches); for several outputs a list of `(loss, weight)` or `{path: loss}`; or an
+            `ObjectiveFunction`. See `engine.train.objectives`.
             A model that ends in softmax (sigmoid) with categorical (binary) cross entropy is trained on its logits.
-        optimizer: what `engine.optim.from_spec` takes: a name, `{"name": ..., options}` or a transformation.
+        optimizer: what `engine.optim.from_spec` takes: a name, `{"name": ..., options}`, chains and groups of them, or
+            an Optax transformation.
         seed: of the initial parameters.
         log: log the metrics at every so many iterations of an epoch; 0 never.
         on_nonfinite: `raise` a `DivergedError`, or `ignore`, when an epoch's loss is not finite.

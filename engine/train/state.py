@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from engine.errors import StateError
-from engine.model.state import ModelState
+from engine.model.state import ModelState, flatten, unflatten
+from engine.optim import ema_parameters
 from engine.train.events import Count, Event
 
 Tree = Any
@@ -97,6 +98,18 @@ class LoopState:
         if isinstance(self.step_state, ModelState):
             return self.step_state
         return self._train_state().model_state
+
+    @property
+    def averaged_model_state(self) -> ModelState:
+        """The model's state with the averages that the optimizer's `ema` keeps, in the parameters' own types.
+
+        Raises: `OptionError` without such an optimizer, `StateError` in a loop that has none.
+        """
+        state = self.model_state
+        parameters = dict(flatten(state.parameters))
+        averages = dict(flatten(ema_parameters(self.optimizer_state)))
+        changed = {path: average.astype(parameters[path].dtype) for path, average in averages.items()}
+        return state.update(parameters=unflatten(changed))
 
     @property
     def optimizer_state(self) -> Tree:

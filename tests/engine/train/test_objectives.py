@@ -243,6 +243,24 @@ def test_accumulated_batches_are_one_batch(padded: bool) -> None:
     assert_same(got.optimizer_state.inner, expected.optimizer_state, rtol=1e-3)
 
 
+def test_averages_can_be_validated_and_taken_away() -> None:
+    """Validation of the averages is that of a state that holds them; frozen layers and types stay."""
+    model = trunk().dense(3, activation="softmax", name="head")
+    init_fn, _ = ax.build(model)
+    start = init_fn(seed=0).freeze(lambda path: path.startswith("trunk"))
+    data = [({"x": X}, LABELS)]
+    averaging = {"name": "chain", "transforms": [SLOW, {"name": "ema", "decay": 0.9}]}
+    loop = trainer(model, SPARSE, averaging)
+    final = loop.validate(data, averaged=True).run(data, state=start, epochs=5)
+    averaged = final.averaged_model_state
+    jax.tree.map(np.testing.assert_array_equal, averaged.parameters["trunk"], start.parameters["trunk"])
+    assert not np.allclose(averaged.parameters["head"]["kernel"], final.model_state.parameters["head"]["kernel"])
+    expected = trainer(model, SPARSE, "sgd").validate(data, event="started").run(data, state=averaged, epochs=0)
+    np.testing.assert_allclose(final.metrics["validation_loss"], expected.metrics["validation_loss"], rtol=1e-6)
+    with pytest.raises(OptionError, match="expected an optimizer with an ema"):
+        trainer(model, SPARSE, "sgd").validate(data, averaged=True).run(data)
+
+
 def test_optimizers_that_evaluate_the_loss_plug_in() -> None:
     """Optax's L-BFGS with its line search: it needs the loss, its gradient, and the loss elsewhere."""
     model = ax.input("x", shape=(None, 4)).dense(2)
