@@ -36,7 +36,7 @@ def as_table(model: Model, template: Inputs = None) -> str:
             (
                 f"{layer.name} ( {layer.node.op.name}{source} )",
                 _shape_text(layer, open_batch=template is None),
-                "p=f32 c=f32 o=f32",
+                str(layer.node.policy),
                 f"{count}",
                 f"{size} bytes",
             )

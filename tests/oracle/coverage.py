@@ -42,6 +42,8 @@ HOMES: dict[str, tuple[Any, ...]] = {
     "model": (ax, ax.Model),
     "manipulation": (ax, ax.Model),
     "model_state": (ax.ModelState,),
+    "debugging": (ax,),
+    "mixed_precision": (ax,),
     "display": (ax.display,),
     "loop": (ax.train, ax.train.Loop),
     "optimizers": (ax.optim,),
@@ -65,6 +67,11 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("model", "unfreeze"): "engine:ModelState.unfreeze",
     ("model", "get_model_signature"): "engine.runtime:signature",
     ("debugging", "CompileError"): "engine.errors:ShapeError",
+    ("mixed_precision", "create_policy"): "engine:Policy",
+    ("mixed_precision", "cast"): "engine.precision:cast",
+    ("mixed_precision", "loss_scale.identity"): "engine.optim.loss_scale:identity",
+    ("mixed_precision", "loss_scale.static"): "engine.optim.loss_scale:static",
+    ("mixed_precision", "loss_scale.dynamic"): "engine.optim.loss_scale:dynamic",
     ("model_state", "trainable_parameters"): "engine:ModelState.trainable",
     ("model_state", "StatefulOutput"): "engine.functional:StatefulOutput",
     ("model_state", "None"): "engine.model.walk:LayerInfo",
@@ -90,8 +97,6 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 """Entries that live under another name."""
 
 PLAN: dict[str, str] = {
-    "debugging": "models as data (hooks, traces)",
-    "mixed_precision": "models as data (precision)",
     "quantization": "models as data (quantization)",
     "display": "models as data (as_graph)",
     "loop": "training",
