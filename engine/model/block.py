@@ -70,7 +70,7 @@ def block(function: Callable[..., Model], *, name: str | None = None, remat: boo
         name: of the parameters' namespace.
         remat: whether gradients compute the values inside again: less memory for more time.
     Returns: a callable: every call adds the sub-model to a graph, all calls share its parameters.
-    Raises: `GraphError` when function takes no model, or uses models from outside.
+    Raises: `GraphError` when function takes no model, uses models from outside, or attaches hooks to its arguments.
     Example:
         >>> twice = block(lambda x: x.dense(8, activation="relu"))
         >>> twice(twice(input("x", shape=(None, 8))))
@@ -88,6 +88,8 @@ def block(function: Callable[..., Model], *, name: str | None = None, remat: boo
     model = function(*map(input, inputs))
     if set(model.inputs()) != set(inputs):
         raise GraphError(f"block: expected a model of its {len(inputs)} arguments and no other, got {model!r}")
+    if any(node.hooks for node in model.inputs().values()):
+        raise GraphError("block: expected arguments without hooks, got some; attach them to a layer, or to the call")
     return Block(model, inputs, name, remat)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import engine as ax
-from engine.errors import OptionError
+from engine.errors import GraphError, OptionError
 from engine.model.hooks import EVENTS
 from engine.train import trainer
 
@@ -159,12 +159,12 @@ def test_structures_and_values_without_gradient():
 def test_layers_in_blocks_and_layers_that_are_passed_over():
     """Every call of a block shows its layers; dropout in inference shows what it hands on."""
     seen = Seen()
-    block = ax.block(lambda x: ax.attach_hook(ax.attach_hook(x, seen("in")).dense(3), seen("dense")), remat=True)
+    block = ax.block(lambda x: ax.attach_hook(x.dense(3), seen("dense")), remat=True)
     model = ax.attach_hook(block(block(_x())), seen("block"))
     model = ax.attach_hook(model.dropout(rate=0.5), seen("dropout"))
     init, predict = ax.build(model)
     predict(init(), X)
-    assert seen.labels() == ["in", "dense", "in", "dense", "block", "dropout"]
+    assert seen.labels() == ["dense", "dense", "block", "dropout"]
     np.testing.assert_array_equal(seen[-1][1], seen[-2][1])
 
 
@@ -191,6 +191,12 @@ def test_training_calls_them_with_the_activation_whose_logits_it_would_take():
     assert sorted(seen.labels()) == ["gradient", "gradient", "value", "value"]
     np.testing.assert_allclose(next(v for label, v in seen if label == "value").sum(-1), np.ones(4), rtol=1e-6)
     np.testing.assert_allclose(runs[0].history[1]["loss"], runs[1].history[1]["loss"], rtol=1e-5)
+
+
+def test_arguments_of_a_block_have_no_hooks():
+    """They stand for what its calls are given: that can be watched outside."""
+    with pytest.raises(GraphError, match="arguments without hooks"):
+        ax.block(lambda x: ax.attach_hook(x, print).dense(3))
 
 
 def test_wrong_arguments_are_refused():
