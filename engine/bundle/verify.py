@@ -119,7 +119,7 @@ def _inputs(program: ParsedProgram) -> tuple[ArrayType, ...]:
 
 
 def _run(function: Exported, module: Module, sizes: list[Sizes], limits: Limits, place: str) -> list[Sizes]:
-    arguments = [Value((), "i32")] if len(function.platforms) > 1 else []
+    arguments = [Value((), _platform_index(module))] if len(function.platforms) > 1 else []
     arguments += [Value(sizes[index], function.inputs[index].dtype) for index in function.kept]
     walk = Interpreter(module, limits)
     try:
@@ -138,6 +138,12 @@ def _run(function: Exported, module: Module, sizes: list[Sizes], limits: Limits,
     return [result.sizes for result in results]
 
 
+def _platform_index(module: Module) -> str:
+    """The dtype of the platform's number in front of the arguments: in 64-bit mode JAX widens it."""
+    main = module.functions.get("main")
+    return "i64" if main is not None and main.types[:1] and main.types[0].dtype == "i64" else "i32"
+
+
 def _problem(place: str, function: str, refused: Refused) -> Problem:
     operation = refused.operation.removeprefix("stablehlo.").removeprefix("func.")
     inside = f", function {function[:100]}" if function else ""
@@ -154,7 +160,7 @@ def _unfit(function: Exported, module: Module) -> Iterator[tuple[str, Refused]]:
     if main is None:
         yield "", Refused("module", "a function main", "none")
         return
-    wanted = [*([ArrayType((), "i32")] if len(function.platforms) > 1 else [])]
+    wanted = [ArrayType((), _platform_index(module))] if len(function.platforms) > 1 else []
     wanted += [function.inputs[index] for index in function.kept]
     results = _types(main)
     for what, types, arrays in (("arguments", main.types, wanted), ("results", results, function.outputs)):
