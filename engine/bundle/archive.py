@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,11 @@ SERVING = "serving.json"
 ARTIFACTS = "artifacts"
 _ARTIFACT = re.compile(rf"{ARTIFACTS}/[0-9a-f]{{64}}\.jaxexport")
 _FIXED = (MANIFEST, GRAPH, PARAMS, STATE, CONSTANTS, PREPROCESS, SERVING)
+_END, _END_MAGIC = struct.Struct("<4s4H2IH"), b"PK\5\6"
+_WIDE_END, _WIDE_MAGIC = struct.Struct("<4sQ2H2I4Q"), b"PK\6\6"
+_LOCATOR_BYTES, _LOCATOR_MAGIC = 20, b"PK\6\7"
+_END_BYTES = _END.size + _LOCATOR_BYTES + _WIDE_END.size
+_ENTRY_BYTES = 512
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -85,6 +91,7 @@ def _read_zip(path: Path, limits: Limits) -> dict[str, bytes]:
     if size > limits.bundle_bytes:
         raise _wrong("bundle", f"at most {limits.bundle_bytes} bytes", size)
     try:
+        _check_directory_size(path, size, limits)
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             _check_directory(infos, size, limits)
@@ -107,6 +114,24 @@ def _read_zip(path: Path, limits: Limits) -> dict[str, bytes]:
         EOFError,
     ) as error:
         raise _wrong("bundle", "a readable zip file", error) from None
+
+
+def _check_directory_size(path: Path, size: int, limits: Limits) -> None:
+    """Bound the zip's directory, which is read whole before anything in it can be looked at."""
+    with path.open("rb") as file:
+        file.seek(max(size - _END_BYTES, 0))
+        tail = file.read(_END_BYTES)
+    at = len(tail) - _END.size
+    if at < 0 or tail[at : at + 4] != _END_MAGIC or not tail.endswith(b"\0\0"):
+        raise _wrong("bundle", "a readable zip file", "one that does not end as a zip without comment does")
+    *_, length, _, _ = _END.unpack_from(tail, at)
+    wide = at - _LOCATOR_BYTES - _WIDE_END.size
+    if tail[at - _LOCATOR_BYTES : at].startswith(_LOCATOR_MAGIC):
+        if wide < 0 or tail[wide : wide + 4] != _WIDE_MAGIC:
+            raise _wrong("bundle", "a readable zip file", "one whose zip64 record is elsewhere")
+        *_, length, _ = _WIDE_END.unpack_from(tail, wide)
+    if length > (most := limits.members * _ENTRY_BYTES):
+        raise _wrong("bundle", f"a directory of at most {limits.members} members, {most} bytes", f"{length} bytes")
 
 
 def _check_directory(infos: list[zipfile.ZipInfo], size: int, limits: Limits) -> None:

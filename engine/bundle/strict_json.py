@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 from engine.errors import BundleError, Problem
 
@@ -25,11 +26,15 @@ def loads(data: bytes, where: str, *, max_bytes: int, max_depth: int) -> Any:
             raise BundleError([Problem(where, "distinct keys", f"{twice!r} twice")])
         return result
 
-    def constant(word: str) -> Any:
-        raise BundleError([Problem(where, "finite numbers", word)])
+    def constant(word: str) -> NoReturn:
+        raise BundleError([Problem(where, "finite numbers", word[:100])])
+
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else constant(text)
 
     try:
-        return json.loads(data, object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(data, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
     except (ValueError, RecursionError) as error:
         if isinstance(error, BundleError):
             raise
