@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -204,8 +203,7 @@ def map_column(folder: Path, spec: ColumnSpec, rows: int) -> np.ndarray:
             raise DataError(f"column {spec.name!r}: expected a file of {start + size} bytes, got another size")
         if size == 0:
             return np.zeros(wanted, spec.dtype)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, spec.dtype, offset=start).reshape(wanted)
+        return np.memmap(file, spec.dtype, "r", offset=start, shape=wanted)
 
 
 @contextmanager
