@@ -19,7 +19,7 @@ from engine.optim.optimizers import (
     yogi,
 )
 from engine.optim.schedules import SCHEDULES
-from engine.optim.specs import TRANSFORMS, Spec, from_spec
+from engine.optim.specs import TRANSFORMS, Spec, from_spec, keeps_averages
 from engine.optim.transforms import (
     accumulate_gradients,
     apply_updates,
@@ -48,6 +48,7 @@ __all__ = [
     "fromage",
     "groups",
     "keep_gradients",
+    "keeps_averages",
     "kept_gradients",
     "lamb",
     "loss_scale",

@@ -102,6 +102,12 @@ def from_spec(spec: Spec) -> GradientTransformation:
     return _build("optimizer", spec, _WHOLE)
 
 
+def keeps_averages(spec: Spec) -> bool:
+    """Whether an optimizer given as data averages the parameters, that is, has an `ema` in it."""
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    return name == "ema" or any(keeps_averages(part) for part in _nested(spec))
+
+
 def _check_size(spec: Any) -> None:
     parts, level = 0, [spec]
     for _ in range(MAX_DEPTH):

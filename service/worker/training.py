@@ -63,6 +63,7 @@ class Training:
         model = bundle.graph_from_json(dict(self._spec.graph))
         precision = self._spec.precision
         self._model = model if precision is None else engine.apply_policy(model, precision)
+        self._averaged = engine.optim.keeps_averages(self._spec.optimizer.to_json())
         self._inputs, (self._output,) = runtime.signature(self._model)
 
     def run(self) -> bool:
@@ -76,7 +77,7 @@ class Training:
         watch = Watch(self._spec, self._reports, Path(self._job.work), batches=len(data))
         loop = make_loop(self._spec, self._model, class_numbers=class_numbers)
         if validation is not None:
-            loop = loop.validate(validation)
+            loop = loop.validate(validation, averaged=self._averaged)
         loop = loop.handle_event("iteration_completed", watch.iteration).handle_event("epoch_completed", watch.epoch)
         begin = None
         if self._job.checkpoint is not None:
@@ -108,8 +109,9 @@ class Training:
             "engine_version": engine.__version__,
         }
         serving = dict(self._spec.serving or {})
-        bundle.write(path, self._model, final.model_state, lineage=lineage, serving=serving)
-        leaves = jax.tree.leaves(final.model_state.parameters)
+        state = final.averaged_model_state if self._averaged else final.model_state
+        bundle.write(path, self._model, state, lineage=lineage, serving=serving)
+        leaves = jax.tree.leaves(state.parameters)
         report = BundleReport(
             inputs=tuple(map(_tensor_spec, self._inputs)),
             outputs=(_tensor_spec(self._output),),

@@ -219,6 +219,25 @@ def test_submission_refuses_what_the_trainer_would():
     ] * 3
 
 
+def test_composed_optimizers_train_and_averages_are_published(make_job):
+    """A chain of groups with a schedule, accumulation and an average; the bundle holds the average."""
+    rate = {"name": "cosine_decay", "init_value": 0.05, "decay_steps": 40}
+    inner = {"name": "groups", "groups": [{"paths": "*.bias", "optimizer": "sgd"}], "default": {"name": "adam"}}
+    inner["default"]["learning_rate"] = {"name": "join", "schedules": [rate, rate], "boundaries": [40]}
+    composed = {"name": "chain", "transforms": [{"name": "clip_by_global_norm"}, inner, {"name": "ema", "decay": 0.9}]}
+    loss = {**CROSS_ENTROPY, "label_smoothing": 0.1, "regularizers": [{"name": "l2", "factor": 1e-4}]}
+    spec = {"loss": loss, "epochs": 20, "validation_fraction": 0.25}
+    reports = trained(make_job(optimizer={"name": "accumulate_gradients", "steps": 2, "inner": composed}, **spec))
+    losses = [data["data"]["loss"] for data in reports.of("progress") if "epoch_completed" in data["data"]]
+    assert losses[-1] < losses[0]
+    composed["transforms"].pop()
+    plain = trained(make_job(optimizer={"name": "accumulate_gradients", "steps": 2, "inner": composed}, **spec))
+    for averaged, last in zip(parameters(reports), parameters(plain), strict=True):
+        assert averaged.dtype == last.dtype
+        assert np.array_equal(averaged, last) == (last.dtype.kind == "u")  # keys of dropout
+        np.testing.assert_allclose(averaged, last, atol=0.3)
+
+
 CROSS_ENTROPY = {"name": "categorical_cross_entropy"}
 DECAYED = {"name": "adamw", "decay": 0.01, "exclude": ["*.bias"]}
 
