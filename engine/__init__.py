@@ -69,6 +69,7 @@ from engine.model.layers.dropout import (
     feature_alpha_dropout,
     spatial_dropout,
 )
+from engine.model.layers.init_apply import layer_from_init_apply
 from engine.model.layers.linear import (
     bias,
     bilinear,
@@ -94,6 +95,12 @@ from engine.model.layers.pooling import (
     global_max_pool,
     lp_pool,
     max_pool,
+)
+from engine.model.layers.quantized import (
+    quantized_conv,
+    quantized_dense,
+    weight_only_quantized_conv,
+    weight_only_quantized_dense,
 )
 from engine.model.layers.recurrent import conv_lstm, gru, lstm
 from engine.model.layers.sequence import (
@@ -230,6 +237,7 @@ __all__ = [
     "input",
     "instance_norm",
     "layer",
+    "layer_from_init_apply",
     "layer_norm",
     "leaky_relu",
     "learned_position",
@@ -256,6 +264,8 @@ __all__ = [
     "pop_nodes",
     "predict",
     "properties",
+    "quantized_conv",
+    "quantized_dense",
     "reduce_nodes",
     "relu",
     "relu6",
@@ -291,5 +301,7 @@ __all__ = [
     "trace_init",
     "train",
     "transpose",
+    "weight_only_quantized_conv",
+    "weight_only_quantized_dense",
     "with_outputs",
 ]

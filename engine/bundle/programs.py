@@ -268,6 +268,8 @@ def listed_artifacts(listed: Any, members: Mapping[str, bytes], add: Add) -> dic
             add(f"artifacts.{name[:100]}", f"a name matching {NAME.pattern} and a sha256", digest)
         elif member(digest) not in members:
             add(f"artifacts.{name}", f"a member {member(digest)}", "none")
+        elif (found := hashlib.sha256(members[member(digest)]).hexdigest()) != digest:
+            add(f"artifacts.{name}", f"a member of sha256 {digest}", found)
     files = {name for name in members if name.startswith("artifacts/")}
     there = {name: digest for name, digest in listed.items() if isinstance(digest, str) and member(digest) in members}
     for name in sorted(files - {member(digest) for digest in there.values()}):
