@@ -1,4 +1,4 @@
-"""A layer and a loss in Python that travel: trained here, then served and trained on where their functions do not exist.
+"""A layer and a loss in Python that travel: trained here, served and trained on where their functions do not exist.
 
 The 1,797 handwritten digits that come with scikit-learn go through a layer of our own with a parameter and an option.
 A second process, `custom_layer_elsewhere.py`, reads nothing but the bundle. Run: `python examples/custom_layer.py`.
