@@ -1,4 +1,4 @@
-"""Writes the golden bundle with programs of the JAX that runs it; run once per minor version, never to make a test pass.
+"""Writes the golden bundle with programs of the JAX that runs it; once per minor version, never to make a test pass.
 
 `python -m tests.engine.bundle.make_golden_programs`
 """
