@@ -53,7 +53,10 @@ class Pool:
 
     def __init__(self, plan: Plan, workers: int, start: int) -> None:
         import grain  # takes a second, so only where it is used
+        from absl import flags
 
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its flags in programs that have no absl main too
         self.position = start
         source = grain.MapDataset.source(_Batches(plan))[start:]
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
