@@ -7,7 +7,7 @@ Inputs are `[batch, *spatial, channels]`, or `[batch, channels, *spatial]` with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,11 @@ from jax import lax
 from engine.errors import ShapeError
 from engine.functional.linear import add_bias, check_bias_shape
 from engine.functional.options import Channels, Padding, as_integer, as_sizes, require_choice
-from engine.functional.windows import as_pads, channel_axis, dilated, output_sizes, spatial_axes
+from engine.functional.windows import ConvPlan, as_pads, channel_axis, dilated, output_sizes, spatial_axes
 from engine.shapes import Shape, require_rank
 
 
-class _Plan(NamedTuple):
-    strides: Shape
-    padding: tuple[tuple[int, int], ...]
-    input_dilation: Shape
-    kernel_dilation: Shape
-    output: Shape
-
-
-def _plan_conv(
+def plan_conv(
     op: str,
     x: Shape,
     kernel: Shape,
@@ -41,7 +33,7 @@ def _plan_conv(
     channels: Channels,
     feature_group_size: int,
     batch_group_size: int,
-) -> _Plan:
+) -> ConvPlan:
     """Resolve and check a convolution's options."""
     require_rank(op, x, at_least=3)
     axes = spatial_axes(op, len(x), channels)
@@ -60,7 +52,7 @@ def _plan_conv(
     output = output_sizes(op, x, sizes, extents, steps, pads)
     batch = x[0] // batch_group_size
     full = (batch, *output, kernel[-1]) if channels == "last" else (batch, kernel[0], *output)
-    return _Plan(steps, pads, x_holes, kernel_holes, full)
+    return ConvPlan(steps, pads, x_holes, kernel_holes, full)
 
 
 def _check_groups(
@@ -97,7 +89,7 @@ def check_conv(
     batch_group_size: int = 1,
 ) -> None:
     """The shape rule of `conv`."""
-    _plan_conv(
+    plan_conv(
         "conv",
         x,
         kernel,
@@ -116,7 +108,7 @@ def _convolve(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
-    plan: _Plan,
+    plan: ConvPlan,
     *,
     channels: Channels,
     feature_group_size: int = 1,
@@ -180,7 +172,7 @@ def conv(
         OptionError: an option outside its domain.
     Source: Axon.Layers.conv.
     """
-    plan = _plan_conv(
+    plan = plan_conv(
         "conv",
         jnp.shape(x),
         jnp.shape(kernel),
@@ -204,12 +196,12 @@ def conv(
     )
 
 
-def _plan_depthwise(op: str, x: Shape, kernel: Shape, bias: Shape | None, **options: Any) -> _Plan:
+def _plan_depthwise(op: str, x: Shape, kernel: Shape, bias: Shape | None, **options: Any) -> ConvPlan:
     """The plan of a convolution with one group per input channel."""
     require_rank(op, x, at_least=3)
     spatial_axes(op, len(x), options["channels"])
     groups = x[channel_axis(len(x), options["channels"])]
-    return _plan_conv(op, x, kernel, bias, **options, feature_group_size=groups, batch_group_size=1)
+    return plan_conv(op, x, kernel, bias, **options, feature_group_size=groups, batch_group_size=1)
 
 
 def _optional_shape(x: jax.Array | None) -> Shape | None:
@@ -276,7 +268,7 @@ def depthwise_conv(
 
 def _plan_separable(
     op: str, rank: int, x: Shape, kernels: Sequence[Shape], biases: Sequence[Shape | None], **options: Any
-) -> list[_Plan]:
+) -> list[ConvPlan]:
     """The plans of one depthwise convolution after another."""
     require_rank(op, x, exactly=rank)
     plans = []
@@ -412,7 +404,7 @@ def _plan_transpose(
     kernel_dilation: int | Sequence[int],
     channels: Channels,
     feature_group_size: int,
-) -> _Plan:
+) -> ConvPlan:
     op = "conv_transpose"
     require_rank(op, x, at_least=3)
     rank = len(spatial_axes(op, len(x), channels))
@@ -423,7 +415,7 @@ def _plan_transpose(
         require_choice(op, "padding", padding, ("valid", "same"))
         extents = [dilated(size, hole) for size, hole in zip(window, holes, strict=False)]
         padding = [_transposed_pads(padding, *pair) for pair in zip(extents, steps, strict=False)]
-    return _plan_conv(
+    return plan_conv(
         op,
         x,
         kernel,

@@ -67,6 +67,16 @@ def output_sizes(
     return tuple(result)
 
 
+class ConvPlan(NamedTuple):
+    """A convolution's options, resolved and checked."""
+
+    strides: Shape
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: Shape
+    kernel_dilation: Shape
+    output: Shape
+
+
 class WindowPlan(NamedTuple):
     """A reduction over windows, with one entry per axis of the input (1 or no padding on batch and channels)."""
 

@@ -14,6 +14,7 @@ from engine.model.layers import (
     convolution,
     normalization,
     pooling,
+    quantized,
     recurrent,
     sequence,
     special,
@@ -148,6 +149,10 @@ class Model:
     split = combine.split
     residual = combine.residual
     cond = combine.cond
+    weight_only_quantized_dense = quantized.weight_only_quantized_dense
+    weight_only_quantized_conv = quantized.weight_only_quantized_conv
+    quantized_dense = quantized.quantized_dense
+    quantized_conv = quantized.quantized_conv
     lstm = recurrent.lstm
     gru = recurrent.gru
     conv_lstm = recurrent.conv_lstm

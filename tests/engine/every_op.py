@@ -122,6 +122,23 @@ ROWS: dict[str, Row] = {
     "concatenate": Row(lambda x, y: ax.concatenate(x, y), inputs=((2,), (3,))),
     "split": Row(lambda x: ax.multiply(*x.split([2, 2, 2])), inputs=((6,),)),
     "cond": Row(lambda x: ax.cond(x, x.tanh(), x.sigmoid(), reduce="max"), row_wise=False),
+    "weight_only_quantized_dense": Row(lambda x: x.weight_only_quantized_dense(3), inputs=((2, 6),)),
+    "weight_only_quantized_conv": Row(
+        lambda x, channels: x.weight_only_quantized_conv(
+            4, kernel_size=(3, 2), strides=(2, 1), padding="same", feature_group_size=2, channels=channels
+        ),
+        inputs=(IMAGE,),
+        spatial=True,
+    ),
+    "quantized_dense": Row(lambda x: x.quantized_dense(3), inputs=((2, 6),), half=0.1),
+    "quantized_conv": Row(
+        lambda x, channels: x.quantized_conv(
+            6, kernel_size=(3, 2), padding="same", kernel_dilation=2, feature_group_size=2, channels=channels
+        ),
+        inputs=((6, 5, 4),),  # no number of which is at a rounding's edge
+        spatial=True,
+        half=0.1,
+    ),
     "lstm": Row(
         lambda x, m: ax.container(x.lstm(3, carry=x.lstm(3)[1], mask=m.relu(), bias_initializer="normal")),
         inputs=((5, 4), (5,)),
