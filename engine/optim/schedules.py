@@ -115,7 +115,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             `join([polynomial_decay(0.0, end_value=r, power=1, transition_steps=k), ...], [k])`.
         boundaries: where all but the first begin, rising; one fewer than there are schedules.
     """
-    if not schedules or len(schedules) > MAX_PARTS or not all(map(callable, schedules)):
+    listed = isinstance(schedules, list | tuple) and 0 < len(schedules) <= MAX_PARTS
+    if not listed or not all(map(callable, schedules)):
         raise OptionError(f"join: expected 1 to {MAX_PARTS} schedules, got {schedules!r:.200}")
     if not isinstance(boundaries, list | tuple) or len(boundaries) != len(schedules) - 1:
         raise OptionError(

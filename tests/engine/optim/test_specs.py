@@ -158,3 +158,16 @@ def test_any_value_of_any_option_is_taken_or_refused(name: str) -> None:
                 path(optimizer, ROWS[:1])
             except OptionError:
                 continue
+
+
+@pytest.mark.parametrize("name", sorted(optim.SCHEDULES))
+def test_any_value_of_any_schedule_option_is_taken_or_refused(name: str) -> None:
+    """An OptionError, or a schedule that gives a number; nothing else."""
+    required = {"schedules": [COSINE, COSINE], "boundaries": [3]} if name == "join" else {"init_value": 0.1}
+    for option in inspect.signature(optim.SCHEDULES[name]).parameters:
+        for value in NASTY:
+            try:
+                schedule = schedules.from_spec({"name": name, **required, option: value})
+            except OptionError:
+                continue
+            assert jnp.shape(schedule(jnp.int32(3))) == ()

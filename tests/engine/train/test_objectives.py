@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from engine.errors import DataError, OptionError, ShapeError
 from engine.functional.losses import LOSSES
 from engine.model.layers.basics import container_from_nodes
 from engine.model.state import flatten
-from engine.train import ObjectiveFunction, trainer
+from engine.train import ObjectiveFunction, checkpoint, trainer
 from engine.train.objectives import objective
 
 RNG = np.random.default_rng(0)
@@ -259,6 +260,32 @@ def test_averages_can_be_validated_and_taken_away() -> None:
     np.testing.assert_allclose(final.metrics["validation_loss"], expected.metrics["validation_loss"], rtol=1e-6)
     with pytest.raises(OptionError, match="expected an optimizer with an ema"):
         trainer(model, SPARSE, "sgd").validate(data, averaged=True).run(data)
+
+
+COMPOSED = {
+    "name": "accumulate_gradients",
+    "steps": 2,
+    "inner": {
+        "name": "chain",
+        "transforms": [
+            "keep_gradients",
+            {"name": "groups", "groups": [{"paths": "*.bias", "optimizer": "set_to_zero"}], "default": "adam"},
+            {"name": "max_norm", "paths": "*.kernel"},
+            "ema",
+        ],
+    },
+}
+
+
+def test_composed_optimizers_resume_bit_for_bit(tmp_path: Path) -> None:
+    """A checkpoint in the middle of a group of batches leads to where the uninterrupted run ends."""
+    loop = trainer(trunk().dense(3, activation="softmax"), SPARSE, COMPOSED)
+    data = [({"x": X[i : i + 2]}, LABELS[i : i + 2]) for i in range(0, 6, 2)]
+    whole = loop.run(data, epochs=4)
+    checkpoint.save(tmp_path / "saved", loop.run(data, epochs=1))
+    restored = checkpoint.restore(tmp_path / "saved", loop.start(data))
+    resumed = loop.run(data, epochs=4, resume=restored)
+    jax.tree.map(np.testing.assert_array_equal, resumed.step_state, whole.step_state)
 
 
 def test_optimizers_that_evaluate_the_loss_plug_in() -> None:
