@@ -31,6 +31,7 @@ METRICS = {  # text in the case -> name in its output
 DIFFERENT = {  # case name -> row of docs/differences.md; the case is run all the same
     "batch_norm_one_channel": "batch-norm-one-channel",
     "batch_norm_momentum": "adam-noise",
+    "instance_norm": "instance-norm-state",
     "mixed_precision": "bfloat16-rounding",
     "mlp_loss_soft_margin": "soft_margin",
     "mlp_optimizer_noisy_sgd": "noise-keys",
@@ -361,7 +362,22 @@ def _two_outputs(params: dict[str, Any]) -> ax.Model:
     return ax.container((first, second))
 
 
+def _gru(params: dict[str, Any]) -> ax.Model:
+    sequence, _ = ax.input("x").gru(3, unroll="static")
+    return sequence.nx(lambda values: values[:, -1]).dense(_units(params, "dense_0"))
+
+
+def _lstm_text(params: dict[str, Any]) -> ax.Model:
+    tokens = ax.input("tokens", dtype="s32")
+    vocabulary, size = params["embedding_0"]["kernel"].shape
+    _, (_, hidden) = tokens.embedding(vocabulary, size).lstm(3, mask=tokens.mask(0), unroll="static")
+    return hidden.dense(_units(params, "dense_0"), activation="sigmoid")
+
+
 BUILDERS: dict[str, Any] = {
+    "gru_seq": _gru,
+    "lstm_text": _lstm_text,
+    "instance_norm": lambda p: ax.input("x").instance_norm().global_avg_pool().dense(_units(p, "dense_0")),
     "batch_norm": lambda p: _hidden(p).batch_norm().relu().dense(_units(p, "dense_1")),
     "block_batch_norm": lambda p: ax.block(lambda x: x.dense(3).batch_norm().tanh())(ax.input("x")).dense(
         _units(p, "dense_0")
