@@ -11,6 +11,7 @@ import numpy as np
 from engine.errors import DataError, OptionError
 
 MAX_FEATURES = 2**20
+_LARGEST = float(np.finfo(np.float32).max)
 SMALLEST_STD = 1e-30
 """Below it a feature counts as one that never varies; its inverse is a float32."""
 
@@ -65,7 +66,7 @@ def _numbers(part: str, values: Any) -> tuple[float, ...]:
         raise OptionError(f"standardize: expected {part} to be 1 to {MAX_FEATURES} numbers, got {values!r:.100}")
     for value in values:
         known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not known or not abs(value) <= np.finfo(np.float32).max:
+        if not known or not abs(value) <= _LARGEST:
             raise OptionError(f"standardize: expected {part} of finite float32 numbers, got {value!r:.100}")
     return tuple(float(value) for value in values)
 
