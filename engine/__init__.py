@@ -125,6 +125,15 @@ from engine.model.layers.special import layer, nx, optional, or_else, param
 from engine.model.model import Model
 from engine.model.outputs import with_outputs
 from engine.model.policy import apply_policy
+from engine.model.quantize import (
+    Calibration,
+    SizeReport,
+    calibrate,
+    quantize,
+    quantize_model,
+    quantize_model_state,
+    size_report,
+)
 from engine.model.rewrite import (
     capture,
     get_inputs,
@@ -171,10 +180,12 @@ def __getattr__(name: str) -> ModuleType:
 __all__ = [
     "POLICIES",
     "Block",
+    "Calibration",
     "LayerInfo",
     "Model",
     "ModelState",
     "Policy",
+    "SizeReport",
     "Tie",
     "TrainOutput",
     "activation",
@@ -194,6 +205,7 @@ __all__ = [
     "blur_pool",
     "build",
     "bundle",
+    "calibrate",
     "capture",
     "celu",
     "compile",
@@ -264,6 +276,9 @@ __all__ = [
     "pop_nodes",
     "predict",
     "properties",
+    "quantize",
+    "quantize_model",
+    "quantize_model_state",
     "quantized_conv",
     "quantized_dense",
     "reduce_nodes",
@@ -287,6 +302,7 @@ __all__ = [
     "sigmoid",
     "silu",
     "sinusoidal_position",
+    "size_report",
     "softmax",
     "softplus",
     "softsign",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from engine.errors import DtypeError, ShapeError
@@ -30,7 +31,7 @@ MAX_PRODUCTS = (2**31 - 1) // 2**14
 
 def scale_of(peak: jax.Array) -> jax.Array:
     """The scale for values up to `peak` in size, float32; never zero."""
-    return jnp.maximum(jnp.asarray(peak, jnp.float32) / STEPS, jnp.finfo(jnp.float32).tiny)
+    return jnp.maximum(jnp.asarray(peak, jnp.float32) / STEPS, np.finfo(np.float32).tiny)
 
 
 def quantize(x: jax.Array, scale: jax.Array) -> jax.Array:

@@ -192,6 +192,19 @@ def rewrite_nodes(
     return model if output is model.node else replace(model, node=output)
 
 
+def replace_nodes(model: Model, replacements: Mapping[Node, Callable[[Node], Node]]) -> Model:
+    """The model in which each of these nodes, in blocks too, is what its function makes of it with its new inputs.
+
+    All other layers keep their names.
+    """
+
+    def change(old: Node, node: Node) -> Node:
+        return _validated(replacements[old](node), "replace_nodes") if old in replacements else node
+
+    output = _Pass(change, into_blocks=True, keeps_names=True).graph(model.node)
+    return model if output is model.node else replace(model, node=output)
+
+
 def pop_node(model: Model) -> tuple[Node, Any]:
     """The output node, and the model before it.
 
