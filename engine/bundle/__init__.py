@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from engine.bundle.bundle import Bundle, check_marks, check_size, marked, read, read_json, read_params, write
+from engine.bundle.bundle import (
+    Bundle,
+    check_marks,
+    check_size,
+    marked,
+    read,
+    read_json,
+    read_params,
+    try_programs,
+    write,
+)
 from engine.bundle.functions import Function, FunctionProgram, Template
 from engine.bundle.graph_reader import from_json as graph_from_json
 from engine.bundle.graph_writer import to_json as graph_to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
+from engine.bundle.programs import export_programs
 from engine.bundle.schema import graph_schema
 
 __all__ = [
@@ -18,6 +29,7 @@ __all__ = [
     "Template",
     "check_marks",
     "check_size",
+    "export_programs",
     "graph_from_json",
     "graph_schema",
     "graph_to_json",
@@ -25,5 +37,6 @@ __all__ = [
     "read",
     "read_json",
     "read_params",
+    "try_programs",
     "write",
 ]

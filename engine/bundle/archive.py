@@ -11,7 +11,8 @@ import os
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from engine.bundle.limits import Limits
@@ -59,6 +60,14 @@ def read(path: Path, limits: Limits) -> dict[str, bytes]:
     return _read_folder(path, limits) if path.is_dir() else _read_zip(path, limits)
 
 
+def has_programs(path: Path, limits: Limits) -> bool:
+    """Whether a bundle has members that are programs; looks at names alone. Raises `BundleError`."""
+    if path.is_dir():
+        return next((path / ARTIFACTS).glob("*.jaxexport"), None) is not None
+    with _opened(path, limits) as archive:
+        return any(name.startswith(f"{ARTIFACTS}/") for name in archive.namelist())
+
+
 def _wrong(where: str, expected: str, got: object) -> BundleError:
     return BundleError([Problem(where, expected, str(got)[:200])])
 
@@ -87,22 +96,28 @@ def _read_folder(path: Path, limits: Limits) -> dict[str, bytes]:
 
 
 def _read_zip(path: Path, limits: Limits) -> dict[str, bytes]:
-    size = path.stat().st_size
-    if size > limits.bundle_bytes:
-        raise _wrong("bundle", f"at most {limits.bundle_bytes} bytes", size)
+    with _opened(path, limits) as archive:
+        infos = archive.infolist()
+        _check_directory(infos, path.stat().st_size, limits)
+        members = {}
+        for info in infos:
+            with archive.open(info) as file:
+                members[info.filename] = file.read(info.file_size + 1)
+            if len(members[info.filename]) != info.file_size:
+                raise _wrong(info.filename, f"{info.file_size} bytes", len(members[info.filename]))
+        return members
+
+
+@contextmanager
+def _opened(path: Path, limits: Limits) -> Iterator[zipfile.ZipFile]:
+    """A zip whose size and directory are within the limits; what the library cannot read becomes `BundleError`."""
     try:
+        if (size := path.stat().st_size) > limits.bundle_bytes:
+            raise _wrong("bundle", f"at most {limits.bundle_bytes} bytes", size)
         _check_directory_size(path, size, limits)
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            _check_directory(infos, size, limits)
-            members = {}
-            for info in infos:
-                with archive.open(info) as file:
-                    members[info.filename] = file.read(info.file_size + 1)
-                if len(members[info.filename]) != info.file_size:
-                    raise _wrong(info.filename, f"{info.file_size} bytes", len(members[info.filename]))
-            return members
-    except BundleError:
+            yield archive
+    except (BundleError, FileNotFoundError):
         raise
     except (
         zipfile.BadZipFile,

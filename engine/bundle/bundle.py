@@ -148,6 +148,15 @@ def _try_programs(path: Path | str, graph: Any, members: Mapping[str, bytes], li
         sandbox.check(path, limits)
 
 
+def try_programs(path: Path | str, *, batch_sizes: Sequence[int], limits: Limits = DEFAULT_LIMITS) -> None:
+    """Compile and run a bundle with programs on zeros, in a process of its own, for each number of rows.
+
+    Does nothing for one without. Raises: `BundleError`.
+    """
+    if archive.has_programs(Path(path), limits):
+        sandbox.check(path, limits, batch_sizes=batch_sizes, train=False)
+
+
 def read_params(
     data: bytes, model: Model, *, graph: Mapping[str, Any] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> ModelState:

@@ -68,6 +68,9 @@ def read_graph(
     reading = _Reading(limits, constants or {})
     reading.check_head(graph)
     reading.stop_if_wrong()
+    if members is None and graph.get("artifacts"):
+        reading.add("artifacts", "a bundle, which holds the programs that the graph names", "a graph alone")
+        reading.stop_if_wrong()
     reading.artifacts = read_artifacts(graph.get("artifacts", {}), members or {}, made_by, limits, reading.add)
     functions = read_functions(graph.get("functions", {}), reading.artifacts, reading.add)
     reading.stop_if_wrong()

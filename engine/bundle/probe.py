@@ -31,7 +31,8 @@ def main() -> int:
     from engine.bundle.limits import Limits
 
     try:
-        problems = try_bundle(Path(request["path"]), Limits(**request["limits"]), request["batch_sizes"])
+        limits = Limits(**request["limits"])
+        problems = try_bundle(Path(request["path"]), limits, request["batch_sizes"], train=request["train"])
     except BundleError as error:
         problems = list(error.problems)
     except MemoryError:
@@ -45,18 +46,18 @@ def main() -> int:
     os._exit(0)
 
 
-def try_bundle(path: Path, limits: Any, batch_sizes: Sequence[int]) -> list[Problem]:
+def try_bundle(path: Path, limits: Any, batch_sizes: Sequence[int], *, train: bool) -> list[Problem]:
     """Read a bundle, then compile and run its model on zeros at every batch size; raises what that raises."""
     from engine.bundle import bundle
 
     found = bundle.read(path, limits=limits, trusted=True)
     for rows in batch_sizes:
-        try_model(found, rows)
+        try_model(found, rows, train=train)
     return []
 
 
-def try_model(found: Any, rows: int) -> None:
-    """One prediction, and where every program has a derivative one gradient in training; waits for the results."""
+def try_model(found: Any, rows: int, *, train: bool) -> None:
+    """One prediction, and with `train` one gradient where every program has a derivative; waits for the results."""
     import jax
     import jax.numpy as jnp
 
@@ -67,12 +68,12 @@ def try_model(found: Any, rows: int) -> None:
         inputs = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in template_of(model, batch=rows).items()}
         _, predict = build(model)
         _wait(jax.jit(predict)(state, inputs))
-        if not _differentiable(model):
+        if not train or not _differentiable(model):
             return
-        _, train = build(model, mode="train")
+        _, predict_train = build(model, mode="train")
 
         def total(parameters: Any, floats: dict[str, Any]) -> Any:
-            prediction = train(replace(state, parameters=parameters), {**inputs, **floats}).prediction
+            prediction = predict_train(replace(state, parameters=parameters), {**inputs, **floats}).prediction
             leaves = [leaf for leaf in jax.tree.leaves(prediction) if jnp.issubdtype(leaf.dtype, jnp.floating)]
             return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in leaves) + jnp.float32(0)
 

@@ -33,8 +33,9 @@ def check(
     batch_sizes: Sequence[int] = (1,),
     timeout_s: float | None = None,
     memory_bytes: int | None = None,
+    train: bool = True,
 ) -> None:
-    """Read, compile and run a bundle on zeros in a process of its own: predictions, and one gradient.
+    """Read, compile and run a bundle on zeros in a process of its own: a prediction per batch size.
 
     Blocks, for seconds. The process starts with nothing of this one but the bundle's path: no environment, no open
     files, its own process group; it dies with the thread that called this.
@@ -43,6 +44,7 @@ def check(
         batch_sizes: numbers of rows to try.
         timeout_s: wall-clock seconds; None takes `limits.check_s`.
         memory_bytes: memory of the process; None takes `limits.check_bytes`.
+        train: whether to take a gradient too, where every program has a derivative.
     Raises: `BundleError` with what the process found, or how it ended.
     """
     timeout_s = limits.check_s if timeout_s is None else timeout_s
@@ -51,6 +53,7 @@ def check(
         "path": str(Path(path).resolve()),
         "limits": dataclasses.asdict(limits),
         "batch_sizes": list(batch_sizes),
+        "train": train,
         "parent": os.getpid(),
         "cpu_s": int(timeout_s * (os.cpu_count() or 1)) + 1,
         "memory_bytes": memory_bytes,

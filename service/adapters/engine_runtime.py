@@ -117,9 +117,12 @@ class EngineRuntime:
         return [Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))]
 
     def check_bundle(self, path: Path) -> BundleReport:
-        """Validate a bundle completely; raises `InvalidModel` with every problem."""
+        """Validate a bundle completely; raises `InvalidModel` with every problem.
+
+        Programs in it are compiled and run in a process of their own first, which takes seconds.
+        """
         with _translated("bundle"):
-            bundle = self._read(path)
+            bundle = engine.bundle.read(path, limits=self._limits)
             problems: list[Problem] = []
             serving = parse_serving(bundle.serving, problems, "serving.json")
             if problems:
@@ -141,10 +144,14 @@ class EngineRuntime:
             engine.bundle.write(path, model, state, lineage=lineage, limits=self._limits)
 
     def load(self, path: Path, config: ServingConfig) -> LoadedExecutable:
-        """Put a bundle on the device and compile every batch size up to `config.max_batch_size`."""
+        """Put a bundle on the device and compile every batch size up to `config.max_batch_size`.
+
+        Where it holds programs, each of these sizes is tried in a process of its own first.
+        """
         with _translated("bundle"):
-            bundle = self._read(path)
             limits = dataclasses.replace(self._limits, activation_batch=config.max_batch_size)
+            engine.bundle.try_programs(path, batch_sizes=_buckets(config.max_batch_size), limits=limits)
+            bundle = self._stored(path)
             engine.bundle.check_size(bundle.model, limits)
             device = jax.local_devices(backend=self._platform)[0]
             executable = Executable(
@@ -160,10 +167,10 @@ class EngineRuntime:
     def describe(self, path: Path) -> tuple[bytes, str]:
         """A stored bundle's graph JSON and its summary table."""
         with _translated("bundle"):
-            bundle = self._read(path)
-            state = bundle.state
+            bundle = self._stored(path)
+            state, programs = bundle.state, engine.bundle.export_programs(bundle.model)
             graph, _ = engine.bundle.graph_to_json(
-                bundle.model, frozen=state.frozen, ties=state.ties, with_weights=True
+                bundle.model, frozen=state.frozen, ties=state.ties, with_weights=True, programs=programs
             )
             return json.dumps(graph).encode(), display.as_table(bundle.model)
 
@@ -175,8 +182,9 @@ class EngineRuntime:
         engine.bundle.check_marks(layers, value)
         return value, model, layers
 
-    def _read(self, path: Path) -> Bundle:
-        return engine.bundle.read(path, limits=self._limits)
+    def _stored(self, path: Path) -> Bundle:
+        """A bundle that `check_bundle` has accepted."""
+        return engine.bundle.read(path, limits=self._limits, trusted=True)
 
     def _report(self, model: Model, layers: Sequence[LayerInfo]) -> BundleReport:
         inputs, outputs = signature(model)
