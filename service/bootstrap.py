@@ -26,6 +26,7 @@ from service.adapters.kept_process import KeptProcess
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.core.errors import InvalidRequest, NotReady
 from service.core.ports import Engine, JobQueue
+from service.core.retry import Backoff
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -226,6 +227,7 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
         lease_s=settings.job_lease_s,
         clock=clock,
         grace_s=settings.job_grace_s,
+        backoff=Backoff(settings.job_retry_base_s, settings.job_retry_cap_s),
     )
     try:
         await supervisor.run(stop)

@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     job_grace_s: float = Field(default=10.0, gt=0)
     """How long a stopping trainer may take to write its checkpoint, in seconds."""
 
+    job_retry_base_s: float = Field(default=1.0, gt=0)
+    """How long a job waits after its trainer's first crash at most, in seconds; doubled with every further one."""
+
+    job_retry_cap_s: float = Field(default=60.0, gt=0)
+    """How long a crashed job waits at most, in seconds."""
+
     max_queued_jobs: int = Field(default=10_000, ge=1)
     """Unfinished jobs per tag; more get 429."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from service.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, StaleLease
 from service.core.jobs import check_move
 from service.core.ports import Clock
-from service.core.types import Job, JobEvent, JobState, Json, Lease, WorkerInfo
+from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
+_MIN_WAIT_S = 0.001
 _EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
 
 
@@ -52,6 +54,7 @@ class MemoryJobQueue:
         self._max_events = max_events
         self._entries: dict[str, _Entry] = {}
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._turns: dict[tuple[str, ...], int] = {}
         self._order = 0
         self._last_event = (0, 0)
         self._changed = asyncio.Event()
@@ -103,7 +106,7 @@ class MemoryJobQueue:
             if left <= 0:
                 return None
             try:
-                async with asyncio.timeout(min(left, self._lease_s / 3)):
+                async with asyncio.timeout(min(left, self._lease_s / 3, self._next_due_s(tags))):
                     await changed.wait()
             except TimeoutError:
                 continue
@@ -158,7 +161,7 @@ class MemoryJobQueue:
         self._end(entry, state, result=result, error=error)
         return entry.job
 
-    async def release(self, lease: Lease, *, reason: str, counts: bool = False) -> Job:
+    async def release(self, lease: Lease, *, reason: str, counts: bool = False, delay_s: float = 0.0) -> Job:
         """Give a running job back to the queue, without counting against its attempts unless `counts`."""
         entry = self._fenced(lease)
         if entry.job.cancel_requested:
@@ -167,7 +170,7 @@ class MemoryJobQueue:
             self._end(entry, JobState.FAILED, error=reason)
         else:
             entry.job = replace(entry.job, released=entry.job.released + (not counts))
-            self._requeue(entry, reason)
+            self._requeue(entry, reason, delay_s)
             entry.order = self._next_order()
         return entry.job
 
@@ -203,14 +206,22 @@ class MemoryJobQueue:
         """Memory is always there."""
 
     def _take(self, worker: str, tags: Sequence[str]) -> Lease | None:
-        now = self._clock.monotonic()
-        for entry in sorted(self._entries.values(), key=lambda e: (e.job.state is JobState.QUEUED, e.order)):
-            if entry.job.tag not in tags or entry.job.state.final:
-                continue
-            if entry.job.state is JobState.RUNNING and (entry.lease_until > now or not self._recover(entry)):
-                continue
-            return self._start(entry, worker)
-        return None
+        mine = sorted((e for e in self._entries.values() if e.job.tag in tags), key=lambda e: e.order)
+        for entry in mine:
+            lost = entry.job.state is JobState.RUNNING and entry.lease_until <= self._clock.monotonic()
+            if lost and self._recover(entry):
+                return self._start(entry, worker)
+        for entry in mine:
+            if entry.job.not_before is not None and entry.job.not_before <= self._clock.time():
+                entry.job = replace(entry.job, not_before=None)
+        waiting = [e for e in mine if e.job.state is JobState.QUEUED and e.job.not_before is None]
+        if not waiting:
+            return None
+        who = tuple(sorted(tags))
+        turn = self._turns.get(who, 0)
+        self._turns[who] = (turn + 1) % len(CLAIM_ORDER)
+        levels = [CLAIM_ORDER[turn], *Priority]
+        return self._start(min(waiting, key=lambda e: (levels.index(e.job.priority), e.order)), worker)
 
     def _recover(self, entry: _Entry) -> bool:
         """Treat a lost lease; False when the job has ended by it."""
@@ -234,11 +245,20 @@ class MemoryJobQueue:
         self._record(entry, "state", {"state": "running", "attempt": entry.job.attempt, "worker": worker})
         return Lease(entry.job, entry.job.attempt, entry.token, worker)
 
-    def _requeue(self, entry: _Entry, reason: str) -> None:
+    def _requeue(self, entry: _Entry, reason: str, delay_s: float = 0.0) -> None:
         check_move(entry.job.id, entry.job.state, JobState.QUEUED)
         entry.job = replace(entry.job, state=JobState.QUEUED, worker=None)
         entry.token = ""
-        self._record(entry, "state", {"state": "queued", "reason": reason})
+        told: dict[str, Json] = {"state": "queued", "reason": reason}
+        if delay_s > 0:
+            entry.job = replace(entry.job, not_before=self._clock.time() + delay_s)
+            told["retry_in_s"] = delay_s
+        self._record(entry, "state", told)
+
+    def _next_due_s(self, tags: Sequence[str]) -> float:
+        """Seconds until the first delayed job, at least a little."""
+        due = [e.job.not_before for e in self._entries.values() if e.job.tag in tags and e.job.not_before is not None]
+        return max(min(due, default=math.inf) - self._clock.time(), _MIN_WAIT_S)
 
     def _end(
         self,
@@ -252,6 +272,7 @@ class MemoryJobQueue:
         entry.job = replace(
             entry.job,
             state=state,
+            not_before=None,
             finished_at=self._clock.time(),
             result=None if result is None else dict(result),
             error=error,

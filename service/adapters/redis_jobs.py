@@ -1,15 +1,17 @@
-"""The job queue in Redis 7 (or Valkey): a stream with a consumer group per tag, a hash and an event stream per job.
+"""The job queue in Redis 7 (or Valkey): streams with a consumer group per tag, a hash and an event stream per job.
 
 Keys (`{axon}` keeps them in one slot of a cluster):
 
-    {axon}:queue:<tag>     stream of unfinished jobs, gone when empty; an entry stays pending while its job runs
-    {axon}:job:<id>        hash: the job; expires `keep_s` after its end
-    {axon}:events:<id>     stream: state, progress, log lines, checkpoints; capped, expires with the job
-    {axon}:jobs            sorted set of all jobs by creation; {axon}:jobs:<state> the same by state
-    {axon}:ended           sorted set: when each finished job may be forgotten in the sets above
-    {axon}:dead            stream of jobs whose attempts were used up; capped
-    {axon}:worker:<id>     a worker's last heartbeat; expires
-    {axon}:workers         sorted set of workers by the end of their heartbeat
+    {axon}:queue:<tag>:<priority>  stream of unfinished jobs, gone when empty; an entry stays pending while its job runs
+    {axon}:delayed:<tag>           sorted set of jobs that wait after a failure, by the time when they are due
+    {axon}:turns                   hash: whose turn it is of the priorities, by the tags of those who claim
+    {axon}:job:<id>                hash: the job; expires `keep_s` after its end
+    {axon}:events:<id>             stream: state, progress, log lines, checkpoints; capped, expires with the job
+    {axon}:jobs                    sorted set of all jobs by creation; {axon}:jobs:<state> the same by state
+    {axon}:ended                   sorted set: when each finished job may be forgotten in the sets above
+    {axon}:dead                    stream of jobs whose attempts were used up; capped
+    {axon}:worker:<id>             a worker's last heartbeat; expires
+    {axon}:workers                 sorted set of workers by the end of their heartbeat
 
 Every change is one Lua script under `lua/`, so it happens whole or not at all. Calls may be repeated by the client
 after a lost connection: submit, start and settle recognise their own repetition, an event may appear twice.
@@ -25,7 +27,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -36,10 +38,21 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.core.errors import Conflict, InvalidRequest, NotFound, NotReady, Overloaded, ServiceError, StaleLease
 from service.core.ports import Clock
-from service.core.types import Job, JobEvent, JobState, Json, Lease, WorkerInfo
+from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 PREFIX: Final = "{axon}"
-_SCRIPTS: Final = ("submit", "start", "renew", "append", "checkpoint", "reserve", "settle", "release", "cancel")
+_SCRIPTS: Final = (
+    "submit",
+    "start",
+    "renew",
+    "append",
+    "checkpoint",
+    "reserve",
+    "settle",
+    "release",
+    "cancel",
+    "promote",
+)
 _ALONE: Final = ("take", "beat")
 _REFUSALS: Final[Mapping[str, type[ServiceError]]] = {
     "STALE": StaleLease,
@@ -54,6 +67,26 @@ _AWAY: Final = (
 _MAX_BLOCK_S = 5.0  # below the socket's time limit, so that a quiet stream does not look like a dead server
 _SOCKET_TIMEOUT_S = 10.0
 _PAGE = 200
+_LEVELS: Final = tuple(Priority)
+_TURNS: Final = tuple(_LEVELS.index(level) + 1 for level in CLAIM_ORDER)
+
+
+class _Place(NamedTuple):
+    """What the keys of a job are made of."""
+
+    id: str
+    tag: str
+    priority: Priority
+
+
+class _Taken(NamedTuple):
+    """What `take` found: a job and its entry or neither, where the streams end, and who is due now or in so long."""
+
+    job: _Place | None
+    entry: str
+    ends: dict[str, str]
+    due: list[_Place]
+    next_due_ms: int | None
 
 
 def connect(url: str, *, retries: int = 5) -> Redis:
@@ -114,11 +147,12 @@ class RedisJobQueue:
             "spec": json.dumps(job.spec),
             "tag": job.tag,
             "max_attempts": str(job.max_attempts),
+            "priority": str(job.priority),
+            "owner": job.owner,
         }
         flat = [part for pair in stored.items() for part in pair]
-        created_at = repr(job.created_at)
-        nonce = secrets.token_hex(16)
-        return _job(job.id, await self._call("submit", job.id, job.tag, nonce, self._max_jobs, created_at, *flat))
+        args = (secrets.token_hex(16), self._max_jobs, repr(job.created_at), *flat)
+        return _job(job.id, await self._call("submit", _place(job), *args, more_keys=self._queues(job.tag)))
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
@@ -148,28 +182,34 @@ class RedisJobQueue:
 
     async def cancel(self, job_id: str) -> Job:
         """Queued: becomes cancelled. Running: marks it. Raises `Conflict` when final or publishing."""
-        tag = (await self.get(job_id)).tag
-        return _job(job_id, await self._call("cancel", job_id, tag))
+        return _job(job_id, await self._call("cancel", _place(await self.get(job_id))))
 
     async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
         """Take a queued job, or one whose lease has run out; None after `wait_s`.
 
-        Waiting reads the streams without their group: nothing is handed to a call that is given up meanwhile. Those
-        who wait look again at least three times per lease, for leases that have run out.
+        Delayed jobs of `tags` that are due get into their queues first. Waiting reads the streams without their group:
+        nothing is handed to a call that is given up meanwhile. Those who wait look again at least three times per
+        lease, for leases that have run out.
         """
         deadline = self._clock.monotonic() + wait_s
         while True:
-            seen: dict[str, str] = {}
-            for tag in tags:
-                lease, seen[self._key("queue", tag)] = await self._take(worker, tag)
-                if lease is not None:
+            taken = await self._take(tags)
+            if taken.job is not None:
+                if (lease := await self._own(taken.job, taken.entry, worker)) is not None:
                     return lease
+                continue
+            if taken.due:
+                for place in taken.due:
+                    await self._call("promote", place)
+                continue
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 return None
-            block_ms = max(1, int(min(left * 1000, self._lease_ms / 3, _MAX_BLOCK_S * 1000)))
+            waits_ms = [left * 1000, self._lease_ms / 3, _MAX_BLOCK_S * 1000]
+            if taken.next_due_ms is not None:
+                waits_ms.append(taken.next_due_ms)
             with _translated():
-                await self._redis.xread(seen, count=1, block=block_ms)
+                await self._redis.xread(taken.ends, count=1, block=max(1, int(min(waits_ms))))
 
     async def renew(self, lease: Lease) -> Job:
         """Extend the lease; returns the job as stored."""
@@ -203,9 +243,10 @@ class RedisJobQueue:
         encoded = "" if result is None else _dumps(result)
         return _job(lease.job.id, await self._fenced("settle", lease, state, encoded, _text(error or "")))
 
-    async def release(self, lease: Lease, *, reason: str, counts: bool = False) -> Job:
+    async def release(self, lease: Lease, *, reason: str, counts: bool = False, delay_s: float = 0.0) -> Job:
         """Give a running job back to the queue, without counting against its attempts unless `counts`."""
-        return _job(lease.job.id, await self._fenced("release", lease, int(counts), _text(reason)))
+        args = (int(counts), _text(reason), int(delay_s * 1000))
+        return _job(lease.job.id, await self._fenced("release", lease, *args))
 
     async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
         """Replay after an id, then follow; ends after a final state's event."""
@@ -249,47 +290,60 @@ class RedisJobQueue:
         with _translated():
             await self._redis.ping()
 
-    async def _take(self, worker: str, tag: str) -> tuple[Lease | None, str]:
-        """A lease on a job of `tag` if there is one to take, and the id after which new ones come."""
-        queue = self._key("queue", tag)
-        while True:
-            with _translated():
-                last, entry, job_id = await self._scripts["take"](keys=[queue], args=[self._lease_ms])
-            if entry is None:
-                return None, last
-            starting = asyncio.ensure_future(self._start(job_id, tag, entry, worker))
-            try:
-                lease = await asyncio.shield(starting)
-            except asyncio.CancelledError:
-                if (lease := await starting) is not None:
-                    await self.release(lease, reason="the worker went away")
-                raise
-            if lease is not None:
-                return lease, last
+    async def _take(self, tags: Sequence[str]) -> _Taken:
+        """The next entry for a worker with `tags`, which is not its own yet."""
+        queues = [(tag, level) for tag in tags for level in _LEVELS]
+        keys = [self._key("queue", *queue) for queue in queues]
+        others = [*(self._key("delayed", tag) for tag in tags), self._key("turns")]
+        args: list[str | int] = [self._lease_ms, len(tags), ",".join(sorted(tags)), len(_LEVELS), *_TURNS]
+        with _translated():
+            queue, entry, job_id, lasts, due, next_ms = await self._scripts["take"](keys=keys + others, args=args)
+        due_places = []
+        for number, name in zip(due[::2], due[1::2], strict=True):
+            priority, _, due_id = name.partition(":")
+            due_places.append(_Place(due_id, tags[number - 1], Priority(priority)))
+        taken = None if queue == 0 else _Place(job_id, *queues[queue - 1])
+        ends = dict(zip(keys, lasts, strict=True))
+        return _Taken(taken, entry or "", ends, due_places, None if next_ms < 0 else next_ms)
 
-    async def _start(self, job_id: str, tag: str, entry: str, worker: str) -> Lease | None:
+    async def _own(self, place: _Place, entry: str, worker: str) -> Lease | None:
+        """The lease on an entry's job, unless there is nothing to own; one that nobody waits for goes back."""
+        starting = asyncio.ensure_future(self._start(place, entry, worker))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            if (lease := await starting) is not None:
+                await self.release(lease, reason="the worker went away")
+            raise
+
+    async def _start(self, place: _Place, entry: str, worker: str) -> Lease | None:
         token = secrets.token_hex(16)
-        found = await self._call("start", job_id, tag, entry, token, worker, self._lease_ms)
+        found = await self._call("start", place, entry, token, worker, self._lease_ms)
         if not found:
             return None
-        job = _job(job_id, found)
+        job = _job(place.id, found)
         return Lease(job, job.attempt, token, worker)
 
     async def _fenced(self, script: str, lease: Lease, *args: Any) -> Any:
-        return await self._call(script, lease.job.id, lease.job.tag, lease.attempt, lease.token, *args)
+        return await self._call(script, _place(lease.job), lease.attempt, lease.token, *args)
 
-    async def _call(self, script: str, job_id: str, tag: str, *args: Any) -> Any:
+    async def _call(self, script: str, place: _Place, *args: Any, more_keys: Sequence[str] = ()) -> Any:
         keys = [
-            self._key("job", job_id),
-            self._key("events", job_id),
-            self._key("queue", tag),
+            self._key("job", place.id),
+            self._key("events", place.id),
+            self._key("queue", place.tag, place.priority),
             self._key("jobs"),
             *(self._key("jobs", state) for state in JobState),
             self._key("ended"),
             self._key("dead"),
+            self._key("delayed", place.tag),
+            *more_keys,
         ]
         with _translated():
-            return await self._scripts[script](keys=keys, args=[job_id, *self._common, *args])
+            return await self._scripts[script](keys=keys, args=[place.id, *self._common, *args])
+
+    def _queues(self, tag: str) -> list[str]:
+        return [self._key("queue", tag, level) for level in _LEVELS]
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
@@ -332,7 +386,14 @@ def _job(job_id: str, found: Any) -> Job:
         result=json.loads(one["result"]) if "result" in one else None,
         error=one.get("error"),
         released=int(one["released"]),
+        priority=Priority(one["priority"]),
+        owner=one["owner"],
+        not_before=float(one["not_before"]) if "not_before" in one else None,
     )
+
+
+def _place(job: Job) -> _Place:
+    return _Place(job.id, job.tag, job.priority)
 
 
 def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:

@@ -11,7 +11,7 @@ from typing import Any
 from service.core.errors import InvalidRequest, Problem, shown
 from service.core.names import check_alias, check_name
 from service.core.serving_spec import parse_serving
-from service.core.types import Json
+from service.core.types import Json, Priority
 
 MAX_EPOCHS = 100_000
 MAX_BATCH_SIZE = 65_536
@@ -59,7 +59,7 @@ class JobSpec:
     `inputs` maps the graph's input names to columns of `dataset`; None means the column named like the graph's only
     input. A checkpoint is due after `checkpoint_every_s` seconds or `checkpoint_every_steps` steps, whichever is first;
     training waits for the one before to be stored only where steps are given. `precision` names a policy for all
-    layers, in place of those in the graph; `loss_scale` is used in training alone.
+    layers, in place of those in the graph; `loss_scale` is used in training alone. `owner` is a label.
     """
 
     model: str
@@ -82,6 +82,8 @@ class JobSpec:
     serving: Mapping[str, Json] | None = None
     precision: str | None = None
     loss_scale: Choice | None = None
+    priority: Priority = Priority.NORMAL
+    owner: str = ""
 
     def to_json(self) -> dict[str, Json]:
         """The complete request; `parse_spec` of it gives an equal value."""
@@ -92,6 +94,7 @@ class JobSpec:
             "metrics": list(self.metrics),
             "on_success": self.on_success.to_json(),
             "loss_scale": None if self.loss_scale is None else self.loss_scale.to_json(),
+            "priority": str(self.priority),
         }
 
 
@@ -117,14 +120,11 @@ def parse_spec(value: Json) -> JobSpec:
             "checkpoint_every_s", "a number above 0", _is_positive, None if steps else DEFAULT_CHECKPOINT_EVERY_S
         ),
         checkpoint_every_steps=steps,
-        tag=read.take("tag", _NAME, _is_name, DEFAULT_TAG),
-        max_attempts=read.take(
-            "max_attempts", f"a whole number of 1 to {MAX_ATTEMPTS}", _integer(1, MAX_ATTEMPTS), DEFAULT_MAX_ATTEMPTS
-        ),
         on_success=_on_success(read),
         serving=_serving(read),
         precision=read.take("precision", _NAME, _is_name, None),
         loss_scale=_choice(read, "loss_scale", None),
+        **_queueing(read),
     )
     read.finish()
     if problems:
@@ -205,6 +205,19 @@ def _on_success(read: _Reader) -> OnSuccess:
     return result
 
 
+def _queueing(read: _Reader) -> dict[str, Any]:
+    """What the queue looks at."""
+    priority = read.take("priority", f"one of {', '.join(Priority)}", _is_priority, str(Priority.NORMAL))
+    return {
+        "tag": read.take("tag", _NAME, _is_name, DEFAULT_TAG),
+        "max_attempts": read.take(
+            "max_attempts", f"a whole number of 1 to {MAX_ATTEMPTS}", _integer(1, MAX_ATTEMPTS), DEFAULT_MAX_ATTEMPTS
+        ),
+        "priority": Priority(priority or Priority.NORMAL),
+        "owner": read.take("owner", f"a text of at most {_MAX_TEXT} characters", _is_label, ""),
+    }
+
+
 def _serving(read: _Reader) -> Mapping[str, Json] | None:
     value = read.take("serving", "an object", lambda v: isinstance(v, dict), None)
     return parse_serving(value, read.problems) if isinstance(value, dict) else None
@@ -212,6 +225,18 @@ def _serving(read: _Reader) -> Mapping[str, Json] | None:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT and _is_unicode(value)
+
+
+def _is_unicode(value: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_priority(value: Any) -> bool:
+    return isinstance(value, str) and value in set(Priority)
 
 
 def _is_name(value: Any) -> bool:

@@ -86,6 +86,8 @@ class JobService:
             attempt=0,
             max_attempts=parsed.max_attempts,
             created_at=self._clock.time(),
+            priority=parsed.priority,
+            owner=parsed.owner,
         )
         return await self._queue.submit(job)
 

@@ -172,7 +172,9 @@ class JobQueue(Protocol):
     async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
         """Take a queued job, or one whose lease has run out; None after `wait_s`.
 
-        Increments the attempt and draws a new token. A job beyond `max_attempts` is failed instead, with the reason.
+        Lost leases go first, then the level whose turn it is (`CLAIM_ORDER`), else the most urgent one; within a level
+        the oldest job of all `tags`. Increments the attempt and draws a new token. A job beyond `max_attempts` is
+        failed instead, with the reason.
         """
 
     async def renew(self, lease: Lease) -> Job:
@@ -204,10 +206,11 @@ class JobQueue(Protocol):
         `CANCELLED` when nobody asked for it.
         """
 
-    async def release(self, lease: Lease, *, reason: str, counts: bool = False) -> Job:
+    async def release(self, lease: Lease, *, reason: str, counts: bool = False, delay_s: float = 0.0) -> Job:
         """Give a running job back to the queue, without counting against its attempts unless `counts`.
 
-        One whose attempts are used up becomes failed with `reason`; one to be cancelled becomes cancelled.
+        Nobody gets it for `delay_s`. One whose attempts are used up becomes failed with `reason`; one to be cancelled
+        becomes cancelled.
         """
 
     def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:

@@ -154,6 +154,21 @@ class Dataset:
     path: Path
 
 
+class Priority(enum.StrEnum):
+    """Levels of jobs, the most urgent first."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+CLAIM_ORDER = (
+    Priority.HIGH, Priority.HIGH, Priority.NORMAL, Priority.HIGH,
+    Priority.HIGH, Priority.NORMAL, Priority.HIGH, Priority.LOW,
+)  # fmt: skip
+"""The level that goes first at each of eight claims in turn, by workers with the same tags: none starves another."""
+
+
 class JobState(enum.StrEnum):
     """States of a job; the last three are final."""
 
@@ -176,6 +191,7 @@ class Job:
     `attempt` only grows; `released` of the attempts were given back and do not count against `max_attempts`.
     `checkpoint` points at the last committed one (relative to the store); `result` holds
     `{"model", "version", "metrics"}` once it has succeeded; `reserved` is the model and number taken for it.
+    `not_before` is when a queued job that failed may be tried again; `owner` is a label.
     """
 
     id: str
@@ -194,6 +210,9 @@ class Job:
     result: Mapping[str, Json] | None = None
     error: str | None = None
     released: int = 0
+    priority: Priority = Priority.NORMAL
+    owner: str = ""
+    not_before: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

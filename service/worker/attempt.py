@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from service.core.errors import Conflict, NotFound, NotReady, ServiceError, StaleLease
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
+from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Job, JobState, Json, Lease
 from service.worker.child import TRAINER, Child
 from service.worker.protocol import TrainerJob
@@ -25,7 +26,6 @@ _log = logging.getLogger(__name__)
 
 MAX_RENEW_EVERY_S = 2.0
 """Renewal also brings the news of a cancellation, so it is not rarer than this."""
-_RETRY_S = 0.2
 _MAX_WAITING_EVENTS = 1000
 _FLUSH_S = 5.0
 _MAX_TAIL = 4000
@@ -33,7 +33,7 @@ _MAX_TAIL = 4000
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What every attempt of a supervisor uses."""
+    """What every attempt of a supervisor uses; `backoff` is between a job's crashes."""
 
     queue: JobQueue
     store: ModelStore
@@ -43,6 +43,7 @@ class Workplace:
     lease_s: float
     grace_s: float = 10.0
     command: tuple[str, ...] = TRAINER
+    backoff: Backoff = DEFAULT_BACKOFF
 
 
 class Stop(enum.StrEnum):
@@ -225,8 +226,10 @@ class Attempt:
 
     async def _release(self, reason: str, *, counts: bool) -> None:
         await self._flush()
+        queue, failures = self._place.queue, self._job.attempt - self._job.released
+        delay_s = self._place.backoff.delay_s(failures) if counts else 0.0
         try:
-            job = await self._insist(lambda: self._place.queue.release(self._lease, reason=reason, counts=counts))
+            job = await self._insist(lambda: queue.release(self._lease, reason=reason, counts=counts, delay_s=delay_s))
         except StaleLease:  # also the answer to a repetition, when the first answer was lost
             return
         if job.state.final:
@@ -235,13 +238,13 @@ class Attempt:
     async def _keep_lease(self) -> None:
         """Renew until the end. While the server is away the trainer goes on, until somebody else could have the job."""
         clock, lease_s = self._place.clock, self._place.lease_s
-        holds_until = clock.monotonic() + lease_s
+        holds_until, failures = clock.monotonic() + lease_s, 0
         while True:
             asked_at = clock.monotonic()
             try:
                 async with asyncio.timeout(max(holds_until - asked_at, 0.01)):
                     self._notice(await self._place.queue.renew(self._lease))
-                holds_until = asked_at + lease_s
+                holds_until, failures = asked_at + lease_s, 0
                 await asyncio.sleep(min(lease_s / 3, MAX_RENEW_EVERY_S))
             except StaleLease:
                 self._lose()
@@ -250,7 +253,8 @@ class Attempt:
                 if clock.monotonic() >= holds_until:
                     self._lose()
                     return
-                await asyncio.sleep(min(_RETRY_S, lease_s / 10))
+                failures += 1
+                await asyncio.sleep(min(AWAY.delay_s(failures), lease_s / 10))
             except Exception:
                 _log.exception("job %s: attempt %d cannot renew its lease", self._job.id, self._lease.attempt)
                 self._lose()
@@ -288,14 +292,16 @@ class Attempt:
 
     async def _insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call while the server is away, as long as the lease may be ours."""
+        failures = 0
         while True:
             if self._lost.is_set():
                 raise StaleLease(f"job {self._job.id}: {Stop.LOST}")
             try:
                 return await call()
             except NotReady:
+                failures += 1
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_RETRY_S):
+                    async with asyncio.timeout(AWAY.delay_s(failures)):
                         await self._lost.wait()
 
     def _tell(self, kind: str, data: Mapping[str, Json]) -> None:

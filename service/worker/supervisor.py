@@ -16,6 +16,7 @@ from typing import Any
 
 from service.core.errors import NotFound, NotReady
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
+from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Lease, WorkerInfo
 from service.worker.attempt import Attempt, Workplace
 from service.worker.child import TRAINER
@@ -24,7 +25,7 @@ from service.worker.folders import private_folder, remove_abandoned
 _log = logging.getLogger(__name__)
 
 _CLAIM_S = 30.0
-_AWAY_S = 1.0
+_BROKE_S = 1.0
 _HEARTBEAT_TTL_S = 15.0
 _TIDY_EVERY_S = 600.0
 
@@ -38,6 +39,7 @@ class Supervisor:
         lease_s: as in the queue. A trainer is killed when the lease could not be renewed for so long.
         grace_s: how long a trainer may take to write a checkpoint and stop.
         command: how a trainer is started; the tests' own ones.
+        backoff: how long a crashed job waits.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Supervisor:
         clock: Clock,
         grace_s: float = 10.0,
         command: Sequence[str] = TRAINER,
+        backoff: Backoff = DEFAULT_BACKOFF,
     ) -> None:
-        self._place = Workplace(queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command))
+        self._place = Workplace(queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff)
+        self._failures = 0
         self._worker_id = worker_id
         self._tags = tuple(tags)
         self._work_dir = work_dir
@@ -97,11 +101,14 @@ class Supervisor:
         if claiming.cancelled():
             return None
         try:
-            return claiming.result()
+            lease = claiming.result()
         except NotReady as error:
             _log.warning("worker %s: %s", self._worker_id, error)
-            await _until(stop.wait(), _AWAY_S)
+            self._failures += 1
+            await _until(stop.wait(), AWAY.delay_s(self._failures))
             return None
+        self._failures = 0
+        return lease
 
     async def _attempt(self, lease: Lease, stop: asyncio.Event) -> None:
         try:
@@ -112,7 +119,7 @@ class Supervisor:
                 self._device = self._current.device or self._device
         except Exception:  # the worker outlives any job; the lease runs out and the attempt counts
             _log.exception("worker %s: attempt %d at job %s broke", self._worker_id, lease.attempt, lease.job.id)
-            await _until(stop.wait(), _AWAY_S)
+            await _until(stop.wait(), _BROKE_S)
         finally:
             self._current = None
 

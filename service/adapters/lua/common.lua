@@ -1,6 +1,7 @@
 -- Put in front of every other job script: the keys, the server's clock, and the moves that several scripts make.
 --
--- KEYS   1 job hash   2 its events   3 queue of its tag   4 all jobs   5-9 jobs by state   10 ended jobs   11 dead letters
+-- KEYS   1 job hash   2 its events   3 queue of its tag and priority   4 all jobs   5-9 jobs by state
+--        10 ended jobs   11 dead letters   12 delayed jobs of its tag
 -- ARGV   1 job id     2 milliseconds a finished job is kept            3 events kept per job
 -- Only the server's clock counts, so workers' clocks may differ.
 
@@ -9,6 +10,7 @@ local CONSUMER = 'axon'
 local MAX_DEAD = 1000
 
 local JOB, EVENTS, QUEUE, ALL, ENDED, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[10], KEYS[11]
+local DELAYED = KEYS[12]
 local BY_STATE = { queued = KEYS[5], running = KEYS[6], succeeded = KEYS[7], failed = KEYS[8], cancelled = KEYS[9] }
 local ID, KEEP_MS, MAX_EVENTS = ARGV[1], ARGV[2], ARGV[3]
 
@@ -40,6 +42,9 @@ end
 
 -- Take an entry out of the queue; an empty stream goes as well, so that tags nobody uses leave nothing behind.
 local function acknowledge(entry)
+  if not entry then
+    return
+  end
   redis.call('XACK', QUEUE, GROUP, entry)
   redis.call('XDEL', QUEUE, entry)
   if redis.call('XLEN', QUEUE) == 0 then
@@ -54,12 +59,24 @@ local function enqueue()
   redis.call('HSET', JOB, 'entry', redis.call('XADD', QUEUE, '*', 'job', ID))
 end
 
+-- A delayed job is named with its priority, so that whoever finds it due knows all its keys.
+local function delayed_name()
+  return get('priority') .. ':' .. ID
+end
+
+local function delay(milliseconds)
+  local due = digits(NOW_MS + milliseconds)
+  redis.call('ZADD', DELAYED, due, delayed_name())
+  redis.call('HSET', JOB, 'not_before', string.format('%.3f', tonumber(due) / 1000))
+end
+
 -- The one way into a final state: it acknowledges, tells, and starts the clock of forgetting.
 local function finish(state, result, reason)
   acknowledge(get('entry'))
+  redis.call('ZREM', DELAYED, delayed_name())
   move(state)
   redis.call('HSET', JOB, 'finished_at', NOW_S, 'ended_by', get('token') or '')
-  redis.call('HDEL', JOB, 'token', 'lease_until', 'entry')
+  redis.call('HDEL', JOB, 'token', 'lease_until', 'entry', 'not_before')
   local told = '"state":"' .. state .. '"'
   if result and result ~= '' then
     redis.call('HSET', JOB, 'result', result)

@@ -1,5 +1,5 @@
--- Give a running job back to its queue, at the end.
--- ARGV 4 attempt   5 token   6 '1' when the attempt counts, else '0'   7 reason
+-- Give a running job back to its queue, at the end; or to the delayed ones.
+-- ARGV 4 attempt   5 token   6 '1' when the attempt counts, else '0'   7 reason   8 delay in milliseconds
 
 local refused = refuse(ARGV[4], ARGV[5])
 if refused then
@@ -14,9 +14,15 @@ else
     redis.call('HINCRBY', JOB, 'released', 1)
   end
   acknowledge(get('entry'))
-  redis.call('HDEL', JOB, 'token', 'lease_until', 'worker')
+  redis.call('HDEL', JOB, 'token', 'lease_until', 'worker', 'entry')
   move('queued')
-  enqueue()
-  record('state', cjson.encode({ state = 'queued', reason = ARGV[7] }))
+  local told = { state = 'queued', reason = ARGV[7] }
+  if tonumber(ARGV[8]) > 0 then
+    delay(tonumber(ARGV[8]))
+    told.retry_in_s = tonumber(ARGV[8]) / 1000
+  else
+    enqueue()
+  end
+  record('state', cjson.encode(told))
 end
 return redis.call('HGETALL', JOB)

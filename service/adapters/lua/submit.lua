@@ -1,4 +1,5 @@
 -- Store a queued job and put it into its queue.
+-- KEYS 13-15 the queues of its tag
 -- ARGV 4 nonce of this call   5 most unfinished jobs per tag   6 created_at   7... fields and values of the hash
 -- A repetition of the same call (the client never saw the answer) is recognised by the nonce.
 
@@ -20,7 +21,11 @@ end
 if nonce then
   return redis.error_reply('CONFLICT job ' .. ID .. ': it exists already')
 end
-if redis.call('XLEN', QUEUE) >= tonumber(ARGV[5]) then
+local unfinished = redis.call('ZCARD', DELAYED)
+for level = 13, 15 do
+  unfinished = unfinished + redis.call('XLEN', KEYS[level])
+end
+if unfinished >= tonumber(ARGV[5]) then
   return redis.error_reply('FULL jobs: expected fewer than ' .. ARGV[5] .. ' unfinished ones with this tag')
 end
 forget_expired()

@@ -69,6 +69,9 @@ def job(found: Job, *, with_spec: bool) -> pb.Job:
         result_json="" if found.result is None else _dumps(found.result),
         error=found.error or "",
         spec_json=_dumps(found.spec) if with_spec else "",
+        priority=found.priority.value,
+        owner=found.owner,
+        not_before=found.not_before,
     )
 
 

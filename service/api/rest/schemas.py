@@ -149,15 +149,21 @@ class DatasetList(BaseModel):
 
 
 class JobInfo(BaseModel):
-    """A training job; times are seconds since the epoch, `result` holds model, version and metrics of a success."""
+    """A training job; times are seconds since the epoch, `result` holds model, version and metrics of a success.
+
+    `not_before` is when a job that crashed is tried again.
+    """
 
     id: str
     model: str
     state: str
     tag: str
+    priority: str
+    owner: str
     attempt: int
     max_attempts: int
     created_at: float
+    not_before: float | None
     started_at: float | None
     finished_at: float | None
     worker: str | None
@@ -222,9 +228,12 @@ def _job_fields(job: Job) -> dict[str, Json]:
         "model": job.spec.get("model", ""),
         "state": job.state.value,
         "tag": job.tag,
+        "priority": job.priority.value,
+        "owner": job.owner,
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "created_at": job.created_at,
+        "not_before": job.not_before,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "worker": job.worker,

@@ -17,7 +17,7 @@ from tests.service.waiting import FakeClock, wait_until
 LEASE_S = 0.3
 RENEWED_LEASES = 3
 DOCUMENTED_KEYS = re.compile(
-    r"queue:[^:]+|job:[^:]+|events:[^:]+|jobs(:(queued|running|succeeded|failed|cancelled))?|ended|dead|worker:[^:]+|workers"
+    r"queue:[^:]+:(high|normal|low)|delayed:[^:]+|turns|job:[^:]+|events:[^:]+|jobs(:(queued|running|succeeded|failed|cancelled))?|ended|dead|worker:[^:]+|workers"
 )
 
 
@@ -37,7 +37,8 @@ class Harness:
         if self.clock is not None:
             self.clock.advance(seconds + 0.001)
             return
-        queue_key, job_key = f"{self.prefix}:queue:{lease.job.tag}", f"{self.prefix}:job:{lease.job.id}"
+        queue_key = f"{self.prefix}:queue:{lease.job.tag}:{lease.job.priority}"
+        job_key = f"{self.prefix}:job:{lease.job.id}"
 
         async def run_out() -> bool:
             now = await self.client.time()

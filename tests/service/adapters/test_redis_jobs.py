@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.adapters.clock import SystemClock
-from service.adapters.redis_jobs import RedisJobQueue, connect
+from service.adapters.redis_jobs import RedisJobQueue, _place, connect
 from service.core.errors import NotReady
 from service.core.types import JobState
 from tests.service.adapters.job_queues import a_job, running
@@ -26,7 +26,7 @@ async def test_finished_jobs_leave_only_expiring_keys(redis_harness):
     await queue.cancel("other")
     keys = {key.removeprefix(prefix + ":") async for key in client.scan_iter(match=prefix + ":*")}
     of_jobs = {"job:job", "job:other", "events:job", "events:other"}
-    assert keys == of_jobs | {"jobs", "jobs:succeeded", "jobs:cancelled", "ended"}
+    assert keys == of_jobs | {"turns", "jobs", "jobs:succeeded", "jobs:cancelled", "ended"}
     week_ms = 7 * 86_400_000
     for key in of_jobs:
         assert 0.99 * week_ms < await client.pttl(f"{prefix}:{key}") <= week_ms
@@ -44,7 +44,7 @@ async def test_entry_taken_but_not_started_counts_no_attempt(redis_harness):
     """A worker that dies between taking an entry and starting its job costs the job only time."""
     queue = redis_harness.queue
     await queue.submit(a_job(max_attempts=1))
-    stream = f"{redis_harness.prefix}:queue:default"
+    stream = f"{redis_harness.prefix}:queue:default:normal"
     assert await redis_harness.client.xreadgroup("workers", "axon", {stream: ">"}, count=1)
     async with asyncio.timeout(10):
         lease = await queue.claim("w", ["default"], wait_s=60)
@@ -55,13 +55,16 @@ async def test_entry_taken_but_not_started_counts_no_attempt(redis_harness):
 async def test_repeated_call_of_a_lost_answer_changes_nothing(redis_harness):
     """A client that repeats submit or start after losing the answer gets the same answer, not a second effect."""
     queue = redis_harness.queue
-    args = ("nonce", 10, "1.5", "spec", "{}", "tag", "default", "max_attempts", "1")
-    first = await queue._call("submit", "job", "default", *args)
-    assert await queue._call("submit", "job", "default", *args) == first
+    job = a_job(max_attempts=1)
+    place, queues = _place(job), queue._queues("default")
+    fields = ("spec", "{}", "tag", "default", "max_attempts", "1", "priority", "normal", "owner", "")
+    args = ("nonce", 10, "1.5", *fields)
+    first = await queue._call("submit", place, *args, more_keys=queues)
+    assert await queue._call("submit", place, *args, more_keys=queues) == first
     (entry,) = await redis_harness.client.xreadgroup(
-        "workers", "axon", {f"{redis_harness.prefix}:queue:default": ">"}, count=1
+        "workers", "axon", {f"{redis_harness.prefix}:queue:default:normal": ">"}, count=1
     )
-    start = ("start", "job", "default", entry[1][0][0], "token", "w", 1000)
+    start = ("start", place, entry[1][0][0], "token", "w", 1000)
     assert await queue._call(*start) == await queue._call(*start)
     assert (await queue.get("job")).attempt == 1
 

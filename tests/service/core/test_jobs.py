@@ -34,6 +34,11 @@ def minimal(**changes: Any) -> dict[str, Any]:
     }
 
 
+def nested(depth: int) -> Any:
+    """A number in so many lists."""
+    return [nested(depth - 1)] if depth else 1
+
+
 def problems(value: Any) -> dict[str, Problem]:
     """What is wrong with a spec, by path."""
     with pytest.raises(InvalidRequest, match="job spec") as caught:
@@ -45,6 +50,7 @@ def test_defaults_are_those_documented():
     """What a client leaves out is filled in."""
     spec = parse_spec(minimal())
     assert (spec.tag, spec.max_attempts, spec.validation_fraction) == ("default", 3, 0.0)
+    assert (spec.priority, spec.owner) == ("normal", "")
     assert (spec.checkpoint_every_s, spec.checkpoint_every_steps) == (10.0, None)
     assert (spec.on_success.alias, spec.on_success.load, spec.metrics, spec.inputs) == (None, False, (), None)
     assert parse_spec(minimal(checkpoint_every_steps=5)).checkpoint_every_s is None
@@ -66,6 +72,8 @@ def test_complete_spec_round_trips():
         checkpoint_every_steps=7,
         tag="gpu",
         max_attempts=20,
+        priority="high",
+        owner="team a",
         on_success={"alias": "prod", "load": True},
         serving={"max_batch_size": 0, "max_queue_delay_us": 100, "expose_intermediate": ["hidden"]},
         precision="mixed_float16",
@@ -93,7 +101,7 @@ def test_complete_spec_round_trips():
         ("loss.name", {"loss": {}}),
         ("loss.reduction", {"loss": {"name": "mean_squared_error", "reduction": float("inf")}}),
         ("optimizer.learning_rate", {"optimizer": {"name": "adam", "learning_rate": float("nan")}}),
-        ("optimizer.deep", {"optimizer": {"name": "adam", "deep": [[[[[[1]]]]]]}}),
+        ("optimizer.deep", {"optimizer": {"name": "adam", "deep": nested(26)}}),
         ("optimizer.huge", {"optimizer": {"name": "adam", "huge": 10**400}}),
         ("precision", {"precision": {"compute": "f16"}}),
         ("loss_scale", {"loss_scale": 32768}),
@@ -117,6 +125,11 @@ def test_complete_spec_round_trips():
         ("tag", {"tag": "a:b"}),
         ("tag", {"tag": "x" * 129}),
         ("max_attempts", {"max_attempts": 21}),
+        ("priority", {"priority": "urgent"}),
+        ("priority", {"priority": 1}),
+        ("priority", {"priority": ["high"]}),
+        ("owner", {"owner": "x" * 257}),
+        ("owner", {"owner": "\ud800"}),
         ("on_success", {"on_success": "prod"}),
         ("on_success.alias", {"on_success": {"alias": "12"}}),
         ("on_success.load", {"on_success": {"load": 1}}),

@@ -16,6 +16,7 @@ from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.core.jobs import parse_spec
+from service.core.retry import Backoff
 from service.core.types import Column, Dataset, Job, JobEvent, JobState
 from service.worker.child import TRAINER
 from service.worker.supervisor import Supervisor
@@ -110,7 +111,7 @@ class Workshop:
             lease_s=self.lease_s,
             clock=SystemClock(),
             command=command,
-            **options,
+            **{"backoff": Backoff(0.02), **options},
         )
 
     @contextlib.asynccontextmanager

@@ -307,7 +307,7 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, spec_json: _Optional[bytes] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "model", "state", "tag", "attempt", "max_attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "result_json", "error", "spec_json")
+    __slots__ = ("id", "model", "state", "tag", "attempt", "max_attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "result_json", "error", "spec_json", "priority", "owner", "not_before")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +322,9 @@ class Job(_message.Message):
     RESULT_JSON_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     state: str
@@ -336,7 +339,10 @@ class Job(_message.Message):
     result_json: str
     error: str
     spec_json: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., attempt: _Optional[int] = ..., max_attempts: _Optional[int] = ..., created_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., worker: _Optional[str] = ..., cancel_requested: _Optional[bool] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ..., spec_json: _Optional[str] = ...) -> None: ...
+    priority: str
+    owner: str
+    not_before: float
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., attempt: _Optional[int] = ..., max_attempts: _Optional[int] = ..., created_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., worker: _Optional[str] = ..., cancel_requested: _Optional[bool] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ..., spec_json: _Optional[str] = ..., priority: _Optional[str] = ..., owner: _Optional[str] = ..., not_before: _Optional[float] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("state", "limit")
