@@ -87,6 +87,8 @@ def build_engine(settings: Settings) -> Engine:
         bundle_bytes=settings.max_bundle_bytes,
         graph_bytes=settings.max_graph_bytes,
         parameter_bytes=settings.max_bundle_bytes,
+        check_s=settings.check_s,
+        check_bytes=settings.max_check_bytes,
     )
     return EngineRuntime(limits=limits, device=settings.device)
 

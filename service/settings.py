@@ -59,6 +59,12 @@ class Settings(BaseSettings):
     max_bundle_bytes: int = Field(default=_LIMITS.max_bundle_bytes, ge=1)
     """Largest bundle, or safetensors beside a graph."""
 
+    check_s: float = Field(default=60.0, gt=0)
+    """How long the trial of a bundle with programs may take in a process of its own, in seconds."""
+
+    max_check_bytes: int = Field(default=8 * 2**30, ge=2**29)
+    """Most memory of that process."""
+
     max_dataset_bytes: int = Field(default=_LIMITS.max_dataset_bytes, ge=1)
     """Largest data set, as uploaded and as stored."""
 
