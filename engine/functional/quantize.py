@@ -37,7 +37,11 @@ def scale_of(peak: jax.Array) -> jax.Array:
 def quantize(x: jax.Array, scale: jax.Array) -> jax.Array:
     """`clip(round(x / scale), -128, 127)` as int8; within `128 * scale` it is off by at most half a scale."""
     wide = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
-    return jnp.clip(jnp.round(wide / scale.astype(wide.dtype)), -128, 127).astype(jnp.int8)
+    return _rounded(wide / scale.astype(wide.dtype))
+
+
+def _rounded(steps: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.round(steps), -128, 127).astype(jnp.int8)
 
 
 class QTensor(NamedTuple):
@@ -65,8 +69,11 @@ class QTensor(NamedTuple):
             raise DtypeError(f"QTensor.from_tensor: expected a float dtype, got {x.dtype}")
         unit = normalize_axis("QTensor.from_tensor", axis, x.ndim)
         others = tuple(other for other in range(x.ndim) if other != unit)
-        scale = scale_of(jnp.max(jnp.abs(x), axis=others, initial=0))
-        return cls(quantize(x, jnp.expand_dims(scale, others)), scale)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        peak = jnp.max(jnp.abs(wide), axis=others, initial=0)
+        # By the peak first, so that it is 127.5 steps whatever the scale is rounded to.
+        steps = wide / jnp.expand_dims(jnp.maximum(peak, np.finfo(np.float32).tiny), others) * STEPS
+        return cls(_rounded(steps), scale_of(peak))
 
     def to_tensor(self, *, axis: int = -1) -> jax.Array:
         """The float32 tensor that it stands for, the same `axis` given."""

@@ -44,6 +44,7 @@ HOMES: dict[str, tuple[Any, ...]] = {
     "model_state": (ax.ModelState,),
     "debugging": (ax,),
     "mixed_precision": (ax,),
+    "quantization": (ax, ax.functional),
     "display": (ax.display,),
     "loop": (ax.train, ax.train.Loop),
     "optimizers": (ax.optim,),
@@ -75,6 +76,8 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("model_state", "trainable_parameters"): "engine:ModelState.trainable",
     ("model_state", "StatefulOutput"): "engine.functional:StatefulOutput",
     ("model_state", "None"): "engine.model.walk:LayerInfo",
+    ("quantization", "layers.weight_only_quantized_dense"): "engine.functional:weight_only_quantized_dense",
+    ("quantization", "QTensor.from_tensor"): "engine.functional:QTensor.from_tensor",
     ("loop", "loop"): "engine.train:Loop.from_step",
     ("loop", "train_step"): "engine.train.step:train_step",
     ("loop", "eval_step"): "engine.train.step:evaluation_step",
@@ -97,7 +100,6 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 """Entries that live under another name."""
 
 PLAN: dict[str, str] = {
-    "quantization": "models as data (quantization)",
     "display": "models as data (as_graph)",
     "loop": "training",
     "optimizers": "training",
