@@ -14,6 +14,7 @@ import engine as ax
 from engine.model.graph import Node
 from engine.model.state import flatten, unflatten
 from engine.precision import dtype_of, name_of
+from tests.oracle import adapter_quantized
 from tests.oracle.support import Different, Unsupported, as_arrays, precision_of
 
 Builder = Callable[[], ax.Model]
@@ -326,10 +327,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         return {"output": _nested(ax.init(model, case["inputs"], seed=case["args"]["seed"]))}
     if name == "hooks":
         return {"output": _hooks(case)}
-    if name == "qtensor_from_tensor":
-        return {"output": _qtensor(ax.functional.QTensor.from_tensor(case["inputs"]["x"])._asdict())}
-    if name == "quantized_dense":
-        return {"output": _quantized(case)}
+    if name in adapter_quantized.CASES:
+        return {"output": adapter_quantized.CASES[name](case)}
     if name not in BUILDERS:
         raise Unsupported(f"model {name}")
     with precision_of(case):
@@ -342,27 +341,6 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         if name == "init_random":
             return {"output": _nested(ax.build(model)[0](case["inputs"], seed=case["args"]["seed"]))}
         return _results(model, case)
-
-
-def _qtensor(kernel: dict[str, Any]) -> dict[str, Any]:
-    """Upstream's record: here there is no zero point, since it is always 0."""
-    return {**kernel, "zero_point": np.zeros(kernel["scale"].shape, np.int64)}
-
-
-def _quantized(case: dict[str, Any]) -> dict[str, Any]:
-    model = ax.input("x").dense(4, activation="relu").dense(2)
-    small, state = ax.quantize(model, ax.ModelState(as_arrays(case["params"])))
-    layers = _nested(state)
-    frozen = {
-        layer: ["kernel", "bias"] for layer in layers if state.frozen >= {f"{layer}.kernel.value", f"{layer}.bias"}
-    }
-    return {
-        "frozen": frozen,
-        "prediction": ax.predict(small, state, case["inputs"]),
-        "quantized_params": {
-            layer: {"bias": params["bias"], "kernel": _qtensor(params["kernel"])} for layer, params in layers.items()
-        },
-    }
 
 
 def _hooks(case: dict[str, Any]) -> dict[str, Any]:
