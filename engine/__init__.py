@@ -6,7 +6,8 @@
     state = init_fn(seed=0)
     predict_fn(state, x)
 
-`ax.train`, `ax.optim`, `ax.bundle`, `ax.runtime` and `ax.display` are imported when first used.
+`ax.train`, `ax.optim`, `ax.bundle`, `ax.runtime`, `ax.columns`, `ax.preprocess` and `ax.display` are imported when
+first used.
 """
 
 from __future__ import annotations
@@ -157,15 +158,17 @@ from engine.precision import POLICIES, Policy
 from engine.version import VERSION
 
 if TYPE_CHECKING:
-    from engine import bundle, optim, runtime, train
+    from engine import bundle, columns, optim, preprocess, runtime, train
     from engine.model import display
 
 __version__ = VERSION
 
 _LAZY = {
     "bundle": "engine.bundle",
+    "columns": "engine.columns",
     "display": "engine.model.display",
     "optim": "engine.optim",
+    "preprocess": "engine.preprocess",
     "runtime": "engine.runtime",
     "train": "engine.train",
 }
@@ -208,6 +211,7 @@ __all__ = [
     "calibrate",
     "capture",
     "celu",
+    "columns",
     "compile",
     "concatenate",
     "cond",
@@ -275,6 +279,7 @@ __all__ = [
     "pop_node",
     "pop_nodes",
     "predict",
+    "preprocess",
     "properties",
     "quantize",
     "quantize_model",

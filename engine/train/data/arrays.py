@@ -37,8 +37,8 @@ class ArrayData:
             one shape and the step is compiled once. Every batch then has row weights, unless nothing is to be filled.
         transform: `(batch, generator) -> batch`, such as random crops. The generator is seeded by seed, epoch and
             batch, so what it draws does not depend on what ran before.
-        prefetch: batches made ready ahead by a thread; None: 2 where arrays are mapped or there is a transform, else
-            0, since gathering from memory is faster than handing over.
+        prefetch: batches made ready ahead by a thread; None: 2 where more than 256 MiB are mapped or there is a
+            transform, else 0, since gathering from memory is faster than handing over.
         workers: processes that make the batches, for transforms that take long (Grain's, spawned: a script needs its
             `if __name__ == "__main__"`). Arrays in memory are copied to each of them, mapped ones are mapped again.
     Raises:
@@ -74,7 +74,7 @@ class ArrayData:
         self._transform = transform
         self._order = Order(_count_rows(inputs, targets))
         self._arrays = Arrays.of(inputs, targets)
-        slow = transform is not None or self._arrays.is_mapped
+        slow = transform is not None or self._arrays.wait_for_disk
         default = _PREFETCHED if slow and not workers else 0
         self._prefetch = default if prefetch is None else as_integer("data", "prefetch", prefetch, at_least=0)
         self._begin()

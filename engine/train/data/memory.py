@@ -12,7 +12,8 @@ import numpy as np
 
 _ALIGNMENT = 64
 _WORTH_ALIGNING = 16_384
-_KEPT_BYTES = 256 * 2**20
+LARGE_BYTES = 256 * 2**20
+"""Of a mapped file that may not stay in the kernel's cache, and of what this process holds of it."""
 _PAGES_PER_ROW = 2**16  # the kernel maps this much around what is touched
 
 
@@ -65,8 +66,8 @@ class Pages:
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         found = {id(base.base): base for base in map(mapping_of, arrays) if base is not None}
-        large = sum(base.nbytes for base in found.values()) > _KEPT_BYTES
-        self._maps: list[mmap.mmap] = [base.base for base in found.values()] if large else []  # type: ignore[misc]
+        self.are_many = sum(base.nbytes for base in found.values()) > LARGE_BYTES
+        self._maps: list[mmap.mmap] = [base.base for base in found.values()] if self.are_many else []  # type: ignore[misc]
         self._row_bytes = sum(array.nbytes // max(len(array), 1) + _PAGES_PER_ROW for array in arrays)
         self._touched = 0
 
@@ -75,7 +76,7 @@ class Pages:
         if not self._maps:
             return
         self._touched += rows * self._row_bytes
-        if self._touched > _KEPT_BYTES:
+        if self._touched > LARGE_BYTES:
             self._touched = 0
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)

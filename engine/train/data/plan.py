@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from engine.errors import DataError
-from engine.train.data.memory import Pages, mapping_of, packed, take, unpacked
+from engine.train.data.memory import Pages, packed, take, unpacked
 from engine.train.data.order import Order
 from engine.train.data.protocol import Batch
 
@@ -35,9 +35,9 @@ class Arrays:
         return cls(leaves, structure, targets is not None)
 
     @property
-    def is_mapped(self) -> bool:
-        """Whether any of them lies in a file."""
-        return any(mapping_of(leaf) is not None for leaf in self._leaves)
+    def wait_for_disk(self) -> bool:
+        """Whether they lie in files too large to stay in the kernel's cache for certain."""
+        return self._pages.are_many
 
     def take(self, rows: np.ndarray) -> Any:
         """Those rows of each, in the structure."""

@@ -16,7 +16,7 @@ import engine as ax
 from engine.columns import read
 from engine.errors import DataError, OptionError
 from engine.train import Status, trainer
-from engine.train.data import ArrayData, Batches, Prefetched, windows
+from engine.train.data import ArrayData, Batches, Prefetched, memory, windows
 from engine.train.data.memory import mapping_of
 
 Y = np.arange(83)
@@ -130,17 +130,20 @@ def test_transforms_draw_the_same_after_a_resume(prefetch: int) -> None:
         np.testing.assert_array_equal(x, labels)
 
 
-def test_mapped_columns_are_prefetched(tmp_path: Path) -> None:
+def test_large_mapped_columns_are_prefetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading a file waits for the disk; gathering from memory is faster than handing over."""
     np.savez(tmp_path / "a.npz", y=Y)
     y = read(tmp_path / "a.npz")["y"]
     assert mapping_of(np.asarray(y)[2:]) is not None
+    next(ArrayData(y, Y, batch_size=4).epoch(0))
+    assert prefetching() == []
+    monkeypatch.setattr(memory, "LARGE_BYTES", 100)
     iterator = ArrayData(y, Y, batch_size=4).epoch(0)
+    assert labels_of(iterator) == labels_of(ArrayData(Y, Y, batch_size=4).epoch(0))
+    iterator.set_state({"epoch": 0, "batch": 0})
     next(iterator)
     assert len(prefetching()) == 1
     iterator.close()  # type: ignore[attr-defined]
-    next(ArrayData(Y, Y, batch_size=4).epoch(0))
-    assert prefetching() == []
 
 
 def test_chunks_are_the_rows_of_the_part() -> None:
