@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 STABLEHLO_VERSION = "1.16.3"
 """The version programs are written in: every JAX from 0.10.2 on reads it, whatever newer version it writes itself."""
@@ -35,7 +36,9 @@ def export_function(function: Callable[..., Any], arguments: tuple[Any, ...], *,
 
     jitted = jax.jit(function)
     try:
-        _refuse_callbacks(jitted.trace(*arguments).jaxpr)
+        traced = jitted.trace(*arguments)
+        _refuse_callbacks(traced.jaxpr)
+        _refuse_keys((arguments, traced.out_info))
         exported = export.export(jitted, platforms=PLATFORMS)(*arguments)
     except NotExportable:
         raise
@@ -43,13 +46,17 @@ def export_function(function: Callable[..., Any], arguments: tuple[Any, ...], *,
         # A user's function and JAX's lowering may fail with anything; it is the function's fault.
         raise NotExportable(reason(error)) from error
     try:
-        portable = _portable(exported, _pinned(exported.vjp()) if differentiable else None)
-        return bytes(portable.serialize(vjp_order=1 if differentiable else 0))
-    except NotExportable:
-        raise
+        vjp = exported.vjp() if differentiable else None
     except Exception as error:
         hint = "; jax.lax.stop_gradient in front of what has no derivative gives it one of zero"
         raise NotExportable(f"its derivative cannot be exported: {reason(error)}{hint}") from error
+    try:
+        return bytes(_portable(exported, vjp).serialize(vjp_order=1 if differentiable else 0))
+    except NotExportable:
+        raise
+    except Exception as error:
+        # Structures of its arguments and results that JAX does not know how to write.
+        raise NotExportable(reason(error)) from error
 
 
 def reason(error: BaseException) -> str:
@@ -62,6 +69,11 @@ def _refuse_callbacks(jaxpr: Any) -> None:
     for name in sorted(set(_primitives(jaxpr))):
         if "callback" in name or name in ("debug_print", "infeed", "outfeed"):
             raise NotExportable(f"operation {name!r} calls back into Python")
+
+
+def _refuse_keys(values: Any) -> None:
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(values)):
+        raise NotExportable("a random key comes in or goes out; hand on its jax.random.key_data")
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:
@@ -89,7 +101,8 @@ def _portable(exported: Any, vjp: Any) -> Any:
     `_get_vjp` is the one private name of JAX used here: `jax.export` has no option for the version, for the
     derivative least of all, so that both modules are rewritten and put back.
     """
-    return replace(_pinned(exported), _get_vjp=None if vjp is None else lambda _: vjp)
+    pinned = None if vjp is None else _pinned(vjp)
+    return replace(_pinned(exported), _get_vjp=None if pinned is None else lambda _: pinned)
 
 
 def _rewrite(module: bytes) -> bytes:

@@ -167,7 +167,7 @@ def export_programs(model: Model, *, limits: Limits = DEFAULT_LIMITS) -> Program
     programs, nodes = Programs(), own_nodes(model)
     functions = [node for node in nodes if not isinstance(node.op.apply, Program)]
     seen = observe(model) if functions else None
-    for node in nodes:
+    for node, path in nodes.items():
         apply = node.op.apply
         if isinstance(apply, Program):
             programs.shapes[node] = {spec.name: spec.shape() for spec in node.specs()}
@@ -175,18 +175,16 @@ def export_programs(model: Model, *, limits: Limits = DEFAULT_LIMITS) -> Program
         elif seen is not None:
             programs.shapes[node] = {name: tuple(leaf.shape) for name, leaf in seen.params.get(node, {}).items()}
             with x64(model):
-                variants = [_export(node, call, limits) for call in seen.calls[node]]
+                variants = [
+                    _export(node, call, f"layer {path!r} (built at {node.built_at})", limits)
+                    for call in seen.calls[node]
+                ]
         programs.made_by.update(*(variant.made_by for variant in variants))
         programs.options[node] = _options_json(node, variants, programs)
     return programs
 
 
-def place(node: Node) -> str:
-    """A layer of one's own and where it was built, for errors."""
-    return f"layer {node.name if isinstance(node.name, str) else node.op.name!r} (built at {node.built_at})"
-
-
-def _export(node: Node, call: Call, limits: Limits) -> Variant:
+def _export(node: Node, call: Call, where: str, limits: Limits) -> Variant:
     given = node.op.arguments(node.options)
     mode = {"mode": call.mode} if call.mode != "both" else {}
 
@@ -202,10 +200,9 @@ def _export(node: Node, call: Call, limits: Limits) -> Variant:
         data = export_function(function, (call.inputs, call.params))
     except NotExportable as error:
         raise GraphError(
-            f"{place(node)}: expected a function that can be exported as a StableHLO program, got one that cannot: "
-            f"{error}"
+            f"{where}: expected a function that can be exported as a StableHLO program, got one that cannot: {error}"
         ) from error
-    if problems := verify_program(data, limits, place(node)):
+    if problems := verify_program(data, limits, where):
         raise GraphError("; ".join(map(str, problems)))
     return Variant(None, data, call.mode, call.present, (jax.__version__,))
 

@@ -19,7 +19,7 @@ from engine.bundle.portable import reason
 from engine.errors import EngineError, GraphError
 from engine.model.block import BLOCK
 from engine.model.build import infer
-from engine.model.graph import Mode, Node
+from engine.model.graph import Mode, Node, owners
 from engine.model.layers import OPS
 from engine.model.layers.basics import container_from_nodes
 from engine.model.model import Model
@@ -72,15 +72,18 @@ def is_own(node: Node) -> bool:
     return node.op is not BLOCK and (known is None or known.op is not node.op)
 
 
-def own_nodes(model: Model) -> list[Node]:
-    """The layers of one's own in a graph and, in place of the first call, in each block; each once."""
-    found: dict[Node, None] = {}
-    for node in model.nodes():
+def own_nodes(model: Model, prefix: str = "") -> dict[Node, str]:
+    """The layers of one's own in a graph and in its blocks, each once, in order, with their paths."""
+    found: dict[Node, str] = {}
+    names = model.names()
+    owner = owners(names)
+    for node, name in names.items():
         if node.op is BLOCK:
-            found |= dict.fromkeys(own_nodes(node.options["block"].model))
+            inner = own_nodes(node.options["block"].model, f"{prefix}{owner[node]}.")
+            found |= {node: path for node, path in inner.items() if node not in found}
         elif is_own(node):
-            found[node] = None
-    return list(found)
+            found[node] = f"{prefix}{name}"
+    return found
 
 
 def observe(model: Model) -> Observed:

@@ -198,6 +198,8 @@ def test_vmap_and_batches_of_any_size(tmp_path: Path):
         (lambda x: jnp.linalg.cholesky(x.T @ x), "lapack_spotrf_ffi"),
         (lambda x: jnp.unique(x), "Concretization"),
         (lambda x: x if x.sum() > 0 else -x, "TracerBool"),
+        (lambda x: jax.random.key(0), "jax.random.key_data"),
+        (lambda x: jnp.cumsum(x, axis=0), "dynamic_reduce_window"),
         (lambda x: jax.lax.while_loop(lambda v: v.sum() < 9, lambda v: v + 1, x), "derivative"),
         (
             lambda x: jax.lax.while_loop(lambda v: v.sum() < 9, lambda v: v + 1, jax.lax.stop_gradient(x)),
@@ -213,6 +215,13 @@ def test_what_cannot_travel_is_refused_when_written(function: Any, reason: str, 
     assert "'mine'" in str(caught.value)
     assert "test_programs.py:" in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_in_a_block_is_named_by_its_path(tmp_path: Path):
+    """As its parameters are."""
+    shared = ax.block(lambda x: x.nx(lambda x: jnp.linalg.cholesky(x.T @ x)), name="shared")
+    with pytest.raises(GraphError, match=r"layer 'shared\.nx_0'"):
+        ax.bundle.write(tmp_path / "m.axon", shared(ax.input("x", shape=(None, 4))), ax.ModelState({}))
 
 
 def test_a_layer_that_needs_a_size_says_so(tmp_path: Path):
