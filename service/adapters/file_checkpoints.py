@@ -50,13 +50,15 @@ class FileCheckpointStore:
         return path
 
     def delete_older(self, job_id: str, keep: Mapping[str, Json]) -> None:
-        """Remove every checkpoint of the job but `keep`."""
-        kept = self._root / str(keep["path"])
+        """Remove the job's checkpoints that were written before `keep`, by its attempt or earlier ones."""
+        kept = (int(keep["attempt"]), int(keep["step"]))
         for attempt in list(self._job(job_id).glob("*")):
+            if int(attempt.name) > kept[0]:  # another worker's, who took the job from the caller
+                continue
             for step in list(attempt.iterdir()):
-                if step != kept:
+                if step.name.startswith(".") or (int(attempt.name), int(step.name)) < kept:
                     shutil.rmtree(step, ignore_errors=True)
-            if attempt != kept.parent:
+            if int(attempt.name) < kept[0]:
                 with contextlib.suppress(OSError):
                     attempt.rmdir()
 

@@ -239,7 +239,7 @@ class CheckpointStore(Protocol):
         """The checkpoint's folder, to be read only; raises `NotFound`."""
 
     def delete_older(self, job_id: str, keep: Mapping[str, Json]) -> None:
-        """Remove every checkpoint of the job but `keep`."""
+        """Remove the job's checkpoints that were written before `keep`, by its attempt or earlier ones."""
 
     def delete(self, job_id: str) -> None:
         """Remove all checkpoints of a job; absent ones are no error."""

@@ -105,7 +105,8 @@ class Attempt:
                 code = await self._train()
                 result = await self._conclude(code)
             if result is not None:
-                await promote(self._place.store, self._job, result)
+                done = result
+                await self._insist(lambda: promote(self._place.queue, self._place.store, self._lease, done))
                 await self._settle(JobState.SUCCEEDED, result=result)
         except (StaleLease, NotReady):
             raise

@@ -2,7 +2,7 @@
 
 A number is allocated, reserved for the job (fenced, once), published in the store (once per number); then follow alias
 and loading, and the job is settled. A repetition finds the reservation, then its own version. A crash between the first
-two steps loses a number, nothing else.
+two steps loses a number, nothing else: numbers need not be without gaps, only grow and never be given twice.
 """
 
 from __future__ import annotations
@@ -47,18 +47,37 @@ async def publish(
     return _result(name, number, stored.manifest)
 
 
-async def promote(store: ModelStore, job: Job, result: Mapping[str, Json]) -> None:
-    """Load the new version and move its alias, as the job's `on_success` says."""
+async def promote(queue: JobQueue, store: ModelStore, lease: Lease, result: Mapping[str, Json]) -> None:
+    """Load the new version and move its alias, as the job's `on_success` says.
+
+    The lease is proved after the model's state was read, and the state is changed only if it still is that one: who
+    lost the job meanwhile cannot undo what was changed since. Raises `StaleLease`.
+    """
+    job = lease.job
     asked = OnSuccess(**job.spec.get("on_success", {}))
     if asked.alias is None and not asked.load:
         return
-    version = int(result["version"])
+    name, version = str(result["model"]), int(result["version"])
+    seen = -1
 
     def change(state: ModelState) -> ModelState:
+        if state.generation != seen:
+            raise _ChangedMeanwhile
         aliases = dict(state.aliases) if asked.alias is None else {**state.aliases, asked.alias: version}
         return replace(state, loaded=state.loaded | {version}, aliases=aliases)
 
-    await asyncio.to_thread(store.change, str(result["model"]), change)
+    while True:
+        seen = (await asyncio.to_thread(store.state, name)).generation
+        await queue.renew(lease)
+        try:
+            await asyncio.to_thread(store.change, name, change)
+        except _ChangedMeanwhile:
+            continue
+        return
+
+
+class _ChangedMeanwhile(Exception):
+    """The model's state is not the one that was read."""
 
 
 def _result(name: str, version: int, manifest: Mapping[str, Json]) -> dict[str, Json]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -25,6 +24,7 @@ from service.core.jobs import parse_spec
 from service.core.types import Dataset, Job, JobEvent, JobState
 from service.worker import training
 from service.worker.protocol import TrainerJob
+from tests.faults.processes import alive, trainer_of, worker
 from tests.service.waiting import wait_until
 from tests.service.worker.workshop import a_job, add_dataset, spec_json
 
@@ -35,37 +35,8 @@ pytestmark = [
 ]
 
 LEASE_S = 2.0
-WORKER = Path(__file__).with_name("run_worker.py")
 # 60 checkpoints, each of which takes a good part of a tenth of a second: time enough for three kills, each after one.
 LONG = {"epochs": 10, "batch_size": 1, "checkpoint_every_steps": 16, "metrics": []}
-
-
-@contextlib.asynccontextmanager
-async def worker(root: Path, url: str, worker_id: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A supervisor process; ends in good order unless it was killed."""
-    command = (sys.executable, str(WORKER), str(root), url, worker_id, str(LEASE_S))
-    process = await asyncio.create_subprocess_exec(*command)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        async with asyncio.timeout(30):
-            await process.wait()
-
-
-def trainer_of(pid: int) -> int | None:
-    """The trainer's process id: the only child of its supervisor's main thread."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(children[0]) if children else None
-
-
-def alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 async def checkpoint_of(events: AsyncIterator[JobEvent], attempt: int) -> None:
@@ -108,7 +79,7 @@ def parameters(path: Path) -> dict[str, np.ndarray]:
 async def disturb(root: Path, server: EmbeddedRedis, queue: RedisJobQueue) -> Job:
     """Kill the trainer, its supervisor, then the queue's server, each after a checkpoint; returns the ended job."""
     events = queue.events("job")
-    async with worker(root, server.url, "w1") as first:
+    async with worker(root, server.url, "w1", lease_s=LEASE_S) as first:
         await checkpoint_of(events, attempt=1)
         trainer = trainer_of(first.pid)
         assert trainer is not None
@@ -120,7 +91,7 @@ async def disturb(root: Path, server: EmbeddedRedis, queue: RedisJobQueue) -> Jo
         first.kill()
         await wait_until(lambda: not alive(trainer))
 
-    async with worker(root, server.url, "w2"):
+    async with worker(root, server.url, "w2", lease_s=LEASE_S):
         await checkpoint_of(events, attempt=3)
         os.kill(server.pid, signal.SIGKILL)
         await wait_until(lambda: server.restarts == 1)

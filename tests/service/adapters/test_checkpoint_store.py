@@ -84,6 +84,14 @@ def test_older_ones_go(store, tmp_path):
     assert store.get(other).is_dir()
 
 
+def test_newer_ones_stay(store, tmp_path):
+    """A worker that lost its job while it tidied up removes nothing of the one who has it now."""
+    kept = store.put("job", 2, 5, local(tmp_path, "a"))
+    newer = [store.put("job", 2, 9, local(tmp_path, "b")), store.put("job", 3, 1, local(tmp_path, "c"))]
+    store.delete_older("job", kept)
+    assert all(store.get(pointer).is_dir() for pointer in (kept, *newer))
+
+
 def test_deleted_checkpoints_are_not_found(store, tmp_path):
     """All of a job go at once; deleting what is not there is no error."""
     pointer = store.put("job", 1, 1, local(tmp_path, "a"))

@@ -71,6 +71,18 @@ def patient_once(job: TrainerJob, channel: Channel) -> int:
     return patient(job, channel) if job.attempt == 1 else finish(job, channel, resumed=resumed(job))
 
 
+def restless_once(job: TrainerJob, channel: Channel) -> int:
+    """Writes checkpoints and reports progress without end in its first attempt."""
+    step = 0
+    while job.attempt == 1 and not channel.stopping:
+        step += 1
+        channel.send("progress", data={"step": step})
+        save(job, channel, step)
+        while channel.acknowledged < step and not channel.stopping:
+            time.sleep(0.005)
+    return finish(job, channel, resumed=resumed(job))
+
+
 def checkpoints(job: TrainerJob, channel: Channel) -> int:
     """Writes two checkpoints and crashes, then goes on."""
     if job.attempt > 1:
@@ -102,6 +114,7 @@ def just_finish(job: TrainerJob, channel: Channel) -> int:
 
 
 BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
+BEHAVIOURS["restless_once"] = restless_once
 BEHAVIOURS["finish"] = just_finish
 
 
