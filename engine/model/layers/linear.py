@@ -53,7 +53,7 @@ def dense(
     Args:
         x: `[..., in]`, rank 2 or more.
         units: size `out` of the new last axis; positive.
-        activation: name of an activation, added as a node of its own.
+        activation: name of an activation, or a function of one's own, added as a node of its own.
         use_bias: whether to add $b$.
     Returns: `[..., out]`. Parameters: kernel `[in, out]`, bias `[out]`.
     Raises: `OptionError`; at build `ShapeError` below rank 2.
