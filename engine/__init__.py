@@ -126,6 +126,7 @@ from engine.model.layers.special import layer, nx, optional, or_else, param
 from engine.model.model import Model
 from engine.model.outputs import with_outputs
 from engine.model.policy import apply_policy
+from engine.model.prune import apply_mask, global_sparsity, magnitude_mask, prune, sparsity
 from engine.model.quantize import (
     Calibration,
     SizeReport,
@@ -197,6 +198,7 @@ __all__ = [
     "adaptive_max_pool",
     "add",
     "alpha_dropout",
+    "apply_mask",
     "apply_policy",
     "attach_hook",
     "avg_pool",
@@ -243,6 +245,7 @@ __all__ = [
     "global_avg_pool",
     "global_lp_pool",
     "global_max_pool",
+    "global_sparsity",
     "group_norm",
     "gru",
     "hard_sigmoid",
@@ -263,6 +266,7 @@ __all__ = [
     "log_sumexp",
     "lp_pool",
     "lstm",
+    "magnitude_mask",
     "map_nodes",
     "mask",
     "max_pool",
@@ -281,6 +285,7 @@ __all__ = [
     "predict",
     "preprocess",
     "properties",
+    "prune",
     "quantize",
     "quantize_model",
     "quantize_model_state",
@@ -311,6 +316,7 @@ __all__ = [
     "softmax",
     "softplus",
     "softsign",
+    "sparsity",
     "spatial_dropout",
     "split",
     "stack_columns",

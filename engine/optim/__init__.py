@@ -4,6 +4,7 @@ from engine.optim import constraints, loss_scale, schedules, transforms
 from engine.optim.averaging import ema, ema_parameters
 from engine.optim.grouping import groups
 from engine.optim.kept_gradients import keep_gradients, kept_gradients
+from engine.optim.masked import masked_optimizer
 from engine.optim.optimizers import (
     OPTIMIZERS,
     adabelief,
@@ -52,6 +53,7 @@ __all__ = [
     "kept_gradients",
     "lamb",
     "loss_scale",
+    "masked_optimizer",
     "multiply_scale",
     "noisy_sgd",
     "radam",

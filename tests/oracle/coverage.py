@@ -87,6 +87,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("loop", "deserialize_state"): "engine.train.checkpoint:restore",
     ("loop", "State"): "engine.train:LoopState",
     ("post_0_8_1", "ModelState.tie"): "engine:ModelState.tie",
+    ("post_0_8_1", "pruning"): "engine.optim:masked_optimizer",
     ("post_0_8_1", "run (loop)"): "engine.train:Loop.run",
     ("post_0_8_1", "recurrent gradients"): "engine.functional:dynamic_unroll",
     ("post_0_8_1", "shape errors"): "engine.errors:ShapeError",
@@ -111,7 +112,6 @@ PLAN: dict[str, str] = {
 """The part of the plan that completes a group."""
 
 LATER: dict[tuple[str, str], str] = {
-    ("post_0_8_1", "pruning"): "models as data (quantization)",
     ("post_0_8_1", "Loop.stream"): "training",
     ("post_0_8_1", "fused loops"): "training",
 }
