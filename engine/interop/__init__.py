@@ -1,0 +1,1 @@
+"""Models and parameters of other libraries, in and out. Nothing here imports those libraries."""
