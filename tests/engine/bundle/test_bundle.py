@@ -161,7 +161,7 @@ def test_every_problem_of_a_graph_is_reported_at_once():
         ({"policy": "bf16"}, "policy: expected null, or an object with params, compute, output"),
         ({"tied": {"a.b": {"from": "c"}}}, "tied.a.b: expected an object with a source"),
         ({"tied": {"a": {"source": "b", "transform": "flip"}}}, "tied.a.transform: expected null or 'transpose'"),
-        ({"artifacts": {"a": "0" * 64}}, "a member artifacts/"),
+        ({"artifacts": {"a": "0" * 64}}, "a graph alone"),
         ({"nodes": []}, "nodes: expected a list with at least one node"),
         ({"nodes": [3]}, r"nodes\[0\]: expected an object, got int"),
         ({"outputs": []}, "outputs: expected at least one name"),
