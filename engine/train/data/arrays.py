@@ -27,7 +27,7 @@ class ArrayData:
 
     Args:
         inputs: arrays `[rows, ...]`, alone, by name, or in tuples. Memory-mapped arrays stay mapped; only a batch's
-            rows are read.
+            rows are read, and those of arrays beyond 256 MiB leave no pages in this process's memory.
         targets: likewise; None gives batches of inputs alone, for steps of one's own.
         batch_size: rows per batch.
         shuffle: whether to shuffle, anew in every epoch.

@@ -1,20 +1,23 @@
-"""Rows of arrays in memory that XLA takes as it is, and letting go of pages that were read."""
+"""Rows of arrays, in memory that XLA takes as it is."""
 
 from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+import os
+import sys
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from engine.errors import DataError
+
 _ALIGNMENT = 64
 _WORTH_ALIGNING = 16_384
 LARGE_BYTES = 256 * 2**20
-"""Of a mapped file that may not stay in the kernel's cache, and of what this process holds of it."""
-_PAGES_PER_ROW = 2**16  # the kernel maps this much around what is touched
+"""From here on an array in a file is read from the file, not through its mapping."""
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -57,31 +60,6 @@ def mapping_of(array: np.ndarray) -> np.memmap | None:
     return None
 
 
-class Pages:
-    """Bounds what mapped files hold of this process's memory.
-
-    Pages that were read stay in the kernel's cache, which gives them up when memory is short; but until then they
-    count as this process's own. Once about 256 MiB may have been touched, the mapping lets go of them.
-    """
-
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        found = {id(base.base): base for base in map(mapping_of, arrays) if base is not None}
-        self.are_many = sum(base.nbytes for base in found.values()) > LARGE_BYTES
-        self._maps: list[mmap.mmap] = [base.base for base in found.values()] if self.are_many else []  # type: ignore[misc]
-        self._row_bytes = sum(array.nbytes // max(len(array), 1) + _PAGES_PER_ROW for array in arrays)
-        self._touched = 0
-
-    def touched(self, rows: int) -> None:
-        """Count rows that were read."""
-        if not self._maps:
-            return
-        self._touched += rows * self._row_bytes
-        if self._touched > LARGE_BYTES:
-            self._touched = 0
-            for mapped in self._maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
-
-
 @dataclass(frozen=True, slots=True)
 class Mapped:
     """Where a mapped array lies in its file, from which another process maps it again."""
@@ -108,3 +86,48 @@ def unpacked(array: np.ndarray | Mapped) -> np.ndarray:
         return array
     file = np.memmap(array.path, np.uint8, "r")
     return np.ndarray(array.shape, array.dtype, file, array.offset, array.strides)
+
+
+class FileRows:
+    """Rows of a mapped array, read from its file instead of through the mapping.
+
+    Reading costs about as much as touching mapped pages for the first time, but leaves none of them in this process's
+    memory (measured: training an epoch on 4 GiB in shuffled rows of 4 kB took 9 s with a peak of 0.4 GiB, and 8 s with
+    4.6 GiB through the mapping; letting go of mapped pages after every 256 MiB cost several times as much).
+    """
+
+    def __init__(self, array: Mapped) -> None:
+        self._array = array
+        self._row_bytes = array.dtype.itemsize * math.prod(array.shape[1:])
+        self._file = os.open(array.path, os.O_RDONLY | os.O_CLOEXEC)  # a file deleted later can still be read
+        weakref.finalize(self, os.close, self._file)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Those rows, as an array of their own; raises `DataError` when the file has become shorter."""
+        out = aligned((len(rows), *self._array.shape[1:]), self._array.dtype)
+        buffer = out.reshape(-1).view(np.uint8).data
+        start, stride, size = self._array.offset, self._array.strides[0], self._row_bytes
+        if stride == size and bool((np.diff(rows) == 1).all()):
+            self._read(buffer, start + int(rows[0]) * stride)
+            return out
+        for number, row in enumerate(rows.tolist()):
+            self._read(buffer[number * size : (number + 1) * size], start + row * stride)
+        return out
+
+    def _read(self, buffer: memoryview, position: int) -> None:
+        got = os.preadv(self._file, [buffer], position)
+        while got < len(buffer):
+            more = os.preadv(self._file, [buffer[got:]], position + got)
+            if more == 0:
+                raise DataError(f"data: expected {self._array.path!r} to stay as it was, got a shorter file")
+            got += more
+
+
+def file_rows(array: np.ndarray) -> FileRows | None:
+    """A reader for an array mapped from a large file; None for any other."""
+    found = packed(array)
+    if sys.platform == "win32" or not isinstance(found, Mapped):
+        return None
+    rows_are_whole = len(array) > 0 and array[0].flags.c_contiguous
+    extent = abs(array.strides[0]) * len(array)
+    return FileRows(found) if rows_are_whole and array[0].size and extent > LARGE_BYTES else None

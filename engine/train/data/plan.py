@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from engine.errors import DataError
-from engine.train.data.memory import Pages, packed, take, unpacked
+from engine.train.data.memory import file_rows, packed, take, unpacked
 from engine.train.data.order import Order
 from engine.train.data.protocol import Batch
 
@@ -26,7 +26,7 @@ class Arrays:
         self._leaves = [np.asarray(leaf) for leaf in leaves]
         self._structure = structure
         self._has_targets = has_targets
-        self._pages = Pages(self._leaves)
+        self._files = [file_rows(leaf) for leaf in self._leaves]
 
     @classmethod
     def of(cls, inputs: Any, targets: Any) -> Arrays:
@@ -36,13 +36,15 @@ class Arrays:
 
     @property
     def wait_for_disk(self) -> bool:
-        """Whether they lie in files too large to stay in the kernel's cache for certain."""
-        return self._pages.are_many
+        """Whether any of them is read from a file large enough not to stay in the kernel's cache for certain."""
+        return any(file is not None for file in self._files)
 
     def take(self, rows: np.ndarray) -> Any:
         """Those rows of each, in the structure."""
-        self._pages.touched(len(rows))
-        return self._structure.unflatten([take(leaf, rows) for leaf in self._leaves])
+        pairs = zip(self._leaves, self._files, strict=True)
+        return self._structure.unflatten(
+            [take(leaf, rows) if file is None else file.take(rows) for leaf, file in pairs]
+        )
 
     def inputs(self, rows: np.ndarray) -> Any:
         """Those rows of the inputs alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,3 +186,29 @@ def test_unfit_texts_have_no_windows() -> None:
         windows(np.zeros(20), 8)
     with pytest.raises(OptionError, match="stride"):
         windows(np.arange(20), 8, stride=0)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_large_files_are_read_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shuffle: bool) -> None:
+    """The same rows as through the mapping, of every dtype and shape, views included; a file cut short is an error."""
+    rng = np.random.default_rng(0)
+    kinds = {"f4": (3,), "?": (), "f2": (2, 2), "i8": ()}
+    given = {kind.strip("?") or "b": rng.integers(0, 2, (50, *shape)).astype(kind) for kind, shape in kinds.items()}
+    np.savez(tmp_path / "a.npz", **given)
+    columns = read(tmp_path / "a.npz")
+    pieces = windows(columns["i8"], 5)[0]
+    rows = len(pieces)
+    mapped = {name: array[50 - rows :] for name, array in columns.items()} | {"pieces": pieces}
+    expected = list(ArrayData(mapped, np.arange(rows), batch_size=7, shuffle=shuffle).epoch(0))
+    monkeypatch.setattr(memory, "LARGE_BYTES", 10)
+    for (inputs, labels), (found, found_labels) in zip(
+        expected, ArrayData(mapped, np.arange(rows), batch_size=7, shuffle=shuffle).epoch(0), strict=True
+    ):
+        np.testing.assert_array_equal(labels, found_labels)
+        for name in mapped:
+            np.testing.assert_array_equal(inputs[name], found[name])
+            assert inputs[name].dtype == found[name].dtype
+    data = ArrayData(mapped, np.arange(rows), batch_size=7)
+    os.truncate(columns.folder / "f4.npy", 150)
+    with pytest.raises(DataError, match="to stay as it was, got a shorter file"):
+        list(data.epoch(0))
