@@ -116,7 +116,7 @@ def test_a_calibrated_int8_model_is_smaller_and_close():
     rng = np.random.default_rng(0)
     batches = [rng.normal(size=(32, 10)).astype(np.float32) for _ in range(100)]
     calibration = ax.calibrate(model, state, batches)
-    small, small_state = ax.convert(model, state, calibration)
+    small, small_state = ax.quantize(model, state, calibration=calibration)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(small_state)) < 0.4 * size
     x = batches[0]
