@@ -57,6 +57,7 @@ def submit(
 def train(
     spec: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The job as JSON.")],
     dataset: Annotated[str | None, typer.Option(help="Id of the data set, in place of the file's.")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: repeated with the same job, it is one job.")] = None,
     detach: Annotated[bool, typer.Option(help="Print the job's id and do not wait.")] = False,
     url: Url = LOCAL,
 ) -> None:
@@ -65,7 +66,7 @@ def train(
     if dataset is not None and isinstance(request, dict):
         request["dataset"] = dataset
     with _client(url) as client:
-        job = client.train(request)
+        job = client.train(request, idempotency_key=key)
         typer.echo(f"job {job['id']}")
         if not detach:
             _follow(client, job["id"])
@@ -161,13 +162,14 @@ def delete_model(name: str, version: Annotated[int | None, typer.Argument(min=1)
 def list_jobs(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Only those that failed because no attempt was left.")] = False,
     url: Url = LOCAL,
 ) -> None:
     """List jobs, newest first."""
     if context.invoked_subcommand is not None:
         return
     with _client(url) as client:
-        found = client.jobs(state=state)
+        found = client.jobs(state=state, dead=dead)
     rows = [
         (
             j["id"],
@@ -201,6 +203,13 @@ def cancel_job(job: str, url: Url = LOCAL) -> None:
     """Cancel a job."""
     with _client(url) as client:
         typer.echo(client.cancel(job)["state"])
+
+
+@jobs.command("requeue")
+def requeue_job(job: str, url: Url = LOCAL) -> None:
+    """Queue a new job with the request of one that failed; prints its id."""
+    with _client(url) as client:
+        typer.echo(client.requeue(job)["id"])
 
 
 @datasets.callback()

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from service.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, StaleLease
+from service.core.idempotency import fingerprint, scope
 from service.core.jobs import check_move
 from service.core.ports import Clock
 from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
@@ -54,14 +55,38 @@ class MemoryJobQueue:
         self._max_events = max_events
         self._entries: dict[str, _Entry] = {}
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._keys: dict[str, tuple[str, str]] = {}
         self._turns: dict[tuple[str, ...], int] = {}
         self._order = 0
         self._last_event = (0, 0)
         self._changed = asyncio.Event()
 
     async def submit(self, job: Job) -> Job:
-        """Store a queued job; raises `Conflict` on a known id, `Overloaded` when its tag has too many."""
+        """Store a queued job, or find that of its key; raises `Conflict`, `Overloaded` when its tag has too many."""
         self._expire()
+        if job.idempotency_key:
+            known, request = self._keys.get(scope(job), ("", ""))
+            if known in self._entries:
+                if request != fingerprint(job):
+                    raise Conflict(f"idempotency key: expected the request of job {known} again, got another one")
+                return self._entries[known].job
+        self._store(job)
+        if job.idempotency_key:
+            self._keys[scope(job)] = (job.id, fingerprint(job))
+        return job
+
+    async def requeue(self, job_id: str, job: Job) -> Job:
+        """Submit `job` in the place of a failed one, once."""
+        old = self._entry(job_id)
+        if old.job.requeued_as is not None:
+            return self._entry(old.job.requeued_as).job
+        if old.job.state is not JobState.FAILED:
+            raise Conflict(f"job {job_id}: expected a failed one, got {old.job.state}")
+        self._store(job)
+        old.job = replace(old.job, requeued_as=job.id, dead=False)
+        return job
+
+    def _store(self, job: Job) -> None:
         if job.id in self._entries:
             raise Conflict(f"job {job.id}: it exists already")
         unfinished = sum(e.job.tag == job.tag and not e.job.state.final for e in self._entries.values())
@@ -69,16 +94,16 @@ class MemoryJobQueue:
             raise Overloaded(f"jobs with tag {job.tag!r}: expected fewer than {self._max_jobs} unfinished ones")
         entry = self._entries[job.id] = _Entry(job, self._next_order())
         self._record(entry, "state", {"state": str(job.state)})
-        return job
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
         return self._entry(job_id).job
 
-    async def find(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
+    async def find(self, *, state: JobState | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
         """Newest first."""
         self._expire()
-        jobs = [entry.job for entry in self._entries.values() if state is None or entry.job.state is state]
+        everything = [entry.job for entry in self._entries.values()]
+        jobs = [job for job in everything if state in (None, job.state) and (job.dead or not dead)]
         return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
 
     async def cancel(self, job_id: str) -> Job:
@@ -167,7 +192,7 @@ class MemoryJobQueue:
         if entry.job.cancel_requested:
             self._end(entry, JobState.CANCELLED)
         elif counts and _used_up(entry.job):
-            self._end(entry, JobState.FAILED, error=reason)
+            self._bury(entry, reason)
         else:
             entry.job = replace(entry.job, released=entry.job.released + (not counts))
             self._requeue(entry, reason, delay_s)
@@ -230,7 +255,7 @@ class MemoryJobQueue:
         if job.cancel_requested:
             self._end(entry, JobState.CANCELLED)
         elif _used_up(job):
-            self._end(entry, JobState.FAILED, error=f"{reason}; no attempt of {job.max_attempts} is left")
+            self._bury(entry, f"{reason}; no attempt of {job.max_attempts} is left")
         else:
             self._requeue(entry, reason)
         return not entry.job.state.final
@@ -259,6 +284,11 @@ class MemoryJobQueue:
         """Seconds until the first delayed job, at least a little."""
         due = [e.job.not_before for e in self._entries.values() if e.job.tag in tags and e.job.not_before is not None]
         return max(min(due, default=math.inf) - self._clock.time(), _MIN_WAIT_S)
+
+    def _bury(self, entry: _Entry, reason: str) -> None:
+        """Failed because its attempts are used up."""
+        self._end(entry, JobState.FAILED, error=reason)
+        entry.job = replace(entry.job, dead=True)
 
     def _end(
         self,
@@ -301,6 +331,7 @@ class MemoryJobQueue:
         for job_id, entry in list(self._entries.items()):
             if entry.job.finished_at is not None and entry.job.finished_at + self._keep_s <= now:
                 del self._entries[job_id]
+        self._keys = {key: value for key, value in self._keys.items() if value[0] in self._entries}
 
     def _record(self, entry: _Entry, kind: str, data: Mapping[str, Json]) -> str:
         now_ms = int(self._clock.time() * 1000)

@@ -9,7 +9,8 @@ Keys (`{axon}` keeps them in one slot of a cluster):
     {axon}:events:<id>             stream: state, progress, log lines, checkpoints; capped, expires with the job
     {axon}:jobs                    sorted set of all jobs by creation; {axon}:jobs:<state> the same by state
     {axon}:ended                   sorted set: when each finished job may be forgotten in the sets above
-    {axon}:dead                    stream of jobs whose attempts were used up; capped
+    {axon}:jobs:dead               sorted set of failed jobs whose attempts were used up, by creation
+    {axon}:key:<sha256>            hash: which job and request an idempotency key stands for; expires
     {axon}:worker:<id>             a worker's last heartbeat; expires
     {axon}:workers                 sorted set of workers by the end of their heartbeat
 
@@ -37,6 +38,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.core.errors import Conflict, InvalidRequest, NotFound, NotReady, Overloaded, ServiceError, StaleLease
+from service.core.idempotency import fingerprint, scope
 from service.core.ports import Clock
 from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
@@ -142,17 +144,48 @@ class RedisJobQueue:
         await self._redis.aclose()
 
     async def submit(self, job: Job) -> Job:
-        """Store a queued job; raises `Conflict` on a known id, `Overloaded` when its tag has too many."""
+        """Store a queued job, or find that of its key; raises `Conflict`, `Overloaded` when its tag has too many."""
+        stored_id, known = await self._submit(job)
+        while known is not None:
+            try:
+                first = await self.get(stored_id)
+            except NotFound:  # forgotten: the key is free again
+                stored_id, known = await self._submit(job, gone=stored_id)
+                continue
+            if known != fingerprint(job):
+                raise Conflict(f"idempotency key: expected the request of job {stored_id} again, got another one")
+            return first
+        return job
+
+    async def requeue(self, job_id: str, job: Job) -> Job:
+        """Submit `job` in the place of a failed one, once."""
+        await self.get(job_id)
+        stored_id, known = await self._submit(job, replaces=job_id)
+        return job if known is None else await self.get(stored_id)
+
+    async def _submit(self, job: Job, *, gone: str = "", replaces: str = "") -> tuple[str, str | None]:
+        """The id of the stored job and None, or id and fingerprint of the one that is there already."""
         stored = {
             "spec": json.dumps(job.spec),
             "tag": job.tag,
             "max_attempts": str(job.max_attempts),
             "priority": str(job.priority),
             "owner": job.owner,
+            "idempotency_key": job.idempotency_key,
         }
+        if job.requeued_from is not None:
+            stored["requeued_from"] = job.requeued_from
         flat = [part for pair in stored.items() for part in pair]
-        args = (secrets.token_hex(16), self._max_jobs, repr(job.created_at), *flat)
-        return _job(job.id, await self._call("submit", _place(job), *args, more_keys=self._queues(job.tag)))
+        keyed = fingerprint(job) if job.idempotency_key else ""
+        args = (secrets.token_hex(16), self._max_jobs, repr(job.created_at), keyed, gone, replaces, *flat)
+        own = self._key("job", job.id)
+        more_keys = [
+            *self._queues(job.tag),
+            self._key("key", scope(job)) if keyed else own,
+            self._key("job", replaces) if replaces else own,
+        ]
+        found = await self._call("submit", _place(job), *args, more_keys=more_keys)
+        return (found[0], found[1]) if len(found) == 2 else (job.id, None)
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
@@ -162,9 +195,10 @@ class RedisJobQueue:
             raise _no_job(job_id)
         return _job(job_id, found)
 
-    async def find(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
+    async def find(self, *, state: JobState | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
         """Newest first."""
         index = self._key("jobs") if state is None else self._key("jobs", state)
+        index = self._key("jobs", "dead") if dead else index
         jobs: list[Job] = []
         start = 0
         while len(jobs) < limit:
@@ -174,7 +208,7 @@ class RedisJobQueue:
                 for job_id in ids:
                     pipeline.hgetall(self._key("job", job_id))
                 found = [_job(job_id, one) for job_id, one in zip(ids, await pipeline.execute(), strict=True) if one]
-            jobs += [job for job in found if state is None or job.state is state]
+            jobs += [job for job in found if state in (None, job.state) and (job.dead or not dead)]
             start += _PAGE
             if len(ids) < _PAGE:
                 break
@@ -335,7 +369,7 @@ class RedisJobQueue:
             self._key("jobs"),
             *(self._key("jobs", state) for state in JobState),
             self._key("ended"),
-            self._key("dead"),
+            self._key("jobs", "dead"),
             self._key("delayed", place.tag),
             *more_keys,
         ]
@@ -389,6 +423,10 @@ def _job(job_id: str, found: Any) -> Job:
         priority=Priority(one["priority"]),
         owner=one["owner"],
         not_before=float(one["not_before"]) if "not_before" in one else None,
+        idempotency_key=one["idempotency_key"],
+        dead="dead" in one,
+        requeued_from=one.get("requeued_from"),
+        requeued_as=one.get("requeued_as"),
     )
 
 

@@ -227,13 +227,18 @@ class Client:
 
     # Training
 
-    def train(self, spec: Mapping[str, Any]) -> Json:
-        """Queue a training job; returns it with its id."""
-        return self._json("POST", "/v1/jobs", content=_dumps(spec))
+    def train(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """Queue a training job; returns it with its id. The same key with the same spec gives the same job."""
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        return self._json("POST", "/v1/jobs", content=_dumps(spec), headers=headers)
 
-    def jobs(self, *, state: str | None = None, limit: int = 100) -> list[Json]:
-        """Jobs, newest first."""
-        query: dict[str, Any] = {"limit": limit} | ({} if state is None else {"state": state})
+    def requeue(self, job_id: str) -> Json:
+        """Queue a new job with the request of one that failed; a repetition gives the same one."""
+        return self._json("POST", f"/v1/jobs/{_quoted(job_id)}:requeue")
+
+    def jobs(self, *, state: str | None = None, dead: bool = False, limit: int = 100) -> list[Json]:
+        """Jobs, newest first; with `dead` only those that failed because no attempt was left."""
+        query: dict[str, Any] = {"limit": limit, "dead": dead} | ({} if state is None else {"state": state})
         return list(self._json("GET", "/v1/jobs", params=query)["jobs"])
 
     def job(self, job_id: str) -> Json:

@@ -6,19 +6,21 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from service.core.datatypes import DATATYPES
 from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge
+from service.core.idempotency import check_key
 from service.core.job_spec import JobSpec, OnSuccess, parse_spec
 from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore, Engine, JobQueue
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
 
-__all__ = ["MOVES", "JobService", "JobSpec", "OnSuccess", "check_move", "input_columns", "parse_spec"]
+__all__ = ["MOVES", "JobService", "JobSpec", "OnSuccess", "Submission", "check_move", "input_columns", "parse_spec"]
 
 MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
@@ -57,6 +59,13 @@ def input_columns(spec: JobSpec, names: list[str]) -> dict[str, str]:
     return dict(spec.inputs)
 
 
+class Submission(NamedTuple):
+    """A submitted job, and whether this call made it: an idempotency key may lead to an earlier one."""
+
+    job: Job
+    created: bool
+
+
 class JobService:
     """Training jobs as clients see them; REST and gRPC call nothing else."""
 
@@ -67,18 +76,36 @@ class JobService:
         self._clock = clock
         self._limits = limits
 
-    async def submit(self, spec: Json) -> Job:
-        """Check a job's JSON against its graph and its data set, then queue it.
+    async def submit(self, spec: Json, *, idempotency_key: str | None = None) -> Submission:
+        """Check a job's JSON against its graph and its data set, then queue it, or find the job of the same key.
 
-        Raises `InvalidRequest` (or `InvalidModel`) with every problem, `TooLarge`, `Overloaded`, `NotReady`.
+        The key may also be the field `idempotency_key` of the JSON. Raises `InvalidRequest` (or `InvalidModel`) with
+        every problem, `TooLarge`, `Conflict` for a key used with another request, `Overloaded`, `NotReady`.
         """
+        spec, key = _split_key(spec, idempotency_key)
+        job = await self._job(spec, key)
+        stored = await self._queue.submit(job)
+        return Submission(stored, created=stored.id == job.id)
+
+    async def requeue(self, job_id: str) -> Submission:
+        """Queue a new job with a failed one's request, once; raises `NotFound`, `Conflict`, and as `submit` does."""
+        old = await self.get(job_id)
+        if old.requeued_as is not None:
+            return Submission(await self._queue.get(old.requeued_as), created=False)
+        if old.state is not JobState.FAILED:
+            raise Conflict(f"job {job_id}: expected a failed one to queue it again, got {old.state}")
+        job = replace(await self._job(dict(old.spec), ""), requeued_from=old.id)
+        stored = await self._queue.requeue(old.id, job)
+        return Submission(stored, created=stored.id == job.id)
+
+    async def _job(self, spec: Json, key: str) -> Job:
         parsed = parse_spec(spec)
         plain = parsed.to_json()
         size = len(json.dumps(plain))
         if size > self._limits.max_job_spec_bytes:
             raise TooLarge(f"job spec: expected at most {self._limits.max_job_spec_bytes} bytes, got {size}")
         await asyncio.to_thread(self._check, parsed)
-        job = Job(
+        return Job(
             id=uuid.uuid4().hex,
             spec=plain,
             state=JobState.QUEUED,
@@ -88,20 +115,23 @@ class JobService:
             created_at=self._clock.time(),
             priority=parsed.priority,
             owner=parsed.owner,
+            idempotency_key=key,
         )
-        return await self._queue.submit(job)
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
         return await self._queue.get(_known(job_id))
 
-    async def find(self, *, state: str | None = None, limit: int = 100) -> list[Job]:
-        """Jobs, newest first; raises `InvalidRequest` on an unknown state or a limit outside 1 to 1000."""
+    async def find(self, *, state: str | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
+        """Jobs, newest first; with `dead` only those whose attempts were used up.
+
+        Raises `InvalidRequest` on an unknown state or a limit outside 1 to 1000.
+        """
         if state is not None and state not in set(JobState):
             raise InvalidRequest(f"state: expected one of {', '.join(JobState)}, got {state[:60]!r}")
         if not 1 <= limit <= MAX_LISTED:
             raise InvalidRequest(f"limit: expected 1 to {MAX_LISTED}, got {limit}")
-        return await self._queue.find(state=None if state is None else JobState(state), limit=limit)
+        return await self._queue.find(state=None if state is None else JobState(state), dead=dead, limit=limit)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a queued job, or ask for a running one's end; raises `NotFound`, `Conflict`."""
@@ -142,6 +172,16 @@ class JobService:
         problems += _misfits(spec, report, dataset)
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)
+
+
+def _split_key(spec: Json, header: str | None) -> tuple[Json, str]:
+    """A request without its idempotency key, and the key: '' when there is none."""
+    if not isinstance(spec, dict) or spec.get("idempotency_key") is None:
+        return spec, "" if header is None else check_key(header)
+    key = check_key(spec["idempotency_key"])
+    if header not in (None, key):
+        raise InvalidRequest("idempotency key: expected the same one in the header and in the request")
+    return {name: value for name, value in spec.items() if name != "idempotency_key"}, key
 
 
 def _known(job_id: str) -> str:

@@ -152,16 +152,23 @@ class JobQueue(Protocol):
     """
 
     async def submit(self, job: Job) -> Job:
-        """Store a queued job and make it claimable.
+        """Store a queued job and make it claimable; returns it as stored.
 
-        Raises `Conflict` on a known id, `Overloaded` when the queue is full.
+        With an idempotency key that the same owner has used for the same request, returns the job of then instead.
+        Raises `Conflict` on a known id, or a key used for another request; `Overloaded` when the queue is full.
+        """
+
+    async def requeue(self, job_id: str, job: Job) -> Job:
+        """Submit `job` in the place of a failed one, once: a repetition returns the job of the first time.
+
+        Raises `NotFound`, `Overloaded`, and `Conflict` when the old one has not failed.
         """
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
 
-    async def find(self, *, state: JobState | None = None, limit: int = 100) -> list[Job]:
-        """Newest first."""
+    async def find(self, *, state: JobState | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
+        """Newest first; with `dead` only those whose attempts were used up."""
 
     async def cancel(self, job_id: str) -> Job:
         """Queued: becomes cancelled. Running: marks it, its supervisor stops it.

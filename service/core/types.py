@@ -191,7 +191,8 @@ class Job:
     `attempt` only grows; `released` of the attempts were given back and do not count against `max_attempts`.
     `checkpoint` points at the last committed one (relative to the store); `result` holds
     `{"model", "version", "metrics"}` once it has succeeded; `reserved` is the model and number taken for it.
-    `not_before` is when a queued job that failed may be tried again; `owner` is a label.
+    `not_before` is when a queued job that crashed may be tried again; `owner` is a label. `dead` is a failed job whose
+    attempts were used up, until another one was queued in its place: `requeued_as`, whose `requeued_from` it is.
     """
 
     id: str
@@ -213,6 +214,10 @@ class Job:
     priority: Priority = Priority.NORMAL
     owner: str = ""
     not_before: float | None = None
+    idempotency_key: str = ""
+    dead: bool = False
+    requeued_from: str | None = None
+    requeued_as: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,15 @@ def test_job_is_trained_with_its_progress(running, tmp_path):
     _work(running, JobState.FAILED)
     done = client("jobs", "watch", detached.stdout.split()[1], url=running.url)
     assert (done.exit_code, "failed: the loss is not finite" in done.stderr) == (1, True)
+    failed = detached.stdout.split()[1]
+    assert failed not in client("jobs", "--dead", url=running.url).stdout
+    again = client("jobs", "requeue", failed, url=running.url)
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(client("jobs", "show", again.stdout.strip(), url=running.url).stdout)["requeued_from"] == failed
+    client("jobs", "cancel", again.stdout.strip(), url=running.url)
+    keyed_job = ("train", str(tmp_path / "job.json"), "--dataset", dataset, "--detach", "--key", "k")
+    keyed = [client(*keyed_job, url=running.url) for _ in range(2)]
+    assert keyed[0].stdout == keyed[1].stdout
 
 
 def _work(running: Background, state: JobState) -> None:

@@ -1,13 +1,12 @@
 -- Put in front of every other job script: the keys, the server's clock, and the moves that several scripts make.
 --
 -- KEYS   1 job hash   2 its events   3 queue of its tag and priority   4 all jobs   5-9 jobs by state
---        10 ended jobs   11 dead letters   12 delayed jobs of its tag
+--        10 ended jobs   11 dead jobs   12 delayed jobs of its tag
 -- ARGV   1 job id     2 milliseconds a finished job is kept            3 events kept per job
 -- Only the server's clock counts, so workers' clocks may differ.
 
 local GROUP = 'workers'
 local CONSUMER = 'axon'
-local MAX_DEAD = 1000
 
 local JOB, EVENTS, QUEUE, ALL, ENDED, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[10], KEYS[11]
 local DELAYED = KEYS[12]
@@ -95,7 +94,8 @@ end
 -- Failed because its attempts are used up, not by its own fault: kept on a list of its own for the operator.
 local function bury(reason)
   finish('failed', '', reason)
-  redis.call('XADD', DEAD, 'MAXLEN', '~', MAX_DEAD, '*', 'job', ID, 'reason', reason)
+  redis.call('HSET', JOB, 'dead', '1')
+  redis.call('ZADD', DEAD, get('created_at'), ID)
 end
 
 local function used_up()

@@ -195,11 +195,12 @@ class JobsServicer(rpc.JobsServicer):
             spec = orjson.loads(request.spec_json)
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"job: expected JSON, got {error}") from None
-        return convert.job(await self._jobs.submit(spec), with_spec=True)
+        submission = await self._jobs.submit(spec, idempotency_key=request.idempotency_key or None)
+        return convert.job(submission.job, with_spec=True)
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """Jobs, newest first."""
-        found = await self._jobs.find(state=request.state or None, limit=request.limit or 100)
+        found = await self._jobs.find(state=request.state or None, dead=request.dead, limit=request.limit or 100)
         return pb.ListJobsResponse(jobs=[convert.job(job, with_spec=False) for job in found])
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
@@ -209,6 +210,10 @@ class JobsServicer(rpc.JobsServicer):
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
         """Cancel a job."""
         return convert.job(await self._jobs.cancel(request.id), with_spec=True)
+
+    async def RequeueJob(self, request: pb.RequeueJobRequest, context: Context) -> pb.Job:
+        """Queue a failed job's request again."""
+        return convert.job((await self._jobs.requeue(request.id)).job, with_spec=True)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
         """A job's events until it has ended."""

@@ -72,6 +72,9 @@ def job(found: Job, *, with_spec: bool) -> pb.Job:
         priority=found.priority.value,
         owner=found.owner,
         not_before=found.not_before,
+        dead=found.dead,
+        requeued_from=found.requeued_from or "",
+        requeued_as=found.requeued_as or "",
     )
 
 

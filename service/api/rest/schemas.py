@@ -151,7 +151,7 @@ class DatasetList(BaseModel):
 class JobInfo(BaseModel):
     """A training job; times are seconds since the epoch, `result` holds model, version and metrics of a success.
 
-    `not_before` is when a job that crashed is tried again.
+    `not_before` is when a job that crashed is tried again; `dead` one failed because no attempt was left.
     """
 
     id: str
@@ -170,6 +170,9 @@ class JobInfo(BaseModel):
     cancel_requested: bool
     result: dict[str, Json] | None
     error: str | None
+    dead: bool
+    requeued_from: str | None
+    requeued_as: str | None
 
     @classmethod
     def from_core(cls, job: Job) -> JobInfo:
@@ -240,4 +243,7 @@ def _job_fields(job: Job) -> dict[str, Json]:
         "cancel_requested": job.cancel_requested,
         "result": None if job.result is None else dict(job.result),
         "error": job.error,
+        "dead": job.dead,
+        "requeued_from": job.requeued_from,
+        "requeued_as": job.requeued_as,
     }

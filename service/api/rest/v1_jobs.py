@@ -4,33 +4,42 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.api.rest.bodies import read_json
 from service.api.rest.context import Use
 from service.api.rest.events import event_stream
 from service.api.rest.schemas import JobDetail, JobInfo, JobList, WorkerDetail, WorkerList
+from service.core.jobs import Submission
 
 routes = APIRouter(prefix="/v1", tags=["Jobs"])
 
 _SPEC: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
+_KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "The job that an earlier call made."}}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
-@routes.post("/jobs", status_code=201, openapi_extra=_SPEC)
-async def submit_job(request: Request, use: Use) -> JobDetail:
-    """Queue a training job; every problem of the request is reported at once."""
+@routes.post("/jobs", status_code=201, openapi_extra=_SPEC, responses=_KNOWN)
+async def submit_job(
+    request: Request, response: Response, use: Use, idempotency_key: Annotated[str | None, Header()] = None
+) -> JobDetail:
+    """Queue a training job; every problem of the request is reported at once.
+
+    The same `Idempotency-Key` with the same request gives the same job, with 200 in place of 201.
+    """
     spec = await read_json(request, limit_bytes=use.limits.max_job_spec_bytes, what="job")
-    return JobDetail.from_core(await use.jobs.submit(spec))
+    return _answer(await use.jobs.submit(spec, idempotency_key=idempotency_key), response)
 
 
 @routes.get("/jobs")
-async def list_jobs(use: Use, state: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> JobList:
-    """Jobs, newest first; `state` keeps those in one state."""
-    return JobList(jobs=[JobInfo.from_core(job) for job in await use.jobs.find(state=state, limit=limit)])
+async def list_jobs(
+    use: Use, state: str | None = None, dead: bool = False, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+) -> JobList:
+    """Jobs, newest first; `state` keeps those in one state, `dead` those that failed because no attempt was left."""
+    return JobList(jobs=[JobInfo.from_core(job) for job in await use.jobs.find(state=state, dead=dead, limit=limit)])
 
 
 @routes.get("/jobs/{job_id}")
@@ -43,6 +52,12 @@ async def get_job(job_id: str, use: Use) -> JobDetail:
 async def cancel_job(job_id: str, use: Use) -> JobDetail:
     """Cancel a job: one that is queued at once, one that runs as soon as its worker has stopped it."""
     return JobDetail.from_core(await use.jobs.cancel(job_id))
+
+
+@routes.post("/jobs/{job_id}:requeue", status_code=201, responses=_KNOWN)
+async def requeue_job(job_id: str, response: Response, use: Use) -> JobDetail:
+    """Queue a new job with the request of one that failed; a repetition gives the same one, with 200."""
+    return _answer(await use.jobs.requeue(job_id), response)
 
 
 @routes.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=_EVENTS)
@@ -64,3 +79,9 @@ async def job_events(
 async def list_workers(use: Use) -> WorkerList:
     """The workers whose heartbeat is fresh."""
     return WorkerList(workers=[WorkerDetail.from_core(worker) for worker in await use.jobs.workers()])
+
+
+def _answer(submission: Submission, response: Response) -> JobDetail:
+    if not submission.created:
+        response.status_code = 200
+    return JobDetail.from_core(submission.job)

@@ -32,14 +32,6 @@ async def test_finished_jobs_leave_only_expiring_keys(redis_harness):
         assert 0.99 * week_ms < await client.pttl(f"{prefix}:{key}") <= week_ms
 
 
-async def test_used_up_job_is_dead_lettered(redis_harness):
-    """The operator finds it, with the reason, in a stream of its own."""
-    queue = redis_harness.queue
-    await queue.release(await running(queue, max_attempts=1), reason="killed", counts=True)
-    dead = await redis_harness.client.xrange(f"{redis_harness.prefix}:dead")
-    assert [fields for _, fields in dead] == [{"job": "job", "reason": "killed"}]
-
-
 async def test_entry_taken_but_not_started_counts_no_attempt(redis_harness):
     """A worker that dies between taking an entry and starting its job costs the job only time."""
     queue = redis_harness.queue
@@ -56,9 +48,9 @@ async def test_repeated_call_of_a_lost_answer_changes_nothing(redis_harness):
     """A client that repeats submit or start after losing the answer gets the same answer, not a second effect."""
     queue = redis_harness.queue
     job = a_job(max_attempts=1)
-    place, queues = _place(job), queue._queues("default")
+    place, queues = _place(job), [*queue._queues("default"), "{axon}", "{axon}"]
     fields = ("spec", "{}", "tag", "default", "max_attempts", "1", "priority", "normal", "owner", "")
-    args = ("nonce", 10, "1.5", *fields)
+    args = ("nonce", 10, "1.5", "", "", "", *fields, "idempotency_key", "")
     first = await queue._call("submit", place, *args, more_keys=queues)
     assert await queue._call("submit", place, *args, more_keys=queues) == first
     (entry,) = await redis_harness.client.xreadgroup(

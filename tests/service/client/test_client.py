@@ -145,6 +145,23 @@ def test_cancelled_job_ends_the_watch(client):
     assert client.workers() == []
 
 
+def test_keyed_job_is_queued_once_and_requeued_when_dead(client, running):
+    """The same key leads to the same job; a dead one is listed and queued again."""
+    spec = SPEC | {"dataset": client.add_dataset(DATA)["id"], "max_attempts": 1}
+    job = client.train(spec, idempotency_key="k")
+    assert client.train(spec, idempotency_key="k") == job
+
+    async def crash() -> None:
+        lease = await running.queue.claim("w", ["default"], wait_s=5)
+        await running.queue.release(lease, reason="crashed", counts=True)
+
+    running.call(crash)
+    assert [dead["id"] for dead in client.jobs(dead=True)] == [job["id"]]
+    assert client.requeue(job["id"])["requeued_from"] == job["id"]
+    assert client.jobs(dead=True) == []
+    client.cancel(client.requeue(job["id"])["id"])
+
+
 def stream(*events: str) -> httpx.Response:
     """A reply with server-sent events."""
     return httpx.Response(200, text="".join(events), headers={"content-type": "text/event-stream"})

@@ -284,7 +284,7 @@ async def refused(jobs: JobService, **changes: Any) -> dict[str, Problem]:
 async def test_fitting_job_is_queued():
     """A job whose data fit is stored with its complete spec."""
     jobs = service()
-    job = await jobs.submit(minimal(target="label", loss="categorical_cross_entropy"))
+    job = (await jobs.submit(minimal(target="label", loss="categorical_cross_entropy"))).job
     assert (job.state, job.attempt, job.max_attempts, job.tag) == (JobState.QUEUED, 0, 3, "default")
     assert job.spec == parse_spec(minimal(target="label", loss="categorical_cross_entropy")).to_json()
     assert await jobs.get(job.id) == job
@@ -398,3 +398,44 @@ async def test_listing_checks_what_is_asked(asked):
     """An unknown state or a limit out of range is refused."""
     with pytest.raises(InvalidRequest):
         await service().find(**asked)
+
+
+async def test_same_key_and_request_give_the_same_job():
+    """Whether the key comes beside the request or in it, and defaults are spelled out or not."""
+    jobs = service()
+    first = await jobs.submit(minimal(target="short"), idempotency_key="k-1")
+    again = await jobs.submit(minimal(target="short", idempotency_key="k-1", tag="default", priority="normal"))
+    assert (first.created, again.created) == (True, False)
+    assert again.job == first.job
+    assert len(await jobs.find()) == 1
+
+
+async def test_same_key_with_another_request_conflicts():
+    """A key stands for one request; other keys, no key and other owners are other jobs."""
+    jobs = service()
+    await jobs.submit(minimal(target="short"), idempotency_key="k")
+    with pytest.raises(Conflict, match="idempotency key"):
+        await jobs.submit(minimal(target="short", epochs=2), idempotency_key="k")
+    for other in ({"idempotency_key": "l"}, {}, {"idempotency_key": "k", "owner": "b"}):
+        assert (await jobs.submit(minimal(target="short", **other))).created
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "ü", 5, ["k"]])
+async def test_strange_idempotency_keys_are_refused(key):
+    """They come from clients and become part of a stored key."""
+    with pytest.raises(InvalidRequest, match="idempotency key"):
+        await service().submit(minimal(target="short", idempotency_key=key))
+
+
+async def test_two_different_keys_for_one_request_are_refused():
+    """The header and the request must agree."""
+    with pytest.raises(InvalidRequest, match="header"):
+        await service().submit(minimal(target="short", idempotency_key="a"), idempotency_key="b")
+
+
+async def test_only_failed_jobs_are_requeued():
+    """A queued one goes on by itself."""
+    jobs = service()
+    job = (await jobs.submit(minimal(target="short"))).job
+    with pytest.raises(Conflict, match="failed"):
+        await jobs.requeue(job.id)

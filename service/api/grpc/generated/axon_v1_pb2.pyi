@@ -301,13 +301,15 @@ class DeleteDatasetResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class SubmitJobRequest(_message.Message):
-    __slots__ = ("spec_json",)
+    __slots__ = ("spec_json", "idempotency_key")
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     spec_json: bytes
-    def __init__(self, spec_json: _Optional[bytes] = ...) -> None: ...
+    idempotency_key: str
+    def __init__(self, spec_json: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "model", "state", "tag", "attempt", "max_attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "result_json", "error", "spec_json", "priority", "owner", "not_before")
+    __slots__ = ("id", "model", "state", "tag", "attempt", "max_attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "result_json", "error", "spec_json", "priority", "owner", "not_before", "dead", "requeued_from", "requeued_as")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -325,6 +327,9 @@ class Job(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     NOT_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    REQUEUED_FROM_FIELD_NUMBER: _ClassVar[int]
+    REQUEUED_AS_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     state: str
@@ -342,15 +347,20 @@ class Job(_message.Message):
     priority: str
     owner: str
     not_before: float
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., attempt: _Optional[int] = ..., max_attempts: _Optional[int] = ..., created_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., worker: _Optional[str] = ..., cancel_requested: _Optional[bool] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ..., spec_json: _Optional[str] = ..., priority: _Optional[str] = ..., owner: _Optional[str] = ..., not_before: _Optional[float] = ...) -> None: ...
+    dead: bool
+    requeued_from: str
+    requeued_as: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., attempt: _Optional[int] = ..., max_attempts: _Optional[int] = ..., created_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., worker: _Optional[str] = ..., cancel_requested: _Optional[bool] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ..., spec_json: _Optional[str] = ..., priority: _Optional[str] = ..., owner: _Optional[str] = ..., not_before: _Optional[float] = ..., dead: _Optional[bool] = ..., requeued_from: _Optional[str] = ..., requeued_as: _Optional[str] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ("state", "limit")
+    __slots__ = ("state", "limit", "dead")
     STATE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
     state: str
     limit: int
-    def __init__(self, state: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    dead: bool
+    def __init__(self, state: _Optional[str] = ..., limit: _Optional[int] = ..., dead: _Optional[bool] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs",)
@@ -365,6 +375,12 @@ class GetJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class RequeueJobRequest(_message.Message):
     __slots__ = ("id",)
     ID_FIELD_NUMBER: _ClassVar[int]
     id: str

@@ -867,6 +867,11 @@ class JobsStub:
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
                 _registered_method=True)
+        self.RequeueJob = channel.unary_unary(
+                '/axon.v1.Jobs/RequeueJob',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RequeueJobRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/axon.v1.Jobs/Watch',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.WatchRequest.SerializeToString,
@@ -911,6 +916,13 @@ class JobsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequeueJob(self, request, context):
+        """Queue a new job with the request of one that failed; a repetition gives the same one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """A job's events as they come, until it has ended.
         """
@@ -946,6 +958,11 @@ def add_JobsServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CancelJobRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.SerializeToString,
+            ),
+            'RequeueJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueJob,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RequeueJobRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
@@ -1067,6 +1084,33 @@ class Jobs:
             target,
             '/axon.v1.Jobs/CancelJob',
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CancelJobRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Jobs/RequeueJob',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RequeueJobRequest.SerializeToString,
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
             options,
             channel_credentials,

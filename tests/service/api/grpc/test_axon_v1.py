@@ -180,6 +180,22 @@ async def test_job_is_cancelled(stubs):
     assert code is grpc.StatusCode.ALREADY_EXISTS
 
 
+async def test_keyed_job_is_queued_once_and_requeued_when_dead(server, stubs):
+    """The same key leads to the same job; a dead one is listed and queued again, once."""
+    spec = json.loads((await submit_job(stubs)).spec_json) | {"max_attempts": 1, "tag": "other"}
+    request = pb.SubmitJobRequest(spec_json=json.dumps(spec).encode(), idempotency_key="k")
+    job = await within(stubs.jobs.SubmitJob(request))
+    assert await within(stubs.jobs.SubmitJob(request)) == job
+    other = pb.SubmitJobRequest(spec_json=json.dumps(spec | {"epochs": 9}).encode(), idempotency_key="k")
+    assert (await status_of(stubs.jobs.SubmitJob(other)))[0] is grpc.StatusCode.ALREADY_EXISTS
+    await server.queue.release(await server.queue.claim("w", ["other"], wait_s=0), reason="crashed", counts=True)
+    (dead,) = (await within(stubs.jobs.ListJobs(pb.ListJobsRequest(dead=True)))).jobs
+    assert (dead.id, dead.dead) == (job.id, True)
+    again = await within(stubs.jobs.RequeueJob(pb.RequeueJobRequest(id=job.id)))
+    assert (again.state, again.requeued_from) == ("queued", job.id)
+    assert await within(stubs.jobs.RequeueJob(pb.RequeueJobRequest(id=job.id))) == again
+
+
 async def test_watch_ends_when_the_server_stops(server, stubs):
     """A stopping server ends its streams in order, so that it need not break them."""
     job = await submit_job(stubs)

@@ -98,6 +98,7 @@ BAD = {
     "unknown dataset": ("POST", "/v1/jobs", {"json": {**SPEC, "dataset": "ds-none"}}, 400),
     "unknown": ("GET", "/v1/jobs/none", {}, 404),
     "unknown events": ("GET", "/v1/jobs/none/events", {}, 404),
+    "requeue unknown": ("POST", "/v1/jobs/none:requeue", {}, 404),
     "cancel unknown": ("POST", "/v1/jobs/none:cancel", {}, 404),
     "state": ("GET", "/v1/jobs?state=lost", {}, 400),
     "limit": ("GET", "/v1/jobs?limit=0", {}, 400),
@@ -111,6 +112,35 @@ async def test_bad_request_says_why(server, case):
     reply = await server.http.request(method, path, **arguments)
     assert (reply.status_code, bool(reply.json()["error"])) == (status, True), reply.text
     assert (await server.http.get("/v1/jobs")).json() == {"jobs": []}
+
+
+async def test_idempotency_key_leads_to_one_job(server, spec):
+    """201 for the first, 200 for its repetition, 409 for another request under the same key."""
+    headers = {"Idempotency-Key": "abc"}
+    first = await server.http.post("/v1/jobs", json=spec, headers=headers)
+    again = await server.http.post("/v1/jobs", json=spec, headers=headers)
+    other = await server.http.post("/v1/jobs", json={**spec, "epochs": 7}, headers=headers)
+    assert (first.status_code, again.status_code, other.status_code) == (201, 200, 409)
+    assert again.json() == first.json()
+    assert len((await server.http.get("/v1/jobs")).json()["jobs"]) == 1
+
+
+async def test_dead_job_is_listed_and_requeued(server, spec):
+    """One whose attempts were used up is on a list of its own until a new job was queued in its place."""
+    await server.http.post("/v1/jobs", json={**spec, "max_attempts": 1})
+    await server.queue.release(await server.queue.claim("w1", ["default"], wait_s=0), reason="crashed", counts=True)
+    (dead,) = (await server.http.get("/v1/jobs?dead=true")).json()["jobs"]
+    assert (dead["state"], dead["dead"], dead["error"]) == ("failed", True, "crashed")
+    first = await server.http.post(f"/v1/jobs/{dead['id']}:requeue")
+    again = await server.http.post(f"/v1/jobs/{dead['id']}:requeue")
+    assert (first.status_code, again.status_code) == (201, 200)
+    job = first.json()
+    assert (job["state"], job["attempt"], job["requeued_from"]) == ("queued", 0, dead["id"])
+    assert again.json() == job
+    assert (await server.http.get("/v1/jobs?dead=true")).json() == {"jobs": []}
+    old = (await server.http.get(f"/v1/jobs/{dead['id']}")).json()
+    assert (old["state"], old["dead"], old["requeued_as"]) == ("failed", False, job["id"])
+    assert (await server.http.post(f"/v1/jobs/{job['id']}:requeue")).status_code == 409
 
 
 async def test_every_problem_of_a_job_is_listed(server):
