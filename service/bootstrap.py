@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.adapters.clock import SystemClock
-from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
@@ -109,6 +108,7 @@ class Api:
     """REST and gRPC over one core, in one process and on one event loop."""
 
     def __init__(self, settings: Settings, queue: JobQueue, engine: Engine) -> None:
+        from service.adapters.dataset_files import FileDatasetReader  # imports JAX
         from service.api.rest.context import Context
         from service.core.datasets import DatasetService
         from service.core.inference import InferenceService
