@@ -7,7 +7,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format proto bench constraints clean
+.PHONY: help install demo test fuzz check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: $(STAMP)  ## train real handwritten digits through the queue, serve them, 
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+fuzz: $(STAMP)  ## read changed bundles for a while: make fuzz SECONDS=60
+	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60)
 
 check: $(STAMP)  ## lint, types, import contracts, generated code
 	$(BIN)/ruff check .

@@ -172,7 +172,11 @@ def parse(data: bytes, limits: Limits) -> Module:
         except Exception as error:
             version = data[9:30].split(b"\0")[0].decode(errors="replace")
             raise Malformed(f"a module in a StableHLO up to {_newest(stablehlo)}", f"{version}: {error}") from None
-        return _Reader(limits).module(parsed.operation)
+        try:
+            return _Reader(limits).module(parsed.operation)
+        except Exception as error:
+            # The bindings raise anything: RuntimeError for a name that is no UTF-8, TypeError for an odd attribute.
+            raise Malformed("a module that can be read", repr(error)) from None
 
 
 def _newest(stablehlo: Any) -> str:
