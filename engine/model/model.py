@@ -66,6 +66,16 @@ class Model:
         shapes = ", ".join(f"{name}: {node.options['shape']}" for name, node in self.inputs().items())
         return f"Model(inputs={{{shapes}}}, output={found[self.node]!r}, nodes={len(found)})"
 
+    def _repr_html_(self) -> str:
+        from engine.model.display import summary_html
+
+        return summary_html(self)
+
+    def _repr_svg_(self) -> str:
+        from engine.model.display import summary_svg
+
+        return summary_svg(self)
+
     get_inputs = rewrite.get_inputs
     get_output_shape = rewrite.get_output_shape
     get_op_counts = rewrite.get_op_counts
