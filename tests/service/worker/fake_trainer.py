@@ -46,6 +46,13 @@ def crash(job: TrainerJob, channel: Channel) -> int:
     return 3
 
 
+def crash_if_seeded(job: TrainerJob, channel: Channel) -> int:
+    """Crashes in the first attempt at a job with a seed, and heeds a cancellation."""
+    if job.spec["seed"] and job.attempt == 1:
+        return 3
+    return EXIT_STOPPED if channel.stopping else finish(job, channel)
+
+
 def die(job: TrainerJob, channel: Channel) -> int:
     """As the system kills for memory."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -114,6 +121,7 @@ def just_finish(job: TrainerJob, channel: Channel) -> int:
 
 
 BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
+BEHAVIOURS["crash_if_seeded"] = crash_if_seeded
 BEHAVIOURS["restless_once"] = restless_once
 BEHAVIOURS["finish"] = just_finish
 
