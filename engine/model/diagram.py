@@ -157,11 +157,16 @@ class _Tracer:
     def _add(self, name: str, op: str, inputs: list[int], groups: tuple[str, ...]) -> int:
         layer = self.layers.get(name)
         shape = "" if layer is None else shape_text(layer, open_batch=self.open_batch)
-        count = 0 if layer is None else sum(math.prod(layer.params[each].shape) for each in layer.params)
+        count = 0 if layer is None else sum(math.prod(leaf.shape) for leaf in weights(layer))
         self.diagram.boxes.append(Box(name, op, shape, count, groups))
         index = len(self.diagram.boxes) - 1
         self.diagram.edges.extend((source, index) for source in dict.fromkeys(inputs))
         return index
+
+
+def weights(layer: LayerInfo) -> list[Any]:
+    """What a layer has learned: its parameters, and 8-bit kernels, which are state because no gradient reaches them."""
+    return [layer.params[s.name] for s in layer.specs() if s.kind == "parameter" or s.name.startswith("kernel.")]
 
 
 def shape_text(layer: LayerInfo, *, open_batch: bool) -> str:
@@ -192,7 +197,11 @@ def as_graph(model: Model, template: Inputs = None, *, direction: Direction = "t
     Source: Axon.Display.as_graph/3.
     """
     require_choice("as_graph", "direction", direction, DIRECTIONS)
-    diagram = diagram_of(model, template)
+    return mermaid(diagram_of(model, template), direction)
+
+
+def mermaid(diagram: Diagram, direction: Direction = "top_down") -> str:
+    """The Mermaid text of a diagram."""
     lines = [f"flowchart {'TD' if direction == 'top_down' else 'LR'}", *_mermaid_boxes(diagram)]
     lines += [f"    n{source} --> n{target}" for source, target in diagram.edges]
     return "\n".join(lines) + "\n"
@@ -220,4 +229,4 @@ _ENTITIES = str.maketrans({"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;",
 
 def _escape(text: str) -> str:
     """Text that is safe between quotes in Mermaid."""
-    return " ".join(text.translate(_ENTITIES).split())
+    return "".join(c if c.isprintable() else " " for c in text).translate(_ENTITIES)

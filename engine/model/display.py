@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.model.block import BLOCK
 from engine.model.build import infer, x64
-from engine.model.diagram import as_graph, diagram_of, shape_text, tuple_text
+from engine.model.diagram import as_graph, diagram_of, shape_text, tuple_text, weights
 from engine.model.drawing import as_svg, draw
 from engine.model.layers.basics import CONTAINER, INPUT
 from engine.model.model import Model
@@ -108,7 +108,7 @@ def _cells(model: Model, template: Inputs, costs: bool) -> tuple[tuple[str, ...]
 
 
 def _size(layer: LayerInfo) -> tuple[int, int]:
-    leaves = [layer.params[name] for name in layer.trained()]
+    leaves = weights(layer)
     count = sum(math.prod(leaf.shape) for leaf in leaves)
     return count, sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
 

@@ -101,7 +101,6 @@ ELSEWHERE: dict[tuple[str, str], str] = {
 """Entries that live under another name."""
 
 PLAN: dict[str, str] = {
-    "display": "models as data (as_graph)",
     "loop": "training",
     "optimizers": "training",
     "schedules": "training",
