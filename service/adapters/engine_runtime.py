@@ -25,7 +25,7 @@ from engine.runtime import Executable, Signature, intermediates, signature
 from service.core import datatypes
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
 from service.core.serving_spec import parse_serving
-from service.core.types import BundleReport, Json, ModelSpec, ServingConfig, TensorSpec
+from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
 
 
 def use_compile_cache(folder: Path) -> None:
@@ -173,6 +173,12 @@ class EngineRuntime:
                 bundle.model, frozen=state.frozen, ties=state.ties, with_weights=True, programs=programs
             )
             return json.dumps(graph).encode(), display.as_table(bundle.model)
+
+    def picture(self, path: Path, form: GraphForm) -> str:
+        """A stored bundle's graph as a picture."""
+        draw = {"svg": display.as_svg, "mermaid": display.as_graph}[form]
+        with _translated("bundle"):
+            return draw(self._stored(path).model)
 
     def _graph(self, graph: bytes) -> tuple[Mapping[str, Any], Model, list[LayerInfo]]:
         """A graph's JSON, its model and layers, sizes and marks checked."""

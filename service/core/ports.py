@@ -12,6 +12,7 @@ from service.core.errors import Problem
 from service.core.types import (
     BundleReport,
     Dataset,
+    GraphForm,
     Job,
     JobEvent,
     JobState,
@@ -91,6 +92,9 @@ class Engine(Protocol):
 
     def describe(self, path: Path) -> tuple[bytes, str]:
         """A stored bundle's graph JSON and its summary table."""
+
+    def picture(self, path: Path, form: GraphForm) -> str:
+        """A stored bundle's graph as a picture."""
 
 
 class ModelStore(Protocol):

@@ -25,7 +25,7 @@ from service.core.names import check_alias, check_name
 from service.core.ports import Clock, Engine, ModelStore
 from service.core.routing import DEFAULT_ALIAS, ModelEntry, Slot, VersionStatus, listed, reason_of
 from service.core.serving import ServedModel
-from service.core.types import BundleReport, ModelState, ServingConfig, StoredVersion, VersionState
+from service.core.types import BundleReport, GraphForm, ModelState, ServingConfig, StoredVersion, VersionState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -240,6 +240,11 @@ class Registry:
         """A stored version's graph JSON and summary table; raises `NotFound`."""
         stored = await self._call(self._store.version, name, version)
         return await self._check(self._engine.describe, stored.path)
+
+    async def picture(self, name: str, version: int, form: GraphForm) -> str:
+        """A stored version's graph as a picture; raises `NotFound`."""
+        stored = await self._call(self._store.version, name, version)
+        return await self._check(self._engine.picture, stored.path, form)
 
     # Convergence
 

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -119,6 +119,10 @@ class StoredVersion:
     created_at: float
 
 
+GraphForm = Literal["svg", "mermaid"]
+"""How a graph is drawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class BundleReport:
     """What the engine says of a valid graph or bundle before it is stored; `serving` as the bundle has it, checked."""
@@ -193,6 +197,8 @@ class Job:
     `{"model", "version", "metrics"}` once it has succeeded; `reserved` is the model and number taken for it.
     `not_before` is when a queued job that crashed may be tried again; `owner` is a label. `dead` is a failed job whose
     attempts were used up, until another one was queued in its place: `requeued_as`, whose `requeued_from` it is.
+    `ttl_s` is how long it can be read after its end, if that is less than the server's bound; `ran_s` how long the
+    attempts have run that have ended.
     """
 
     id: str
@@ -218,6 +224,8 @@ class Job:
     dead: bool = False
     requeued_from: str | None = None
     requeued_as: str | None = None
+    ttl_s: float | None = None
+    ran_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

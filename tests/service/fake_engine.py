@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from service.core.errors import InvalidModel, Problem
-from service.core.types import BundleReport, Json, ModelSpec, ServingConfig, TensorSpec
+from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
 
 
 class FakeModel:
@@ -92,6 +92,9 @@ class FakeEngine:
     def describe(self, path: Path) -> tuple[bytes, str]:
         graph = _graph(path)
         return graph, self.check_graph(graph).summary
+
+    def picture(self, path: Path, form: GraphForm) -> str:
+        return f"{form} of {_graph(path).decode()}"
 
 
 def _graph(path: Path) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
@@ -17,11 +17,14 @@ from service.api.rest.schemas import AliasInfo, AliasRequest, GraphReport, Model
 from service.core.bundle_files import member_chunks, member_size
 from service.core.errors import InvalidRequest, NotFound
 from service.core.names import parse_version
-from service.core.types import StoredVersion
+from service.core.types import GraphForm, StoredVersion
 from service.core.uploads import receive
 
 routes = APIRouter(prefix="/v1", tags=["Models"])
 
+_PICTURES: Mapping[GraphForm, str] = {"svg": "image/svg+xml", "mermaid": "text/plain"}
+# A browser that opens a picture runs and fetches nothing in it.
+_INERT = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
 _BINARY = {"type": "string", "format": "binary"}
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -139,8 +142,13 @@ async def delete_version(name: str, version: str, use: Use) -> None:
 
 
 @routes.get("/models/{name}/versions/{version}/graph")
-async def get_graph(name: str, version: str, use: Use) -> Response:
-    """The version's graph as JSON."""
+async def get_graph(
+    name: str, version: str, use: Use, form: Annotated[Literal["json"] | GraphForm, Query(alias="format")] = "json"
+) -> Response:
+    """The version's graph as JSON, as a picture (`svg`), or as the text of one (`mermaid`)."""
+    if form != "json":
+        picture = await use.registry.picture(name, parse_version(version), form)
+        return Response(picture, media_type=_PICTURES[form], headers=_INERT)
     graph, _ = await use.registry.describe(name, parse_version(version))
     return Response(graph, media_type="application/json")
 

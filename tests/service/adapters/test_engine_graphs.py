@@ -65,6 +65,8 @@ def test_graphs_with_blocks_and_ties_are_written_loaded_and_described(
     runtime.write_bundle(path, _bytes(GRAPH), params, seed=3, lineage={})
     runtime.check_bundle(path)
     assert {key: json.loads(runtime.describe(path)[0])[key] for key in GRAPH} == GRAPH
+    assert runtime.picture(path, "svg").startswith("<svg ")
+    assert 'subgraph b0["enc"]' in runtime.picture(path, "mermaid")
     model = runtime.load(path, ServingConfig(max_batch_size=1))
     (y,) = model.run({"x": np.array([[1, 2]], np.float32)}).values()
     model.close()

@@ -68,6 +68,12 @@ async def test_bundle_is_submitted_listed_and_returned(server, bundle):
     assert (await server.http.get(f"{base}/bundle")).content == bundle
     assert (await server.http.get(f"{base}/graph")).json() == {"scale": 2}
     assert (await server.http.get(f"{base}/summary")).text == "scale by 2"
+    picture = await server.http.get(f"{base}/graph?format=svg")
+    assert picture.text == 'svg of {"scale": 2}'
+    assert picture.headers["content-type"] == "image/svg+xml"
+    assert picture.headers["content-security-policy"] == "default-src 'none'"
+    assert (await server.http.get(f"{base}/graph?format=mermaid")).text == 'mermaid of {"scale": 2}'
+    assert (await server.http.get(f"{base}/graph?format=png")).status_code == 400
     with zipfile.ZipFile(BytesIO(bundle)) as archive:
         assert (await server.http.get(f"{base}/params")).content == archive.read("params.safetensors")
 
