@@ -59,14 +59,10 @@ def check(
         "memory_bytes": memory_bytes,
     }
     code, answer = _run(request, timeout_s)
-    within = f"programs that compile and run within {timeout_s:g} s and {memory_bytes} bytes"
-    if code is None:
-        raise BundleError([Problem("programs", within, "they did not end")])
-    if code < 0:
-        raise BundleError([Problem("programs", within, f"the process was killed by {_name(-code)}")])
-    problems = _problems(answer)
-    if code != 0 or problems is None:
-        raise BundleError([Problem("programs", within, f"the process ended with status {code}")])
+    problems = _problems(answer) if code == 0 else None
+    if problems is None:
+        within = f"programs that compile and run within {timeout_s:g} s and {memory_bytes} bytes"
+        problems = [Problem("programs", within, _ending(code))]
     if problems:
         raise BundleError(problems)
 
@@ -98,11 +94,13 @@ def _run(request: dict[str, Any], timeout_s: float) -> tuple[int | None, bytes]:
         return code, output.read(MAX_ANSWER)
 
 
-def _name(number: int) -> str:
-    try:
-        return f"signal {number} ({signal.Signals(number).name})"
-    except ValueError:
-        return f"signal {number}"
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "they did not end"
+    if code >= 0:
+        return f"the process ended with status {code}"
+    known = {each.value: f" ({each.name})" for each in signal.Signals}
+    return f"the process was killed by signal {-code}{known.get(-code, '')}"
 
 
 def _problems(answer: bytes) -> list[Problem] | None:
