@@ -101,6 +101,8 @@ def build_queue(settings: Settings, url: str) -> RedisJobQueue:
         max_jobs=settings.max_queued_jobs,
         keep_s=settings.keep_jobs_s,
         max_events=settings.max_job_events,
+        max_unfinished=settings.max_unfinished_jobs,
+        max_kept=settings.max_kept_jobs,
     )
 
 

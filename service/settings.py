@@ -107,6 +107,12 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(default=10_000, ge=1)
     """Unfinished jobs per tag; more get 429."""
 
+    max_unfinished_jobs: int = Field(default=50_000, ge=1)
+    """Unfinished jobs of all tags; more get 429."""
+
+    max_kept_jobs: int = Field(default=10_000, ge=1)
+    """Finished jobs that can be read; the oldest are forgotten first."""
+
     keep_jobs_s: float = Field(default=7 * 86_400.0, gt=0)
     """How long finished jobs and their events can be read, in seconds."""
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from service.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, StaleLease
+from service.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, StaleLease, TooLarge
 from service.core.idempotency import fingerprint, scope
 from service.core.jobs import check_move
+from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
 from service.core.ports import Clock
 from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
@@ -28,6 +30,7 @@ class _Entry:
     token: str = ""
     ended_by: str = ""
     lease_until: float = 0.0
+    attempt_at: float = 0.0
     events: list[JobEvent] = field(default_factory=list)
     dropped: int = 0
 
@@ -47,12 +50,16 @@ class MemoryJobQueue:
         max_jobs: int = 10_000,
         keep_s: float = 7 * 86_400.0,
         max_events: int = 10_000,
+        max_unfinished: int = 50_000,
+        max_kept: int = 10_000,
     ) -> None:
         self._clock = clock
         self._lease_s = lease_s
         self._max_jobs = max_jobs
         self._keep_s = keep_s
         self._max_events = max_events
+        self._max_unfinished = max_unfinished
+        self._max_kept = max_kept
         self._entries: dict[str, _Entry] = {}
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._keys: dict[str, tuple[str, str]] = {}
@@ -92,6 +99,8 @@ class MemoryJobQueue:
         unfinished = sum(e.job.tag == job.tag and not e.job.state.final for e in self._entries.values())
         if unfinished >= self._max_jobs:
             raise Overloaded(f"jobs with tag {job.tag!r}: expected fewer than {self._max_jobs} unfinished ones")
+        if sum(not e.job.state.final for e in self._entries.values()) >= self._max_unfinished:
+            raise Overloaded(f"jobs: expected fewer than {self._max_unfinished} unfinished ones of all tags")
         entry = self._entries[job.id] = _Entry(job, self._next_order())
         self._record(entry, "state", {"state": str(job.state)})
 
@@ -144,6 +153,8 @@ class MemoryJobQueue:
 
     async def append(self, lease: Lease, kind: str, data: Mapping[str, Json]) -> str:
         """Append to the job's events; returns the event's id."""
+        if (size := len(json.dumps(data))) > MAX_EVENT_BYTES:
+            raise TooLarge(f"event {kind}: expected at most {MAX_EVENT_BYTES} bytes, got {size}")
         return self._record(self._fenced(lease), kind, data)
 
     async def commit_checkpoint(self, lease: Lease, pointer: Mapping[str, Json]) -> Mapping[str, Json] | None:
@@ -264,17 +275,25 @@ class MemoryJobQueue:
         job = entry.job
         check_move(job.id, job.state, JobState.RUNNING)
         entry.token = secrets.token_hex(16)
-        entry.lease_until = self._clock.monotonic() + self._lease_s
+        entry.attempt_at = self._clock.monotonic()
+        entry.lease_until = entry.attempt_at + self._lease_s
         started_at = job.started_at if job.started_at is not None else self._clock.time()
         entry.job = replace(job, state=JobState.RUNNING, attempt=job.attempt + 1, worker=worker, started_at=started_at)
         self._record(entry, "state", {"state": "running", "attempt": entry.job.attempt, "worker": worker})
         return Lease(entry.job, entry.job.attempt, entry.token, worker)
 
+    def _stop_clock(self, entry: _Entry) -> None:
+        """Count how long the attempt has run, when it ends: at most until its lease did."""
+        if entry.job.state is JobState.RUNNING:
+            ended_at = min(self._clock.monotonic(), entry.lease_until)
+            entry.job = replace(entry.job, ran_s=entry.job.ran_s + ended_at - entry.attempt_at)
+
     def _requeue(self, entry: _Entry, reason: str, delay_s: float = 0.0) -> None:
         check_move(entry.job.id, entry.job.state, JobState.QUEUED)
+        self._stop_clock(entry)
         entry.job = replace(entry.job, state=JobState.QUEUED, worker=None)
         entry.token = ""
-        told: dict[str, Json] = {"state": "queued", "reason": reason}
+        told: dict[str, Json] = {"state": "queued", "reason": reason[:MAX_REASON_CHARS]}
         if delay_s > 0:
             entry.job = replace(entry.job, not_before=self._clock.time() + delay_s)
             told["retry_in_s"] = delay_s
@@ -298,6 +317,8 @@ class MemoryJobQueue:
         result: Mapping[str, Json] | None = None,
         error: str | None = None,
     ) -> None:
+        self._stop_clock(entry)
+        error = None if error is None else error[:MAX_REASON_CHARS]
         entry.ended_by, entry.token = entry.token, ""
         entry.job = replace(
             entry.job,
@@ -329,9 +350,15 @@ class MemoryJobQueue:
     def _expire(self) -> None:
         now = self._clock.time()
         for job_id, entry in list(self._entries.items()):
-            if entry.job.finished_at is not None and entry.job.finished_at + self._keep_s <= now:
+            if entry.job.finished_at is not None and entry.job.finished_at + self._kept_s(entry.job) <= now:
                 del self._entries[job_id]
+        ended = [e.job for e in self._entries.values() if e.job.finished_at is not None]
+        for job in sorted(ended, key=lambda j: (j.finished_at or now) + self._kept_s(j))[: -self._max_kept]:
+            del self._entries[job.id]
         self._keys = {key: value for key, value in self._keys.items() if value[0] in self._entries}
+
+    def _kept_s(self, job: Job) -> float:
+        return self._keep_s if job.ttl_s is None else min(job.ttl_s, self._keep_s)
 
     def _record(self, entry: _Entry, kind: str, data: Mapping[str, Json]) -> str:
         now_ms = int(self._clock.time() * 1000)

@@ -37,8 +37,18 @@ from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.core.errors import Conflict, InvalidRequest, NotFound, NotReady, Overloaded, ServiceError, StaleLease
+from service.core.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    Overloaded,
+    ServiceError,
+    StaleLease,
+    TooLarge,
+)
 from service.core.idempotency import fingerprint, scope
+from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
 from service.core.ports import Clock
 from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
@@ -54,6 +64,7 @@ _SCRIPTS: Final = (
     "release",
     "cancel",
     "promote",
+    "forget",
 )
 _ALONE: Final = ("take", "beat")
 _REFUSALS: Final[Mapping[str, type[ServiceError]]] = {
@@ -111,8 +122,8 @@ class RedisJobQueue:
     """The `JobQueue` port on a Redis server.
 
     `lease_s`: how long a claim lasts without renewal (the same for all workers of a server); `max_jobs`: unfinished
-    jobs per tag; `keep_s`: how long a finished job and its events can be read; `max_events`: about how many events
-    are kept per job.
+    jobs per tag, `max_unfinished` of all tags; `keep_s`: how long a finished job and its events can be read, `max_kept`
+    how many of them; `max_events`: about how many events are kept per job.
     """
 
     def __init__(
@@ -125,12 +136,16 @@ class RedisJobQueue:
         max_jobs: int = 10_000,
         keep_s: float = 7 * 86_400.0,
         max_events: int = 10_000,
+        max_unfinished: int = 50_000,
+        max_kept: int = 10_000,
     ) -> None:
         self._redis: Any = client  # its annotations cover every protocol and decoding at once
         self._clock = clock
         self._prefix = prefix
         self._lease_ms = int(lease_s * 1000)
         self._max_jobs = max_jobs
+        self._max_unfinished = max_unfinished
+        self._max_kept = max_kept
         self._common = (str(int(keep_s * 1000)), str(max_events))
         folder = files("service.adapters") / "lua"
         prelude = (folder / "common.lua").read_text()
@@ -173,11 +188,22 @@ class RedisJobQueue:
             "owner": job.owner,
             "idempotency_key": job.idempotency_key,
         }
+        if job.ttl_s is not None:
+            stored["ttl_ms"] = str(int(job.ttl_s * 1000))
         if job.requeued_from is not None:
             stored["requeued_from"] = job.requeued_from
         flat = [part for pair in stored.items() for part in pair]
         keyed = fingerprint(job) if job.idempotency_key else ""
-        args = (secrets.token_hex(16), self._max_jobs, repr(job.created_at), keyed, gone, replaces, *flat)
+        args = (
+            secrets.token_hex(16),
+            self._max_jobs,
+            repr(job.created_at),
+            keyed,
+            gone,
+            replaces,
+            self._max_unfinished,
+            *flat,
+        )
         own = self._key("job", job.id)
         more_keys = [
             *self._queues(job.tag),
@@ -185,7 +211,15 @@ class RedisJobQueue:
             self._key("job", replaces) if replaces else own,
         ]
         found = await self._call("submit", _place(job), *args, more_keys=more_keys)
+        await self._forget_oldest()
         return (found[0], found[1]) if len(found) == 2 else (job.id, None)
+
+    async def _forget_oldest(self) -> None:
+        """Remove ended jobs that are too many, those first that would expire first."""
+        with _translated():
+            excess = await self._redis.zrange(self._key("ended"), 0, -self._max_kept - 1)
+        for job_id in excess[:_PAGE]:
+            await self._call("forget", _Place(job_id, "", Priority.NORMAL))
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
@@ -251,7 +285,10 @@ class RedisJobQueue:
 
     async def append(self, lease: Lease, kind: str, data: Mapping[str, Json]) -> str:
         """Append to the job's events; returns the event's id."""
-        return str(await self._fenced("append", lease, kind, _dumps(data)))
+        text = _dumps(data)
+        if len(text) > MAX_EVENT_BYTES:
+            raise TooLarge(f"event {kind}: expected at most {MAX_EVENT_BYTES} bytes, got {len(text)}")
+        return str(await self._fenced("append", lease, kind, text))
 
     async def commit_checkpoint(self, lease: Lease, pointer: Mapping[str, Json]) -> Mapping[str, Json] | None:
         """Make `pointer` the job's checkpoint; returns the one before."""
@@ -427,6 +464,8 @@ def _job(job_id: str, found: Any) -> Job:
         dead="dead" in one,
         requeued_from=one.get("requeued_from"),
         requeued_as=one.get("requeued_as"),
+        ttl_s=int(one["ttl_ms"]) / 1000 if "ttl_ms" in one else None,
+        ran_s=int(one.get("ran_ms", 0)) / 1000,
     )
 
 
@@ -443,8 +482,8 @@ def _dumps(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """What UTF-8 can carry."""
-    return text.encode("utf-8", "replace").decode()
+    """What UTF-8 can carry, up to a bound."""
+    return text[:MAX_REASON_CHARS].encode("utf-8", "replace").decode()
 
 
 def _no_job(job_id: str) -> NotFound:

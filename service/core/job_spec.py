@@ -60,6 +60,7 @@ class JobSpec:
     input. A checkpoint is due after `checkpoint_every_s` seconds or `checkpoint_every_steps` steps, whichever is first;
     training waits for the one before to be stored only where steps are given. `precision` names a policy for all
     layers, in place of those in the graph; `loss_scale` is used in training alone. `owner` is a label.
+    `time_limit_s` bounds the time that all attempts run together, `ttl_s` how long the ended job can be read.
     """
 
     model: str
@@ -84,6 +85,8 @@ class JobSpec:
     loss_scale: Choice | None = None
     priority: Priority = Priority.NORMAL
     owner: str = ""
+    time_limit_s: float | None = None
+    ttl_s: float | None = None
 
     def to_json(self) -> dict[str, Json]:
         """The complete request; `parse_spec` of it gives an equal value."""
@@ -215,6 +218,8 @@ def _queueing(read: _Reader) -> dict[str, Any]:
         ),
         "priority": Priority(priority or Priority.NORMAL),
         "owner": read.take("owner", f"a text of at most {_MAX_TEXT} characters", _is_label, ""),
+        "time_limit_s": read.take("time_limit_s", "a number above 0", _is_positive, None),
+        "ttl_s": read.take("ttl_s", "a number above 0", _is_positive, None),
     }
 
 

@@ -116,6 +116,7 @@ class JobService:
             priority=parsed.priority,
             owner=parsed.owner,
             idempotency_key=key,
+            ttl_s=parsed.ttl_s,
         )
 
     async def get(self, job_id: str) -> Job:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_EVENT_BYTES = 16 * 2**10
+"""Largest content of a job's event, as JSON."""
+
+MAX_REASON_CHARS = 8000
+"""What is kept of the reason why a job failed or was given back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

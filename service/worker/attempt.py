@@ -51,6 +51,7 @@ class Stop(enum.StrEnum):
 
     CANCELLED = "cancelled"
     SHUTDOWN = "the worker shuts down"
+    TIME = "the time limit is over"
     LOST = "the lease was lost"
 
 
@@ -83,6 +84,7 @@ class Attempt:
         tasks = [
             asyncio.create_task(self._keep_lease()),
             asyncio.create_task(self._heed(stop)),
+            asyncio.create_task(self._watch_time()),
             asyncio.create_task(self._send_events()),
         ]
         try:
@@ -127,6 +129,9 @@ class Attempt:
             checkpoint=await self._checkpoint(),
             work=str(self._folder.absolute()),
         )
+        limit_s = self._job.spec.get("time_limit_s")
+        if limit_s is not None and self._job.ran_s >= limit_s:
+            self._stop(Stop.TIME)
         if self._to_be_stopped():
             return 0
         self._child = await Child.spawn(job, self._place.clock, command=self._place.command)
@@ -192,6 +197,8 @@ class Attempt:
             await self._settle(JobState.FAILED, error=self._failed)
         elif self._stopped is Stop.CANCELLED:
             await self._settle(JobState.CANCELLED)
+        elif self._stopped is Stop.TIME:
+            await self._settle(JobState.FAILED, error=f"the time limit of {self._job.spec['time_limit_s']:g} s is over")
         elif self._stopped is Stop.SHUTDOWN:
             await self._release(str(Stop.SHUTDOWN), counts=False)
         else:
@@ -268,6 +275,13 @@ class Attempt:
     async def _heed(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._stop(Stop.SHUTDOWN)
+
+    async def _watch_time(self) -> None:
+        """Stop the trainer when all attempts together have run for as long as the job may."""
+        limit_s = self._job.spec.get("time_limit_s")
+        if limit_s is not None:
+            await asyncio.sleep(limit_s - self._job.ran_s)
+            self._stop(Stop.TIME)
 
     def _stop(self, why: Stop) -> None:
         """Have the trainer stop, gently first; a cancellation outweighs a shutdown."""

@@ -69,8 +69,19 @@ local function delay(milliseconds)
   redis.call('HSET', JOB, 'not_before', string.format('%.3f', tonumber(due) / 1000))
 end
 
+-- Count how long the attempt has run, when it ends.
+local function stop_clock(end_ms)
+  local began = get('attempt_at')
+  if began then
+    redis.call('HINCRBY', JOB, 'ran_ms', digits(math.max(end_ms - tonumber(began), 0)))
+    redis.call('HDEL', JOB, 'attempt_at')
+  end
+end
+
 -- The one way into a final state: it acknowledges, tells, and starts the clock of forgetting.
 local function finish(state, result, reason)
+  local keep_ms = digits(math.min(tonumber(get('ttl_ms') or KEEP_MS), tonumber(KEEP_MS)))
+  stop_clock(NOW_MS)
   acknowledge(get('entry'))
   redis.call('ZREM', DELAYED, delayed_name())
   move(state)
@@ -86,9 +97,9 @@ local function finish(state, result, reason)
     told = told .. ',"error":' .. cjson.encode(reason)
   end
   record('state', '{' .. told .. '}')
-  redis.call('PEXPIRE', JOB, KEEP_MS)
-  redis.call('PEXPIRE', EVENTS, KEEP_MS)
-  redis.call('ZADD', ENDED, digits(NOW_MS + tonumber(KEEP_MS)), ID)
+  redis.call('PEXPIRE', JOB, keep_ms)
+  redis.call('PEXPIRE', EVENTS, keep_ms)
+  redis.call('ZADD', ENDED, digits(NOW_MS + tonumber(keep_ms)), ID)
 end
 
 -- Failed because its attempts are used up, not by its own fault: kept on a list of its own for the operator.

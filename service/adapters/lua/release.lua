@@ -14,6 +14,7 @@ else
     redis.call('HINCRBY', JOB, 'released', 1)
   end
   acknowledge(get('entry'))
+  stop_clock(NOW_MS)
   redis.call('HDEL', JOB, 'token', 'lease_until', 'worker', 'entry')
   move('queued')
   local told = { state = 'queued', reason = ARGV[7] }

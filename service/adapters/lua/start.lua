@@ -15,6 +15,7 @@ if state == 'running' then
   if tonumber(get('lease_until')) > NOW_MS then
     return {}
   end
+  stop_clock(tonumber(get('lease_until')))
   local reason = 'the lease of attempt ' .. get('attempt') .. ' was lost'
   if get('cancel_requested') == '1' then
     finish('cancelled', '', '')
@@ -28,7 +29,7 @@ if state == 'running' then
 end
 local attempt = redis.call('HINCRBY', JOB, 'attempt', 1)
 redis.call('HSETNX', JOB, 'started_at', NOW_S)
-redis.call('HSET', JOB, 'token', ARGV[5], 'worker', ARGV[6], 'lease_until', digits(NOW_MS + tonumber(ARGV[7])))
+redis.call('HSET', JOB, 'attempt_at', digits(NOW_MS), 'token', ARGV[5], 'worker', ARGV[6], 'lease_until', digits(NOW_MS + tonumber(ARGV[7])))
 move('running')
 record('state', cjson.encode({ state = 'running', attempt = attempt, worker = ARGV[6] }))
 return redis.call('HGETALL', JOB)

@@ -1,7 +1,8 @@
 -- Store a queued job and put it into its queue.
 -- KEYS 13-15 the queues of its tag   16 what its idempotency key is kept under   17 the failed job that it replaces
 -- ARGV 4 nonce of this call   5 most unfinished jobs per tag   6 created_at   7 fingerprint, '' without a key
---      8 id of a job that was found to be gone   9 id of the job that it replaces or ''   10... fields and values
+--      8 id of a job that was found to be gone   9 id of the job that it replaces or ''
+--      10 most unfinished jobs of all tags   11... fields and values
 -- A repetition of the same call (the client never saw the answer) is recognised by the nonce.
 -- Returns the job, or {id, fingerprint} of the one that the key or the replaced job leads to.
 
@@ -46,9 +47,12 @@ end
 if unfinished >= tonumber(ARGV[5]) then
   return redis.error_reply('FULL jobs: expected fewer than ' .. ARGV[5] .. ' unfinished ones with this tag')
 end
+if redis.call('ZCARD', BY_STATE.queued) + redis.call('ZCARD', BY_STATE.running) >= tonumber(ARGV[10]) then
+  return redis.error_reply('FULL jobs: expected fewer than ' .. ARGV[10] .. ' unfinished ones of all tags')
+end
 forget_expired()
 redis.call('HSET', JOB, 'nonce', ARGV[4], 'state', 'queued', 'attempt', '0', 'released', '0', 'created_at', ARGV[6])
-redis.call('HSET', JOB, unpack(ARGV, 10))
+redis.call('HSET', JOB, unpack(ARGV, 11))
 redis.call('ZADD', ALL, ARGV[6], ID)
 redis.call('ZADD', BY_STATE.queued, ARGV[6], ID)
 enqueue()

@@ -17,6 +17,7 @@ local LEASE_MS, TAGS, WHO, LEVELS = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumbe
 local QUEUES = TAGS * LEVELS
 local TURNS = KEYS[#KEYS]
 local MAX_DUE = 20
+local TURNS_KEPT_MS = 86400000
 
 local function field(info, name)
   for i = 1, #info, 2 do
@@ -101,5 +102,6 @@ if not queue then
   return { 0, false, false, lasts, due, next_ms }
 end
 redis.call('HSET', TURNS, WHO, (turn + 1) % turns)
+redis.call('PEXPIRE', TURNS, TURNS_KEPT_MS)
 local entry = redis.call('XREADGROUP', 'GROUP', GROUP, CONSUMER, 'COUNT', 1, 'STREAMS', KEYS[queue], '>')[1][2][1]
 return { queue, entry[1], entry[2][2], lasts, due, next_ms }

@@ -50,7 +50,7 @@ async def test_repeated_call_of_a_lost_answer_changes_nothing(redis_harness):
     job = a_job(max_attempts=1)
     place, queues = _place(job), [*queue._queues("default"), "{axon}", "{axon}"]
     fields = ("spec", "{}", "tag", "default", "max_attempts", "1", "priority", "normal", "owner", "")
-    args = ("nonce", 10, "1.5", "", "", "", *fields, "idempotency_key", "")
+    args = ("nonce", 10, "1.5", "", "", "", 10, *fields, "idempotency_key", "")
     first = await queue._call("submit", place, *args, more_keys=queues)
     assert await queue._call("submit", place, *args, more_keys=queues) == first
     (entry,) = await redis_harness.client.xreadgroup(
