@@ -63,12 +63,17 @@ def _block_sum(x: jax.Array, plan: WindowPlan, term: Callable[[jax.Array], jax.A
     return jnp.sum(term(covered.reshape(sizes)), axis=tuple(places))
 
 
+def _blocked(x: jax.Array, plan: WindowPlan) -> jax.Array:
+    """`x` with every axis split into windows, side by side, and the places in them."""
+    sizes = [size for pair in zip(plan.output, plan.window, strict=True) for size in pair]
+    return x[tuple(slice(n * k) for n, k in zip(plan.output, plan.window, strict=True))].reshape(sizes)
+
+
 def _window_elements(x: jax.Array, plan: WindowPlan, fill: float) -> Iterator[jax.Array]:
     """For each place in a window, in row-major order, what all windows have there: arrays of the output's shape."""
     offsets = itertools.product(*map(range, plan.window))
     if _tiles(x.shape, plan):
-        blocked = [size for pair in zip(plan.output, plan.window, strict=True) for size in pair]
-        x = x[tuple(slice(n * k) for n, k in zip(plan.output, plan.window, strict=True))].reshape(blocked)
+        x = _blocked(x, plan)
         for offset in offsets:
             yield x[tuple(index for item in offset for index in (slice(None), item))]
         return
@@ -93,13 +98,20 @@ def _first_max_jvp(
     plan: WindowPlan, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     y: jax.Array = _first_max(primals[0], plan)
-    taken = jnp.zeros(y.shape, bool)
+    places = math.prod(plan.window)
+    first = jnp.full(y.shape, places, jnp.int8)
+    for place, x in reversed(list(enumerate(_window_elements(primals[0], plan, -math.inf)))):
+        first = jnp.where(x == y, np.int8(place), first)
+    # Otherwise the CPU looks for the place again at every element of the gradient.
+    first = lax.optimization_barrier(first)
+    if _tiles(primals[0].shape, plan):
+        # Its transpose broadcasts and selects in one pass; that of slices puts them together one by one.
+        inner = tuple(range(1, 2 * y.ndim, 2))
+        place = np.arange(places, dtype=np.int8).reshape([n for k in plan.window for n in (1, k)])
+        return y, jnp.sum(jnp.where(jnp.expand_dims(first, inner) == place, _blocked(tangents[0], plan), 0), axis=inner)
     y_dot = jnp.zeros(y.shape, y.dtype)
-    elements = (_window_elements(primals[0], plan, -math.inf), _window_elements(tangents[0], plan, 0))
-    for x, x_dot in zip(*elements, strict=True):
-        chosen = (x == y) & ~taken
-        y_dot = y_dot + jnp.where(chosen, x_dot, 0)
-        taken |= chosen
+    for place, x_dot in enumerate(_window_elements(tangents[0], plan, 0)):
+        y_dot = y_dot + jnp.where(first == place, x_dot, 0)
     return y, y_dot
 
 
