@@ -24,7 +24,7 @@ from engine.bundle.graph_writer import to_json
 from engine.bundle.limits import DEFAULT_LIMITS, Limits
 from engine.bundle.portable import STABLEHLO_VERSION
 from engine.bundle.program_calls import call_problems
-from engine.bundle.programs import export_programs, listed_artifacts, member
+from engine.bundle.programs import Programs, export_programs, listed_artifacts, member
 from engine.bundle.verify import file_problems
 from engine.errors import BundleError, EngineError, Problem
 from engine.model.build import infer, template_of
@@ -33,6 +33,7 @@ from engine.model.model import Model
 from engine.model.state import ModelState, Tie, flatten, unflatten
 from engine.model.walk import LayerInfo
 from engine.precision import name_of
+from engine.preprocess import Preprocess, specs
 from engine.version import VERSION as ENGINE_VERSION
 
 FORMAT = "axon.bundle"
@@ -44,7 +45,8 @@ MANIFEST_KEYS = {"format", "version", "engine_version", "members", "lineage", "r
 class Bundle:
     """What a bundle holds.
 
-    `lineage` says where it came from, `serving` how it wants to be served; `functions` are losses and metrics by name.
+    `lineage` says where it came from, `serving` how it wants to be served; `functions` are losses and metrics by name;
+    `preprocess` is what its inputs have been through before the model saw them in training.
     """
 
     model: Model
@@ -52,6 +54,7 @@ class Bundle:
     lineage: Mapping[str, Any] = field(default_factory=dict)
     serving: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, FunctionProgram] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
 
 
 def write(
@@ -62,12 +65,14 @@ def write(
     lineage: Mapping[str, Any] | None = None,
     serving: Mapping[str, Any] | None = None,
     functions: Sequence[Function | FunctionProgram] = (),
+    preprocess: Preprocess | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Write a bundle file, atomically; the same arguments give the same bytes.
 
     `functions` are losses and metrics of one's own that travel with the model. Layers of one's own and these functions
-    become StableHLO programs.
+    become StableHLO programs. `preprocess` is for those who call the model from what they read; a served model has
+    its steps in the graph (`engine.preprocess.prepend`).
 
     Raises: `GraphError` for a model or function that cannot be written, `BundleError` for a state that does not fit.
     """
@@ -81,14 +86,22 @@ def write(
     layers = check_size(model, limits)
     check_marks(layers, graph)
     _check_tensors(layers, {**parameters, **layer_state}, state.ties)
-    members = {archive.GRAPH: _json(graph), archive.PARAMS: tensors.dump(jax.device_get(parameters))}
-    if layer_state:
-        members[archive.STATE] = tensors.dump(jax.device_get(layer_state))
-    if constants:
-        members[archive.CONSTANTS] = tensors.dump(constants)
-    if serving:
-        members[archive.SERVING] = _json(serving)
-    members |= programs.members()
+    optional = {
+        archive.STATE: layer_state and tensors.dump(jax.device_get(layer_state)),
+        archive.CONSTANTS: constants and tensors.dump(constants),
+        archive.SERVING: serving and _json(serving),
+        archive.PREPROCESS: preprocess and _preprocess_member(preprocess, model),
+    }
+    members = {
+        archive.GRAPH: _json(graph),
+        archive.PARAMS: tensors.dump(jax.device_get(parameters)),
+        **{name: data for name, data in optional.items() if data},
+        **programs.members(),
+    }
+    archive.write(Path(path), {archive.MANIFEST: _json(_manifest(members, lineage, programs)), **members})
+
+
+def _manifest(members: Mapping[str, bytes], lineage: Mapping[str, Any] | None, programs: Programs) -> dict[str, Any]:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -100,7 +113,7 @@ def write(
     }
     if programs.artifacts:
         manifest["programs"] = {"stablehlo": STABLEHLO_VERSION, "jax": sorted(programs.made_by)}
-    archive.write(Path(path), {archive.MANIFEST: _json(manifest), **members})
+    return manifest
 
 
 def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS, trusted: bool = False) -> Bundle:
@@ -128,8 +141,28 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS, trusted: bool = F
     serving = read_json(members[archive.SERVING], archive.SERVING, limits) if archive.SERVING in members else {}
     if not isinstance(serving, Mapping):
         raise BundleError([Problem(archive.SERVING, "an object", type(serving).__name__)])
+    preprocess = _read_preprocess(members, model, limits)
     model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph), ties_of(graph))
-    return Bundle(model, model_state, manifest.get("lineage", {}), serving, functions)
+    return Bundle(model, model_state, manifest.get("lineage", {}), serving, functions, preprocess)
+
+
+def _preprocess_member(preprocess: Preprocess, model: Model) -> bytes:
+    _check_preprocess(preprocess, model)
+    return _json(specs.to_json(preprocess))
+
+
+def _read_preprocess(members: Mapping[str, bytes], model: Model, limits: Limits) -> Preprocess:
+    if archive.PREPROCESS not in members:
+        return Preprocess()
+    preprocess = specs.from_json(read_json(members[archive.PREPROCESS], archive.PREPROCESS, limits))
+    _check_preprocess(preprocess, model)
+    return preprocess
+
+
+def _check_preprocess(preprocess: Preprocess, model: Model) -> None:
+    known = ", ".join(model.inputs())
+    if unknown := sorted(set(preprocess.inputs) - set(model.inputs())):
+        raise BundleError([Problem(f"{archive.PREPROCESS}: inputs.{n}", f"one of {known}", "unknown") for n in unknown])
 
 
 def _try_programs(path: Path | str, graph: Any, members: Mapping[str, bytes], limits: Limits) -> None:
@@ -250,10 +283,6 @@ def _read_manifest(members: Mapping[str, bytes], limits: Limits) -> Mapping[str,
     for feature in requires if isinstance(requires, list) else []:
         problems.append(Problem("manifest.json: requires", "features this reader knows", f"{str(feature)[:100]!r}"))
     problems += _digest_problems(members, manifest.get("members"))
-    if archive.PREPROCESS in members:
-        problems.append(
-            Problem("bundle", "features this reader knows", f"{archive.PREPROCESS}, which it does not know")
-        )
     problems += _programs_problems(manifest.get("programs", {}))
     if problems:
         raise BundleError(problems)

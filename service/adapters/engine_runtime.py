@@ -124,6 +124,11 @@ class EngineRuntime:
         with _translated("bundle"):
             bundle = engine.bundle.read(path, limits=self._limits)
             problems: list[Problem] = []
+            if bundle.preprocess.inputs:
+                expected = "the steps in the graph (engine.preprocess.prepend), where every wire applies them"
+                problems.append(
+                    Problem("preprocess.json", expected, f"steps for {', '.join(bundle.preprocess.inputs)}")
+                )
             serving = parse_serving(bundle.serving, problems, "serving.json")
             if problems:
                 raise InvalidModel.from_problems("bundle", problems)

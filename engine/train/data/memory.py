@@ -92,7 +92,7 @@ class FileRows:
     """Rows of a mapped array, read from its file instead of through the mapping.
 
     It takes up to 1.6 times as long as through the mapping, but leaves no pages in this process's memory: training an
-    epoch on 4 GiB peaks at 0.4 GiB instead of 4.6 (docs/decisions/005-batches-without-grain.md).
+    epoch on 4 GiB peaks at 0.4 GiB instead of 4.6 (docs/decisions/007-batches-without-grain.md).
     """
 
     def __init__(self, array: Mapped) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import engine as ax
 from engine.bundle import Limits, tensors
 from engine.errors import BundleError
+from engine.preprocess import Preprocess, Standardize
 
 GOLDEN = Path(__file__).parent / "golden" / "v1.axon"
 
@@ -217,7 +218,9 @@ def test_digests_and_lists_of_members_must_agree(tmp_path: Path, members: dict[s
     _refused(
         _zip(tmp_path / "d", {**members, f"artifacts/{'0' * 64}.jaxexport": b"x"}), "artifacts of graph.json names"
     )
-    _refused(_zip(tmp_path / "e", {**members, "preprocess.json": b"{}"}), "preprocess.json, which it does not know")
+    _refused(
+        _zip(tmp_path / "e", {**members, "preprocess.json": b"{}"}), "expected format 'axon.preprocess', version 1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -315,3 +318,21 @@ def test_any_json_as_a_graph_is_read_or_refused(nodes: object, outputs: object):
     """No JSON value crashes the reader."""
     with pytest.raises(BundleError):
         ax.bundle.graph_from_json({"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": outputs})
+
+
+def test_preprocessing_travels_and_names_inputs_of_the_model(tmp_path: Path):
+    """A vocabulary and a standardisation come back as they were; steps for an unknown input are refused both ways."""
+    model = ax.input("x", shape=(None, 2)).dense(1)
+    state = ax.init(model)
+    steps = Preprocess({"x": (Standardize(mean=[1.0, 2.0], std=[0.5, 4.0]),)})
+    ax.bundle.write(tmp_path / "a.axon", model, state, preprocess=steps)
+    found = ax.bundle.read(tmp_path / "a.axon").preprocess
+    np.testing.assert_allclose(found.apply({"x": np.array([[2.0, 2.0]])})["x"], [[2.0, 0.0]])
+    assert ax.bundle.read(_written(tmp_path / "b.axon", model, state)).preprocess == Preprocess()
+    with pytest.raises(BundleError, match=r"preprocess\.json: inputs\.y: expected one of x, got unknown"):
+        ax.bundle.write(tmp_path / "c.axon", model, state, preprocess=Preprocess({"y": steps.inputs["x"]}))
+
+
+def _written(path: Path, model: ax.Model, state: ax.ModelState) -> Path:
+    ax.bundle.write(path, model, state)
+    return path
