@@ -78,10 +78,11 @@ class Settings(BaseSettings):
     """Largest request for a training job, its graph included."""
 
     max_batch_size: int = Field(default=_SERVING.max_batch_size, ge=1)
-    """Largest batch a version computes at once, unless its bundle says otherwise."""
+    """Largest batch a version computes at once; a bundle may say less, not more."""
 
     max_queue_delay_us: int = Field(default=_SERVING.max_queue_delay_us, ge=0)
-    """How long a batch waits for company although the model is idle, in microseconds."""
+    """How long a batch waits for company although the model is idle, in microseconds; bundles may say more, up to
+    `default_timeout_us`."""
 
     max_queue_requests: int = Field(default=_SERVING.max_queue_requests, ge=1)
     """Requests that may wait for one version; more get 429."""
@@ -137,10 +138,11 @@ class Settings(BaseSettings):
             max_dataset_rows=self.max_dataset_rows,
             max_dataset_columns=self.max_dataset_columns,
             max_job_spec_bytes=self.max_job_spec_bytes,
+            serving=self.serving(),
         )
 
     def serving(self) -> ServingConfig:
-        """How a version is served when its bundle does not say."""
+        """How a version is served when its bundle does not say, and the most that one may ask for."""
         return ServingConfig(
             max_batch_size=self.max_batch_size,
             max_queue_delay_us=self.max_queue_delay_us,

@@ -18,6 +18,7 @@ from service.core.job_spec import JobSpec, OnSuccess, parse_spec
 from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore, Engine, JobQueue
+from service.core.serving_spec import above
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
 
 __all__ = ["MOVES", "JobService", "JobSpec", "OnSuccess", "Submission", "check_move", "input_columns", "parse_spec"]
@@ -170,6 +171,7 @@ class JobService:
             loss_scale=None if spec.loss_scale is None else spec.loss_scale.to_json(),
             exposed=(spec.serving or {}).get("expose_intermediate", False),
         )
+        problems += above(spec.serving or {}, self._limits.serving)
         problems += _misfits(spec, report, dataset)
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)

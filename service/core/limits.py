@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from service.core.types import ServingConfig
 
 MAX_EVENT_BYTES = 16 * 2**10
 """Largest content of a job's event, as JSON."""
@@ -13,7 +15,10 @@ MAX_REASON_CHARS = 8000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes in bytes unless named otherwise; the settings of the same names fill it."""
+    """Sizes in bytes unless named otherwise; the settings of the same names fill it.
+
+    `serving` is how a version is served that does not say, and the most that one may ask for.
+    """
 
     max_graph_bytes: int = 8 * 2**20
     max_bundle_bytes: int = 4 * 2**30
@@ -21,3 +26,4 @@ class Limits:
     max_dataset_rows: int = 100_000_000
     max_dataset_columns: int = 4096
     max_job_spec_bytes: int = 1 * 2**20
+    serving: ServingConfig = field(default_factory=ServingConfig)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
+from service.core.serving_spec import most_of
 from service.core.types import BundleReport, Json, ServingConfig, TensorSpec
 
 
@@ -27,8 +28,12 @@ def bundle_manifest(path: Path, report: BundleReport, lineage: Mapping[str, Json
 
 
 def serving_config(defaults: ServingConfig, manifest: Mapping[str, Json]) -> ServingConfig:
-    """The settings' defaults with what the version's manifest says under `serving`."""
+    """The settings' defaults with what the version's manifest says under `serving`, at most what the settings allow.
+
+    Uploads and jobs that ask for more are refused; what is stored may be older than the settings.
+    """
     asked = dict(manifest.get("serving") or {})
+    asked |= {name: min(asked[name], most) for name, most in most_of(defaults).items() if name in asked}
     if isinstance(exposed := asked.get("expose_intermediate"), list):
         asked["expose_intermediate"] = tuple(exposed)
     return replace(defaults, **{f.name: asked[f.name] for f in fields(defaults) if f.name in asked})

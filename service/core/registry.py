@@ -19,12 +19,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from service.core.errors import Conflict, ExecutionFailed, InvalidRequest, NotFound, NotReady, ServiceError
+from service.core.errors import (
+    Conflict,
+    ExecutionFailed,
+    InvalidModel,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    ServiceError,
+)
 from service.core.manifests import bundle_manifest, serving_config
 from service.core.names import check_alias, check_name
 from service.core.ports import Clock, Engine, ModelStore
 from service.core.routing import DEFAULT_ALIAS, ModelEntry, Slot, VersionStatus, listed, reason_of
 from service.core.serving import ServedModel
+from service.core.serving_spec import above
 from service.core.types import BundleReport, GraphForm, ModelState, ServingConfig, StoredVersion, VersionState
 
 P = ParamSpec("P")
@@ -119,6 +128,8 @@ class Registry:
         if alias is not None:
             check_alias(alias)
         report = await self._check(self._engine.check_bundle, bundle)
+        if problems := above(report.serving, self._defaults, "serving.json"):
+            raise InvalidModel.from_problems("bundle", problems)
         manifest = await self._check(bundle_manifest, bundle, report, {})
         number = await self._call(self._store.allocate, name)
         stored = await self._call(lambda: self._store.publish(name, number, bundle, manifest=manifest))

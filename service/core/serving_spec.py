@@ -1,4 +1,7 @@
-"""How a client wants a version to be served: the object `serving` of a job, and a bundle's `serving.json`."""
+"""How a client wants a version to be served: the object `serving` of a job, and a bundle's `serving.json`.
+
+A client may ask for less than the operator's settings, never for more.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,26 @@ def parse_serving(value: Json, problems: list[Problem], path: str = "serving") -
                 problems.append(Problem(where, f"a whole number of {least} or more", shown(content)))
             result[key] = content
     return result
+
+
+def most_of(settings: ServingConfig) -> dict[str, int]:
+    """The largest value of each field that is a number: the setting, for a delay what a request may take at all."""
+    return {
+        "max_batch_size": settings.max_batch_size,
+        "max_queue_delay_us": max(settings.max_queue_delay_us, settings.default_timeout_us),
+        "max_queue_requests": settings.max_queue_requests,
+        "max_queue_bytes": settings.max_queue_bytes,
+        "default_timeout_us": settings.default_timeout_us,
+    }
+
+
+def above(serving: Mapping[str, Json], settings: ServingConfig, path: str = "serving") -> list[Problem]:
+    """Where an object that `parse_serving` has read asks for more than the settings allow."""
+    return [
+        Problem(f"{path}.{name}", f"at most {most}, the server's limit", shown(serving[name]))
+        for name, most in most_of(settings).items()
+        if name in serving and serving[name] > most
+    ]
 
 
 def _exposed(value: Json, path: str, problems: list[Problem]) -> Json:

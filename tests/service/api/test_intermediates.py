@@ -147,6 +147,8 @@ def _request(model: str) -> pb.ModelInferRequest:
     [
         ({"expose_intermediate": ["nope"]}, "expected the name of a layer, such as .*got 'nope'"),
         ({"expose_intermediate": 3}, "serving.json.expose_intermediate: expected true, false, or a list"),
+        ({"max_batch_size": 3}, "serving.json.max_batch_size: expected at most 2, the server's limit, got 3"),
+        ({"max_queue_bytes": 2**40}, "serving.json.max_queue_bytes: expected at most 268435456"),
         ({"max_batch_sise": 3}, "serving.json.max_batch_sise: expected one of .*got an unknown key"),
     ],
 )

@@ -299,6 +299,14 @@ async def test_fitting_job_is_queued():
     assert await jobs.workers() == []
 
 
+async def test_a_job_cannot_ask_to_be_served_above_the_servers_settings():
+    """It is told before it trains."""
+    serving = {"max_batch_size": 65, "max_queue_delay_us": 100}
+    problems = await refused(service(), target="short", serving=serving)
+    assert problems["serving.max_batch_size"].expected == "at most 64, the server's limit"
+    assert list(problems) == ["serving.max_batch_size"]
+
+
 @pytest.mark.parametrize(
     ("loss", "target"),
     [

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from service.core.errors import Problem
 from service.core.manifests import serving_config
-from service.core.serving_spec import parse_serving
+from service.core.serving_spec import above, parse_serving
 from service.core.types import ServingConfig
 
 
@@ -46,3 +46,31 @@ def test_wrong_values_are_told_at_their_place(value: Any, path: str, expected: s
     parse_serving(value, problems)
     assert [problem.path for problem in problems] == [path]
     assert expected in problems[0].expected
+
+
+MOST = ServingConfig(
+    max_batch_size=8, max_queue_delay_us=0, max_queue_requests=16, max_queue_bytes=1000, default_timeout_us=500
+)
+
+
+def test_nothing_may_be_above_the_settings() -> None:
+    """One problem per field; a delay may be as long as a request may take."""
+    at_most = {
+        "max_batch_size": 8,
+        "max_queue_delay_us": 500,
+        "max_queue_requests": 16,
+        "max_queue_bytes": 1000,
+        "default_timeout_us": 500,
+    }
+    assert above({**at_most, "expose_intermediate": True}, MOST, "serving.json") == []
+    assert above({"max_batch_size": 0}, MOST) == []
+    for field, most in at_most.items():
+        assert above({**at_most, field: most + 1}, MOST, "serving.json") == [
+            Problem(f"serving.json.{field}", f"at most {most}, the server's limit", str(most + 1))
+        ]
+
+
+def test_what_was_stored_under_higher_settings_is_served_under_those_of_today() -> None:
+    """Settings may fall after a version was published, and other processes publish too."""
+    stored = {"serving": {"max_batch_size": 9, "max_queue_delay_us": 600, "max_queue_bytes": 10}}
+    assert serving_config(MOST, stored) == replace(MOST, max_queue_delay_us=500, max_queue_bytes=10)
