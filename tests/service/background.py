@@ -1,4 +1,4 @@
-"""REST over a real socket in a thread, with the fake engine and a memory queue: for clients that block."""
+"""REST over a real socket in a thread, with the fake engine and, by default, a memory queue: for clients that block."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Background:
     """A running server; `call` runs a coroutine on its loop."""
 
     url: str
-    queue: MemoryJobQueue
+    queue: Any
     engine: FakeEngine
     loop: asyncio.AbstractEventLoop
 
@@ -48,12 +48,12 @@ class Background:
 
 
 @contextlib.contextmanager
-def server(root: Path) -> Iterator[Background]:
-    """Serve on a free port until the block ends."""
+def server(root: Path, make_queue: Callable[[], Any] | None = None) -> Iterator[Background]:
+    """Serve on a free port until the block ends; `make_queue` is called on the server's loop."""
     listener = socket.create_server(("127.0.0.1", 0))
     started: list[Background] = []
     ready, stop = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(root, listener, started, ready, stop)))
+    thread = threading.Thread(target=lambda: asyncio.run(_serve(root, listener, started, ready, stop, make_queue)))
     thread.start()
     try:
         assert ready.wait(30)
@@ -65,10 +65,16 @@ def server(root: Path) -> Iterator[Background]:
 
 
 async def _serve(
-    root: Path, listener: socket.socket, started: list[Background], ready: threading.Event, stop: threading.Event
+    root: Path,
+    listener: socket.socket,
+    started: list[Background],
+    ready: threading.Event,
+    stop: threading.Event,
+    make_queue: Callable[[], Any] | None,
 ) -> None:
     clock, engine, limits = SystemClock(), FakeEngine(), Limits()
-    models, datasets, queue = FileModelStore(root, clock), FileDatasetStore(root), MemoryJobQueue(clock)
+    models, datasets = FileModelStore(root, clock), FileDatasetStore(root)
+    queue = MemoryJobQueue(clock) if make_queue is None else make_queue()
     registry = Registry(models, engine, clock, ServingConfig())
     inference = InferenceService(registry, "axon", "0", clock)
     stopping = asyncio.Event()

@@ -90,6 +90,16 @@ def restless_once(job: TrainerJob, channel: Channel) -> int:
     return finish(job, channel, resumed=resumed(job))
 
 
+def until_told(job: TrainerJob, channel: Channel) -> int:
+    """Reports progress until the file `go` is in the data folder."""
+    step = 0
+    while not (Path(job.work).parents[1] / "go").exists():
+        step += 1
+        channel.send("progress", data={"step": step})
+        time.sleep(0.02)
+    return finish(job, channel, step=step)
+
+
 def checkpoints(job: TrainerJob, channel: Channel) -> int:
     """Writes two checkpoints and crashes, then goes on."""
     if job.attempt > 1:
@@ -121,6 +131,7 @@ def just_finish(job: TrainerJob, channel: Channel) -> int:
 
 
 BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
+BEHAVIOURS["until_told"] = until_told
 BEHAVIOURS["crash_if_seeded"] = crash_if_seeded
 BEHAVIOURS["restless_once"] = restless_once
 BEHAVIOURS["finish"] = just_finish
