@@ -92,8 +92,9 @@ class Runner:
         except DivergedError as error:
             raise DivergedError(f"{error}; {self._explanation()}") from None
         finally:
-            for handler in self._closing:
-                handler.close()
+            for part in (self._iterator, *self._closing):
+                if isinstance(part, Closing):
+                    part.close()
         yield self._snapshot(last, str(last))
 
     def _explanation(self) -> str:
