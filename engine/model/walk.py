@@ -150,9 +150,16 @@ class Walk:
             if observe is not None:
                 observe(_info(f"{prefix}{name}", node, arguments, value, used))
         if values[-1] is MISSING:
-            absent = [name for name in self.inputs if name not in inputs]
-            raise GraphError(f"expected an output, got none because of the missing inputs {', '.join(absent)}")
+            raise self._no_output([name for name in self.inputs if name not in inputs])
         return values[-1], updates
+
+    def _no_output(self, absent: list[str]) -> GraphError:
+        if absent:
+            return GraphError(f"expected an output, got none because of the missing inputs {', '.join(absent)}")
+        node, name = self.nodes[-1]
+        return GraphError(
+            f"expected an output, got None from layer {name!r} ({node.op.name}, built at {node.built_at})"
+        )
 
     def _apply(
         self,
@@ -166,8 +173,8 @@ class Walk:
         """A node's value, the parameters it used, and its changed state."""
         node, given, path = self.nodes[index][0], self._arguments[index], f"{prefix}{self._owners[index]}"
         op = node.op
-        if any(a is MISSING for a in arguments):
-            return (op.apply(*arguments, **given) if op.takes_missing else MISSING), {}, {}
+        if not op.takes_missing and any(a is MISSING for a in arguments):
+            return MISSING, {}, {}
         rows = rows if self._batched[index] else None
         inner = self._inner[index]
         if inner is not None:

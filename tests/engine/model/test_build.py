@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 
 import engine as ax
 from engine.errors import DtypeError, GraphError, OptionError, ShapeError, StateError
+from engine.functional import StatefulOutput
 from engine.model.state import flatten
 
 
@@ -147,11 +149,49 @@ def test_wide_integers_are_exact_and_the_global_flag_stays_off():
     assert jnp.asarray(1.5).dtype == jnp.float32
 
 
+def _merge(x: Any, o: Any, *, weight: Any, seen: Any, mode: str) -> StatefulOutput:
+    return StatefulOutput(x * weight + (0 if o is None else o), {"seen": seen + (mode == "train")})
+
+
+def test_a_layer_that_takes_missing_values_is_whole_without_them():
+    """Its parameters, its mode, its state and the check of its rows are those of a call with every input."""
+    x, o = ax.input("x", shape=(None, 2)), ax.input("o", shape=(None, 2), optional=True)
+    params = [
+        ax.param("weight", (2,), initializer={"name": "full", "value": 3.0}),
+        ax.param("seen", (), kind="state", initializer="zeros"),
+    ]
+    model = ax.layer(_merge, [x, o], params=params, takes_missing=True, passes_mode=True, op_name="merge")
+    values = np.ones((2, 2), np.float32)
+    state = ax.init(model, {"x": values})
+    assert state.paths() == ["merge_0.weight", "merge_0.seen"]
+    np.testing.assert_array_equal(ax.predict(model, state, {"x": values}), 3 * values)
+    np.testing.assert_array_equal(ax.predict(model, state, {"x": values, "o": values}), 4 * values)
+    _, predict = ax.build(model, mode="train")
+    assert predict(state, {"x": values}).state["merge_0"]["seen"] == 1
+    with pytest.raises(GraphError, match="row_wise=True"):
+        predict(state, {"x": values}, np.ones(2))
+
+
+def test_a_layer_of_the_other_mode_hands_on_its_first_input_without_a_missing_one():
+    """As it does with every input."""
+    x, o = ax.input("x", shape=(None, 2)), ax.input("o", shape=(None, 2), optional=True)
+    model = ax.layer(lambda x, o: x * 0, [x, o], takes_missing=True, mode="train", op_name="noise")
+    values = np.ones((2, 2), np.float32)
+    np.testing.assert_array_equal(ax.predict(model, ax.init(model), {"x": values}), values)
+
+
 def test_missing_optional_input_reaches_the_output_as_an_error():
     """A layer without one of its inputs gives nothing; when that is the output, the missing input is named."""
     model = ax.add(ax.input("x", shape=(None, 1)), ax.input("o", shape=(None, 1), optional=True))
     with pytest.raises(GraphError, match="missing inputs o"):
         ax.build(model)[1](ax.ModelState({}), {"x": np.ones((1, 1), np.float32)})
+
+
+def test_a_function_that_returns_nothing_is_named():
+    """Most likely a forgotten return; no input is missing."""
+    model = ax.input("x", shape=(None, 1)).nx(lambda x: None, name="forgot")
+    with pytest.raises(GraphError, match=r"expected an output, got None from layer 'forgot' \(nx, built at test_build"):
+        ax.predict(model, ax.ModelState({}), np.ones((1, 1), np.float32))
 
 
 def test_reference_table():
