@@ -1,13 +1,11 @@
 """Trains on one and on eight simulated devices and prints what came out, as JSON; run by test_parallel in a process
-of its own, since the number of devices is fixed when JAX starts."""
+of its own, which is told the number of devices by XLA_FLAGS. With a process number and a port it is one of two
+processes that hold four of the eight devices each."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import numpy as np
@@ -17,6 +15,7 @@ from engine.errors import DataError, OptionError
 from engine.model.state import flatten
 from engine.train import ArrayData, evaluator, trainer
 
+PROCESS = sys.argv[1:]
 LOSS = {"name": "categorical_cross_entropy", "sparse": True}
 
 
@@ -54,6 +53,16 @@ def _refusal(call: object) -> str:
     return ""
 
 
+def of_two_processes() -> None:
+    """Print what one of two processes has after training; sharded parameters are in both of them."""
+    jax.distributed.initialize(f"127.0.0.1:{PROCESS[1]}", 2, int(PROCESS[0]))
+    copied = _train(devices="all")
+    sharded = trainer(_model(), LOSS, "adam", seed=3, devices="all", shard_params=True).validate(_data())
+    values = sharded.run(_data(), epochs=3).values()
+    sys.stdout.write("\n")
+    json.dump({"copied": copied, "sharded": values, "local": jax.local_device_count()}, sys.stdout)
+
+
 def main() -> None:
     """Print the results."""
     x = np.zeros((12, 32), np.float32)
@@ -77,4 +86,7 @@ def main() -> None:
     )
 
 
-main()
+if PROCESS:
+    of_two_processes()
+else:
+    main()
