@@ -43,7 +43,7 @@ FORMATS: dict[str, Format] = {
     "csv": Format(TableOptions, convert_csv, (".csv",)),
     "parquet": Format(TableOptions, convert_parquet, (".parquet", ".pq")),
     "arrow": Format(TableOptions, convert_arrow, (".arrow", ".feather", ".arrows", ".ipc")),
-    "images": Format(ImageOptions, convert_images),
+    "images": Format(ImageOptions, convert_images, (".zip",)),
     "text": Format(TextOptions, convert_text, (".txt", ".text")),
 }
 
@@ -86,7 +86,7 @@ def read(
     taken whole.
 
     Args:
-        path: the file, or the folder with a sub-folder of images per class.
+        path: the file, or the folder (as it is, or in a zip) with a sub-folder of images per class.
         folder: where the columns go; by default beside the file, `<path>.columns`.
         format: one of `FORMATS`; by default what the suffix says, `images` for a folder.
         limits: checked before memory or disk is taken.
@@ -140,7 +140,7 @@ def _options(kind: str, options: dict[str, Any]) -> Any:
 
 def _fingerprint(source: Path, kind: str, options: Any) -> str:
     """A digest of the options, and of name, size and time of every file that is read; not of what they hold."""
-    paths = [source / path for _, path in image_files(source)] if kind == "images" else [source]
+    paths = [source / path for _, path in image_files(source)] if source.is_dir() else [source]
     files = [[path.name, stat.st_size, stat.st_mtime_ns] for path in paths for stat in [os.stat(path)]]
     text = json.dumps([kind, repr(options), files])
     return hashlib.sha256(text.encode()).hexdigest()

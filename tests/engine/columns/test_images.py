@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -134,3 +135,64 @@ def test_options_are_checked(tmp_path: Path) -> None:
         read(tmp_path / "r", size=(0, 4))
     with pytest.raises(TooLargeError, match="bytes of values"):
         read(tmp_path / "r", size=(2**20, 2**20), limits=Limits(max_bytes=10**9))
+
+
+def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    """A zip with these members."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_zip_of_class_folders_reads_as_the_folder_does(tmp_path: Path) -> None:
+    """With or without one folder around them; what archivers of their own accord add is left out."""
+    save(tmp_path / "r" / "dog" / "a.png", pixels(0, 4, 5, 3))
+    save(tmp_path / "r" / "cat" / "b.jpg", pixels(1, 4, 5, 3))
+    folder = read(tmp_path / "r")
+    files = {path: (tmp_path / "r" / path).read_bytes() for path in ("dog/a.png", "cat/b.jpg")}
+    junk = {"__MACOSX/cat/b.jpg": b"", ".DS_Store": b"", "cat/": b""}
+    for at, members in enumerate((files, {f"pets/{path}": data for path, data in files.items()} | junk)):
+        columns = read(zipped(tmp_path / f"{at}.zip", members))
+        assert columns.labels == {"label": ("cat", "dog")}
+        np.testing.assert_array_equal(columns["image"], folder["image"])
+        np.testing.assert_array_equal(columns["label"], folder["label"])
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"0.png": b""}, "expected members <class>/<image>"),
+        ({"a/b/c/0.png": b""}, "expected members <class>/<image>"),
+        ({"../a/b/0.png": b""}, "got none"),
+        ({"a/0.txt": b""}, "expected members <class>/<image>"),
+        ({"a/0.png": b"", "r/b/0.png": b""}, "side by side"),
+        ({}, "got none"),
+        ({"a/0.png": b"hello"}, r"image 'a/0.png': expected one of PNG"),
+    ],
+)
+def test_zip_without_class_folders_is_refused(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+    """The message names the member."""
+    with pytest.raises(DataError, match=message):
+        read(zipped(tmp_path / "r.zip", members))
+
+
+def test_damaged_zip_is_refused(tmp_path: Path) -> None:
+    """Bytes changed in the middle, or no zip at all."""
+    image = save(tmp_path / "0.png", pixels(0, 40, 40, 3))
+    assert image.size
+    whole = zipped(tmp_path / "r.zip", {"a/0.png": (tmp_path / "0.png").read_bytes()}).read_bytes()
+    for name, content in (("text", b"hello"), ("changed", whole[:200] + b"\xff" * 400 + whole[600:])):
+        (tmp_path / f"{name}.zip").write_bytes(content)
+        with pytest.raises(DataError, match=r"damaged|expected an image|expected one of"):
+            read(tmp_path / f"{name}.zip")
+
+
+def test_zip_member_beyond_the_limit_is_refused_unread(tmp_path: Path) -> None:
+    """A small zip may unpack to much: the directory says so before anything is read."""
+    path = tmp_path / "r.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/0.png", "w") as member:
+        for _ in range(257):
+            member.write(bytes(2**20))
+    with pytest.raises(TooLargeError, match="expected at most 268435456 bytes"):
+        read(path)
