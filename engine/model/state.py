@@ -284,8 +284,12 @@ class ModelState:
 
 def _amount(tree: Tree) -> str:
     leaves = [leaf for _, leaf in flatten(tree)]
-    sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
-    memory = sum(size * jnp.result_type(leaf).itemsize for size, leaf in zip(sizes, leaves, strict=True))
+    try:
+        sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
+        memory = sum(size * jnp.result_type(leaf).itemsize for size, leaf in zip(sizes, leaves, strict=True))
+    except TypeError:
+        # What jax.tree.map made of a state need not hold arrays, and must print all the same.
+        return f"{len(leaves):,} leaves"
     return f"{sum(sizes):,} ({size_text(memory)})"
 
 

@@ -185,3 +185,10 @@ def test_training_respects_ties_and_frozen_marks(language_model: ax.Model):
     assert [leaf.shape for leaf in moments] == [(5, 3), (5, 3)]
     np.testing.assert_array_equal(trained.parameters["tail"]["bias_0"]["bias"], np.zeros(5))
     assert (np.asarray(model.apply(trained, tokens[:1])).argmax(-1) == tokens[:1]).all()
+
+
+def test_a_state_of_anything_prints():
+    """Trees made of a state, such as its shapes or names, have a text too."""
+    state = ax.init(ax.input("x", shape=(None, 2)).dense(1))
+    for function in (np.shape, str, lambda leaf: None):
+        assert "Parameters: " in repr(jax.tree.map(function, state))
