@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy as np
 
 from engine.errors import DtypeError, OptionError, ShapeError, StateError
 
@@ -284,12 +285,11 @@ class ModelState:
 
 def _amount(tree: Tree) -> str:
     leaves = [leaf for _, leaf in flatten(tree)]
-    try:
-        sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
-        memory = sum(size * jnp.result_type(leaf).itemsize for size, leaf in zip(sizes, leaves, strict=True))
-    except TypeError:
+    if not all(isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for leaf in leaves):
         # What jax.tree.map made of a state need not hold arrays, and must print all the same.
         return f"{len(leaves):,} leaves"
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    memory = sum(size * leaf.dtype.itemsize for size, leaf in zip(sizes, leaves, strict=True))
     return f"{sum(sizes):,} ({size_text(memory)})"
 
 
