@@ -14,7 +14,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy as np
 
 from engine.errors import DtypeError, OptionError, ShapeError, StateError
 
