@@ -7,7 +7,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test fuzz check format proto bench constraints clean
+.PHONY: help install demo test faults-short faults fuzz check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,12 @@ test: $(STAMP)  ## run the tests
 
 fuzz: $(STAMP)  ## read changed bundles for a while: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60)
+
+faults-short: $(STAMP)  ## kill everything at every point of a job's life, once each (minutes)
+	FAULTS=short $(BIN)/python -m pytest -q tests/faults
+
+faults: $(STAMP)  ## the same with Redis or the API restarted at that moment; prints the table
+	FAULTS=whole $(BIN)/python -m pytest -q tests/faults
 
 check: $(STAMP)  ## lint, types, import contracts, generated code
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from service.core.errors import NotFound
 from service.core.jobs import OnSuccess
 from service.core.ports import JobQueue, ModelStore
 from service.core.types import Job, Json, Lease, ModelState
+from service.worker.faults import fault_point
 
 
 def published(store: ModelStore, job: Job) -> Mapping[str, Json] | None:
@@ -43,6 +44,7 @@ async def publish(
         name, number = await queue.reserve(lease, name, number)
     else:
         name, number = job.reserved
+    fault_point("publishing")
     stored = await asyncio.to_thread(lambda: store.publish(name, number, bundle, manifest=manifest))
     return _result(name, number, stored.manifest)
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from types import FrameType
 
 from service.core.types import Json
+from service.worker.faults import fault_point
 from service.worker.protocol import EXIT_STOPPED, TrainerJob, decode, encode
 
 _PR_SET_PDEATHSIG = 1
@@ -85,6 +86,7 @@ def main() -> int:
     die_with(int(sys.argv[1]))
     channel = Channel()
     job = channel.receive_job()
+    fault_point("importing")
     from service.worker import training  # takes seconds: JAX
 
     return 0 if training.run(job, channel) else EXIT_STOPPED

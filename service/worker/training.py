@@ -22,6 +22,7 @@ from service.core.jobs import JobSpec, input_columns, parse_spec
 from service.core.manifests import bundle_manifest
 from service.core.names import check_name
 from service.core.types import BundleReport, Json, TensorSpec
+from service.worker.faults import fault_point
 from service.worker.protocol import TrainerJob
 
 PROGRESS_EVERY_S = 0.25
@@ -85,6 +86,7 @@ class Training:
             self._log(f"going on after step {begin.total_iterations}")
         watch.begin(0 if begin is None else begin.total_iterations)
         initial = self._initial() if begin is None else None
+        fault_point("compiling")
         final = loop.run(data, initial, epochs=self._spec.epochs, resume=begin)
         if final.status == "halted":
             return False
@@ -152,6 +154,7 @@ class Watch:
 
     def iteration(self, state: LoopState) -> Status | None:
         """After every step."""
+        fault_point("training")
         now = time.monotonic()
         if self._told_step is None:  # the first step compiled; the rate is that of the others
             self._told_at, self._told_step = now, state.total_iterations
@@ -189,6 +192,7 @@ class Watch:
         step = state.total_iterations
         path = self._work / "checkpoints" / str(step)
         checkpoint.save(path, state)
+        fault_point("checkpoint_written")
         self._saved_step, self._saved_at = step, time.monotonic()
         self._awaited = step
         self._reports.send("checkpoint", step=step, path=str(path))

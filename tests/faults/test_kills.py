@@ -8,25 +8,20 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from engine import bundle
 from service.adapters.clock import SystemClock
 from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.redis_jobs import RedisJobQueue, connect
-from service.core.jobs import parse_spec
-from service.core.types import Dataset, Job, JobEvent, JobState
-from service.worker import training
-from service.worker.protocol import TrainerJob
+from service.core.types import Job, JobEvent, JobState
 from tests.faults.processes import alive, trainer_of, worker
+from tests.faults.references import parameters, train_undisturbed
 from tests.service.waiting import wait_until
-from tests.service.worker.workshop import a_job, add_dataset, spec_json
+from tests.service.worker.workshop import a_job, add_dataset
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,34 +41,6 @@ async def checkpoint_of(events: AsyncIterator[JobEvent], attempt: int) -> None:
             assert event.data.get("state") not in ("succeeded", "failed"), "the job ended before it could be disturbed"
             if event.kind == "checkpoint" and event.data["attempt"] == attempt:
                 return
-
-
-class Undisturbed:
-    """Keeps the bundle of a run without any trouble."""
-
-    stopping = False
-    acknowledged = 2**62
-
-    def __init__(self) -> None:
-        self.bundle = ""
-
-    def send(self, kind: str, **content: Any) -> None:
-        self.bundle = content.get("bundle", self.bundle)
-
-
-def train_undisturbed(dataset: Dataset, work: Path) -> Path:
-    """The same job in this process, without a checkpoint."""
-    work.mkdir()
-    spec = parse_spec(spec_json(**{**LONG, "checkpoint_every_steps": 10**6})).to_json()
-    reports = Undisturbed()
-    assert training.run(TrainerJob("x", 1, spec, str(dataset.path), dataset.sha256, None, str(work)), reports)
-    return Path(reports.bundle)
-
-
-def parameters(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a bundle, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(bundle.read(path).state)
-    return {jax.tree_util.keystr(where): np.asarray(leaf) for where, leaf in leaves}
 
 
 async def disturb(root: Path, server: EmbeddedRedis, queue: RedisJobQueue) -> Job:
@@ -111,7 +78,7 @@ async def test_killed_trainer_supervisor_and_server_cost_nothing(tmp_path):
     queue = RedisJobQueue(connect(server.url, retries=20), clock, lease_s=LEASE_S)
     try:
         await queue.submit(a_job(**LONG, on_success={"alias": "prod"}))
-        reference = asyncio.create_task(asyncio.to_thread(train_undisturbed, dataset, tmp_path / "reference"))
+        reference = asyncio.create_task(asyncio.to_thread(train_undisturbed, dataset, tmp_path / "reference", LONG))
         job = await disturb(tmp_path, server, queue)
         assert (job.state, job.attempt, job.worker) == (JobState.SUCCEEDED, 3, "w2")
         (version,) = store.versions("toy")
