@@ -119,6 +119,7 @@ class Api:
 
         self._settings = settings
         clock, limits = SystemClock(), settings.limits()
+        reader = FileDatasetReader(timeout_s=settings.convert_s, memory_bytes=settings.max_convert_bytes)
         self._models = FileModelStore(settings.data_dir, clock)
         self._datasets = FileDatasetStore(settings.data_dir)
         self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
@@ -126,7 +127,7 @@ class Api:
         self._stopping = asyncio.Event()
         self._context = Context(
             self.registry,
-            DatasetService(self._datasets, self._datasets.scratch, FileDatasetReader(), clock, limits),
+            DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits),
             JobService(queue, self._datasets, engine, clock, limits),
             limits,
             self._stopping,
@@ -215,8 +216,10 @@ async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Rep
 
 async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> None:
     """`axon worker`: takes jobs with `tags` until `stop`; never imports JAX."""
+    from service.worker.devices import Devices
     from service.worker.supervisor import Supervisor
 
+    devices = Devices(settings.worker_device, settings.worker_slots, os.environ)
     clock = SystemClock()
     queue = build_queue(settings, _redis_url(settings))
     models, datasets = FileModelStore(settings.data_dir, clock), FileDatasetStore(settings.data_dir)
@@ -232,6 +235,7 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
         clock=clock,
         grace_s=settings.job_grace_s,
         backoff=Backoff(settings.job_retry_base_s, settings.job_retry_cap_s),
+        devices=devices,
     )
     try:
         await supervisor.run(stop)

@@ -74,10 +74,17 @@ def serve(
 
 
 @app.command()
-def worker(data_dir: DataDir = None, tag: Tags = None, parent: Parent = None) -> None:
+def worker(
+    data_dir: DataDir = None,
+    tag: Tags = None,
+    slots: Annotated[int | None, typer.Option(help="Jobs at the same time; 1 unless given.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, or GPUs as cuda:0,1; dealt to the slots.")] = None,
+    parent: Parent = None,
+) -> None:
     """Run a worker; the job queue's URL is in AXON_REDIS_URL."""
     _die_with(parent)
-    settings = _settings(warn=parent is None, data_dir=data_dir, worker_tags=tag)
+    options = {"data_dir": data_dir, "worker_tags": tag, "worker_slots": slots, "worker_device": device}
+    settings = _settings(warn=parent is None, **options)
     from service import bootstrap
 
     _run(lambda stop: bootstrap.work(settings, settings.worker_tags, stop), settings, fast=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli_views import clock_time, show_table, show_training, tensors
+from service.cli_views import clock_time, show_columns, show_table, show_training, tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,8 +97,19 @@ def predict(
 def workers(url: Url = LOCAL) -> None:
     """List the workers that are alive."""
     with _client(url) as client:
-        rows = [(w["id"], w["state"], ",".join(w["tags"]), w["device"], w["job"]) for w in client.workers()]
-    show_table(("worker", "state", "tags", "device", "job"), rows)
+        rows = [
+            (
+                w["id"],
+                f"{w['state']} {len(w['jobs'])}/{w['slots']}",
+                ",".join(w["tags"]),
+                w["device"],
+                f"{w['heartbeat_age_s']:.0f} s",
+                ",".join(w["jobs"]),
+                w["problem"],
+            )
+            for w in client.workers()
+        ]
+    show_table(("worker", "state", "tags", "device", "seen", "jobs", "problem"), rows)
 
 
 @models.callback()
@@ -227,17 +238,42 @@ def list_datasets(context: typer.Context, url: Url = LOCAL) -> None:
 def add_dataset(
     file: File,
     name: Annotated[str | None, typer.Option(help="A label for people.")] = None,
-    features: Annotated[str, typer.Option(help="CSV: pack these columns (a,b,c or *) into one.")] = "",
-    features_name: Annotated[str, typer.Option(help="CSV: the packed column's name.")] = "features",
-    target: Annotated[str, typer.Option(help="CSV: keep only these columns beside it.")] = "",
+    format: Annotated[str | None, typer.Option(help="Where suffix and content do not tell it.")] = None,
+    features: Annotated[str, typer.Option(help="Tables: pack these columns (a,b,c or *) into one.")] = "",
+    features_name: Annotated[str, typer.Option(help="Tables: the packed column's name.")] = "features",
+    target: Annotated[str, typer.Option(help="Tables: keep only these columns beside it.")] = "",
+    categories: Annotated[str, typer.Option(help="Tables: columns of texts that become numbers.")] = "",
+    columns: Annotated[str, typer.Option(help="npz, safetensors: the arrays to take.")] = "",
+    size: Annotated[str, typer.Option(help="Images: height,width that all are resized to.")] = "",
+    mode: Annotated[str, typer.Option(help="Images: L, RGB or RGBA.")] = "",
+    unit: Annotated[str, typer.Option(help="Text: bytes, characters or basic_english.")] = "",
     url: Url = LOCAL,
 ) -> None:
-    """Store a .npz or .csv file; prints the data set's id."""
+    """Store npz, safetensors, CSV, Parquet, Arrow, text or a zip of class folders; prints the data set's id."""
     with _client(url) as client:
         dataset = client.add_dataset_file(
-            file, name=name, features=_split(features), features_name=features_name, target=_split(target)
+            file,
+            name=name,
+            format=format,
+            features=_split(features),
+            features_name=features_name,
+            target=_split(target),
+            categories=_split(categories),
+            columns=columns,
+            size=size,
+            mode=mode,
+            unit=unit,
         )
     typer.echo(dataset["id"])
+
+
+@datasets.command("show")
+def show_dataset(dataset: str, url: Url = LOCAL) -> None:
+    """Show a data set's columns with their statistics."""
+    with _client(url) as client:
+        found = client.dataset(dataset)
+    typer.echo(f"{found['id']} {found['name']}: {found['rows']} rows, {found['size_bytes']} bytes")
+    show_columns(found["columns"])
 
 
 @datasets.command("delete")

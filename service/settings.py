@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     max_dataset_columns: int = Field(default=_LIMITS.max_dataset_columns, ge=1)
     """Most columns of an uploaded table."""
 
+    convert_s: float = Field(default=600.0, gt=0)
+    """How long the process that reads an upload of Parquet, Arrow or images may take, in seconds."""
+
+    max_convert_bytes: int = Field(default=4 * 2**30, ge=2**29)
+    """Most memory of that process."""
+
     max_job_spec_bytes: int = Field(default=_LIMITS.max_job_spec_bytes, ge=1)
     """Largest request for a training job, its graph included."""
 
@@ -122,6 +128,12 @@ class Settings(BaseSettings):
 
     worker_tags: tuple[str, ...] = ("default",)
     """Tags of the jobs that a worker takes, as a JSON list; `axon worker --tag` replaces it."""
+
+    worker_slots: int = Field(default=1, ge=1, le=64)
+    """Jobs that a worker trains at the same time; `axon worker --slots` replaces it."""
+
+    worker_device: str = "auto"
+    """What a worker trains on: `auto`, `cpu`, or GPUs as `cuda:0,1`; `axon worker --device` replaces it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""

@@ -50,7 +50,7 @@ from service.core.errors import (
 from service.core.idempotency import fingerprint, scope
 from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
 from service.core.ports import Clock
-from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
+from service.core.types import CLAIM_ORDER, DeviceInfo, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 PREFIX: Final = "{axon}"
 _SCRIPTS: Final = (
@@ -354,7 +354,7 @@ class RedisJobQueue:
             ids = sorted(await self._redis.zrange(self._key("workers"), 0, -1))
             found = await self._redis.mget([self._key("worker", worker) for worker in ids]) if ids else []
         infos = [json.loads(text) for text in found if text is not None]
-        return [WorkerInfo(**{**info, "tags": tuple(info["tags"])}) for info in infos]
+        return [_worker(info) for info in infos]
 
     async def ping(self) -> None:
         """Raise `NotReady` when the server is away."""
@@ -471,6 +471,11 @@ def _job(job_id: str, found: Any) -> Job:
 
 def _place(job: Job) -> _Place:
     return _Place(job.id, job.tag, job.priority)
+
+
+def _worker(info: Mapping[str, Any]) -> WorkerInfo:
+    devices = tuple(DeviceInfo(**device) for device in info["devices"])
+    return WorkerInfo(**{**info, "tags": tuple(info["tags"]), "jobs": tuple(info["jobs"]), "devices": devices})
 
 
 def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:

@@ -145,7 +145,9 @@ class JobService:
 
     async def workers(self) -> list[WorkerInfo]:
         """The workers that are alive."""
-        return await self._queue.workers()
+        now = self._clock.time()
+        workers = await self._queue.workers()
+        return [replace(worker, heartbeat_age_s=round(max(now - worker.heartbeat_at, 0.0), 3)) for worker in workers]
 
     def _check(self, spec: JobSpec) -> None:
         """Blocking: the graph through the engine, then the data set's columns against it."""

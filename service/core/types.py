@@ -136,12 +136,34 @@ class BundleReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnStatistics:
+    """What a column's values are like: `count` finite ones, `missing` others; None where there is no such number.
+
+    `std` divides by `count`. `classes` says how often each value occurs in a column of whole numbers, one per row,
+    with few different ones.
+    """
+
+    count: int
+    missing: int = 0
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    classes: Mapping[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a data set: `datatype` as in the Open Inference Protocol, `shape` of one row, file `name`."""
+    """One column of a data set: `datatype` as in the Open Inference Protocol, `shape` of one row, file `name`.
+
+    `labels` are the texts that a column's numbers stand for; `statistics` is None for what was stored without them.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+    statistics: ColumnStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +275,22 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """An accelerator and its memory."""
+
+    name: str
+    kind: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """A supervisor as it describes itself with every heartbeat."""
+    """A supervisor as it describes itself with every heartbeat.
+
+    `state` is `idle`, `training`, `waiting` (no room on its devices) or `broken` (they cannot be used); `problem` says
+    why. It works on `jobs` in `slots`; `job` is the first of them.
+    """
 
     id: str
     tags: tuple[str, ...]
@@ -263,3 +299,8 @@ class WorkerInfo:
     job: str | None
     version: str
     heartbeat_at: float
+    slots: int = 1
+    jobs: tuple[str, ...] = ()
+    devices: tuple[DeviceInfo, ...] = ()
+    problem: str = ""
+    heartbeat_age_s: float = 0.0

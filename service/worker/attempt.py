@@ -17,6 +17,7 @@ from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, M
 from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Job, JobState, Json, Lease
 from service.worker.child import TRAINER, Child
+from service.worker.faults import fault_point
 from service.worker.protocol import TrainerJob
 from service.worker.publish import promote, publish, published
 
@@ -56,13 +57,19 @@ class Stop(enum.StrEnum):
 
 
 class Attempt:
-    """Runs one lease to its end; `device` is what the trainer computes on, once it has said so."""
+    """Runs one lease to its end, the trainer with `environment` beside our own.
 
-    def __init__(self, place: Workplace, lease: Lease, folder: Path) -> None:
+    `device` is what the trainer computes on, once it has said so.
+    """
+
+    def __init__(
+        self, place: Workplace, lease: Lease, folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._place = place
         self._lease = lease
         self._job = lease.job
         self._folder = folder
+        self._environment = environment or {}
         self._child: Child | None = None
         self._stopped: Stop | None = None
         self._lost = asyncio.Event()
@@ -109,6 +116,7 @@ class Attempt:
             if result is not None:
                 done = result
                 await self._insist(lambda: promote(self._place.queue, self._place.store, self._lease, done))
+                fault_point("published")
                 await self._settle(JobState.SUCCEEDED, result=result)
         except (StaleLease, NotReady):
             raise
@@ -134,7 +142,9 @@ class Attempt:
             self._stop(Stop.TIME)
         if self._to_be_stopped():
             return 0
-        self._child = await Child.spawn(job, self._place.clock, command=self._place.command)
+        self._child = await Child.spawn(
+            job, self._place.clock, command=self._place.command, environment=self._environment
+        )
         if self._to_be_stopped():  # meanwhile
             self._ending = asyncio.create_task(self._end_child(self._child))
         async for message in self._child.messages():
@@ -179,6 +189,7 @@ class Attempt:
                 return
             try:
                 pointer = await asyncio.to_thread(place.checkpoints.put, self._job.id, self._lease.attempt, step, path)
+                fault_point("checkpoint_stored")
                 await self._insist(lambda: place.queue.commit_checkpoint(self._lease, pointer))
                 await asyncio.to_thread(place.checkpoints.delete_older, self._job.id, pointer)
             except StaleLease:

@@ -76,7 +76,14 @@ class Child:
         self._open_outputs = len(readers)
 
     @classmethod
-    async def spawn(cls, job: TrainerJob, clock: Clock, *, command: Sequence[str] = TRAINER) -> Child:
+    async def spawn(
+        cls,
+        job: TrainerJob,
+        clock: Clock,
+        *,
+        command: Sequence[str] = TRAINER,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
         """Start a trainer and give it its job.
 
         To be called on the main thread: the kernel kills the trainer when the *thread* that started it ends.
@@ -88,7 +95,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             cwd=Path(job.work),
-            env=_environment(),
+            env=_environment() | dict(environment or {}),
             start_new_session=True,
             limit=MAX_MESSAGE_BYTES,
         )

@@ -1,4 +1,4 @@
-"""The worker: claims jobs, runs each in a trainer process of its own, one at a time, and shows that it is alive.
+"""The worker: claims jobs, runs each in a trainer process of its own, one per slot, and shows that it is alive.
 
 It never imports JAX: its memory stays small, and the accelerator's is free whenever no trainer runs.
 """
@@ -20,6 +20,8 @@ from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Lease, WorkerInfo
 from service.worker.attempt import Attempt, Workplace
 from service.worker.child import TRAINER
+from service.worker.devices import Devices, Slot
+from service.worker.faults import fault_point
 from service.worker.folders import private_folder, remove_abandoned
 
 _log = logging.getLogger(__name__)
@@ -28,6 +30,8 @@ _CLAIM_S = 30.0
 _BROKE_S = 1.0
 _HEARTBEAT_TTL_S = 15.0
 _TIDY_EVERY_S = 600.0
+_ROOM_S = 2.0
+_DEVICE = Backoff(base_s=5.0, cap_s=60.0)
 
 
 class Supervisor:
@@ -40,6 +44,7 @@ class Supervisor:
         grace_s: how long a trainer may take to write a checkpoint and stop.
         command: how a trainer is started; the tests' own ones.
         backoff: how long a crashed job waits.
+        devices: what its slots compute on; one slot with JAX's own choice when it is not given.
     """
 
     def __init__(
@@ -57,14 +62,18 @@ class Supervisor:
         grace_s: float = 10.0,
         command: Sequence[str] = TRAINER,
         backoff: Backoff = DEFAULT_BACKOFF,
+        devices: Devices | None = None,
     ) -> None:
         self._place = Workplace(queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff)
-        self._failures = 0
+        self._devices = devices
         self._worker_id = worker_id
         self._tags = tuple(tags)
         self._work_dir = work_dir
         self._version = version("axon-server")
-        self._current: Attempt | None = None
+        self._slots: tuple[Slot, ...] = (Slot(0),)
+        self._current: dict[int, Attempt] = {}
+        self._waiting: dict[int, str] = {}
+        self._broken = ""
         self._device = ""
         self._tidied_at: float | None = None
 
@@ -79,17 +88,63 @@ class Supervisor:
         self._work_dir.mkdir(parents=True, exist_ok=True)
         beating = asyncio.create_task(self._beat())
         try:
-            while not stop.is_set():
-                await self._tidy()
-                lease = await self._claim(stop)
-                if lease is not None:
-                    await self._attempt(lease, stop)
+            await self._open_devices(stop)
+            async with asyncio.TaskGroup() as slots:
+                for slot in self._slots:
+                    slots.create_task(self._serve(slot, stop))
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
 
+    async def _open_devices(self, stop: asyncio.Event) -> None:
+        """Initialise the devices. While that fails the worker says why and takes nothing."""
+        failures = 0
+        while self._devices is not None and not stop.is_set():
+            try:
+                self._slots = await self._devices.open()
+            except (NotReady, OSError) as error:
+                failures += 1
+                self._broken = str(error)
+                _log.error("worker %s takes no jobs: %s", self._worker_id, error)
+                await self._show()
+                await _until(stop.wait(), _DEVICE.delay_s(failures))
+            else:
+                self._broken, self._device = "", self._devices.kind
+                await self._show()
+                return
+
+    async def _serve(self, slot: Slot, stop: asyncio.Event) -> None:
+        """Work through jobs, one at a time."""
+        failures = 0
+        while not stop.is_set():
+            if slot.number == 0:
+                await self._tidy()
+            if not await self._has_room(slot):
+                await _until(stop.wait(), _ROOM_S)
+                continue
+            try:
+                lease = await self._claim(stop)
+            except NotReady as error:
+                _log.warning("worker %s: %s", self._worker_id, error)
+                failures += 1
+                await _until(stop.wait(), AWAY.delay_s(failures))
+                continue
+            failures = 0
+            if lease is not None:
+                await self._attempt(slot, lease, stop)
+
+    async def _has_room(self, slot: Slot) -> bool:
+        """Whether the slot's devices have the memory for a trainer; when they have not the worker says so."""
+        reason = "" if self._devices is None else await self._devices.lack(slot)
+        if reason != self._waiting.get(slot.number, ""):
+            self._waiting[slot.number] = reason
+            if reason:
+                _log.warning("worker %s: slot %d waits: %s", self._worker_id, slot.number, reason)
+            await self._show()
+        return not reason
+
     async def _claim(self, stop: asyncio.Event) -> Lease | None:
-        """Wait for a job, or for `stop`; a claim that is given up takes nothing with it."""
+        """Wait for a job, or for `stop`; a claim that is given up takes nothing with it. Raises `NotReady`."""
         claiming = asyncio.create_task(self._place.queue.claim(self._worker_id, self._tags, wait_s=_CLAIM_S))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -98,30 +153,21 @@ class Supervisor:
             stopping.cancel()
             claiming.cancel()
             await asyncio.wait([claiming, stopping])
-        if claiming.cancelled():
-            return None
-        try:
-            lease = claiming.result()
-        except NotReady as error:
-            _log.warning("worker %s: %s", self._worker_id, error)
-            self._failures += 1
-            await _until(stop.wait(), AWAY.delay_s(self._failures))
-            return None
-        self._failures = 0
-        return lease
+        return None if claiming.cancelled() else claiming.result()
 
-    async def _attempt(self, lease: Lease, stop: asyncio.Event) -> None:
+    async def _attempt(self, slot: Slot, lease: Lease, stop: asyncio.Event) -> None:
+        fault_point("claimed")
         try:
             with private_folder(self._work_dir, f"{lease.job.id}-{lease.attempt}") as folder:
-                self._current = Attempt(self._place, lease, folder)
+                attempt = self._current[slot.number] = Attempt(self._place, lease, folder, slot.environment)
                 await self._show()
-                await self._current.run(stop)
-                self._device = self._current.device or self._device
+                await attempt.run(stop)
+                self._device = attempt.device or self._device
         except Exception:  # the worker outlives any job; the lease runs out and the attempt counts
             _log.exception("worker %s: attempt %d at job %s broke", self._worker_id, lease.attempt, lease.job.id)
             await _until(stop.wait(), _BROKE_S)
         finally:
-            self._current = None
+            self._current.pop(slot.number, None)
 
     async def _beat(self) -> None:
         while True:
@@ -129,15 +175,26 @@ class Supervisor:
             await asyncio.sleep(_HEARTBEAT_TTL_S / 3)
 
     async def _show(self) -> None:
-        current = self._current
+        attempts = [self._current[number] for number in sorted(self._current)]
+        reasons = [reason for number, reason in self._waiting.items() if reason and number not in self._current]
+        state = "idle"
+        if attempts:
+            state = "training"
+        elif self._broken or len(reasons) == len(self._slots):
+            state = "broken" if self._broken else "waiting"
+        jobs = tuple(attempt.job_id for attempt in attempts)
         info = WorkerInfo(
             id=self._worker_id,
             tags=self._tags,
-            device=self._device if current is None else current.device or self._device,
-            state="idle" if current is None else "training",
-            job=None if current is None else current.job_id,
+            device=next((attempt.device for attempt in attempts if attempt.device), self._device),
+            state=state,
+            job=jobs[0] if jobs else None,
             version=self._version,
             heartbeat_at=self._place.clock.time(),
+            slots=len(self._slots),
+            jobs=jobs,
+            devices=() if self._devices is None else self._devices.seen,
+            problem=self._broken or "; ".join(reasons),
         )
         with contextlib.suppress(NotReady):
             await self._place.queue.beat(info, ttl_s=_HEARTBEAT_TTL_S)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 from service.api.grpc.generated import axon_v1_pb2 as pb
 from service.core.routing import VersionStatus
-from service.core.types import BundleReport, Dataset, Job, JobEvent, Json, StoredVersion, TensorSpec, WorkerInfo
+from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, Json, StoredVersion, TensorSpec, WorkerInfo
 
 
 def tensors(specs: Iterable[TensorSpec]) -> list[pb.Tensor]:
@@ -39,17 +40,30 @@ def version(stored: StoredVersion, status: VersionStatus, aliases: Mapping[str, 
     )
 
 
-def dataset(found: Dataset) -> pb.Dataset:
-    """A data set with its columns."""
+def dataset(found: Dataset, *, detail: bool) -> pb.Dataset:
+    """A data set with its columns; their labels and statistics only where it was asked for alone."""
     return pb.Dataset(
         id=found.id,
         name=found.name,
         rows=found.rows,
-        columns=[pb.Column(name=c.name, datatype=c.datatype, shape=c.shape) for c in found.columns],
+        columns=[_column(column, detail=detail) for column in found.columns],
         sha256=found.sha256,
         size_bytes=found.size_bytes,
         created_at=found.created_at,
     )
+
+
+def _column(found: Column, *, detail: bool) -> pb.Column:
+    column = pb.Column(name=found.name, datatype=found.datatype, shape=found.shape)
+    known = found.statistics
+    if detail and known is not None:
+        classes = [pb.ClassCount(value=value, count=count) for value, count in (known.classes or {}).items()]
+        numbers = {"min": known.min, "max": known.max, "mean": known.mean, "std": known.std}
+        statistics = pb.Statistics(count=known.count, missing=known.missing, classes=classes, **numbers)
+        column.statistics.CopyFrom(statistics)
+    if detail:
+        column.labels.extend(found.labels)
+    return column
 
 
 def job(found: Job, *, with_spec: bool) -> pb.Job:
@@ -93,6 +107,11 @@ def worker(found: WorkerInfo) -> pb.Worker:
         job=found.job or "",
         version=found.version,
         heartbeat_at=found.heartbeat_at,
+        heartbeat_age_s=found.heartbeat_age_s,
+        slots=found.slots,
+        jobs=found.jobs,
+        devices=[pb.Device(**asdict(device)) for device in found.devices],
+        problem=found.problem,
     )
 
 

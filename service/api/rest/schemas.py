@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.core.registry import Registry
 from service.core.routing import VersionStatus
-from service.core.types import BundleReport, Dataset, Job, Json, ModelState, StoredVersion, TensorSpec, WorkerInfo
+from service.core.types import (
+    BundleReport,
+    Column,
+    ColumnStatistics,
+    Dataset,
+    Job,
+    Json,
+    ModelState,
+    StoredVersion,
+    TensorSpec,
+    WorkerInfo,
+)
 
 
 class Tensor(BaseModel):
@@ -117,6 +129,65 @@ class ColumnInfo(BaseModel):
     shape: list[int]
 
 
+class ClassCount(BaseModel):
+    """How often a value occurs, and the text that it stands for, if any."""
+
+    value: int
+    count: int
+    label: str | None
+
+
+class Statistics(BaseModel):
+    """What a column's values are like: `count` finite ones, `missing` others; `std` divides by `count`.
+
+    `classes` is there for whole numbers, one per row, with at most 256 different ones.
+    """
+
+    count: int
+    missing: int
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None
+    classes: list[ClassCount] | None
+
+    @classmethod
+    def from_core(cls, found: ColumnStatistics, labels: Sequence[str]) -> Statistics:
+        classes = None
+        if found.classes is not None:
+            classes = [
+                ClassCount(value=value, count=count, label=labels[value] if 0 <= value < len(labels) else None)
+                for value, count in found.classes.items()
+            ]
+        return cls(
+            count=found.count,
+            missing=found.missing,
+            min=found.min,
+            max=found.max,
+            mean=found.mean,
+            std=found.std,
+            classes=classes,
+        )
+
+
+class ColumnDetail(ColumnInfo):
+    """One column; `labels` are the texts that its numbers stand for, in order."""
+
+    labels: list[str] | None
+    statistics: Statistics | None
+
+    @classmethod
+    def from_core(cls, column: Column) -> ColumnDetail:
+        known = column.statistics
+        return cls(
+            name=column.name,
+            datatype=column.datatype,
+            shape=list(column.shape),
+            labels=list(column.labels) or None,
+            statistics=None if known is None else Statistics.from_core(known, column.labels),
+        )
+
+
 class DatasetInfo(BaseModel):
     """A stored data set; `sha256` is that of its content, whatever the form it was uploaded in."""
 
@@ -131,15 +202,17 @@ class DatasetInfo(BaseModel):
     @classmethod
     def from_core(cls, dataset: Dataset) -> DatasetInfo:
         columns = [ColumnInfo(name=c.name, datatype=c.datatype, shape=list(c.shape)) for c in dataset.columns]
-        return cls(
-            id=dataset.id,
-            name=dataset.name,
-            rows=dataset.rows,
-            columns=columns,
-            sha256=dataset.sha256,
-            size_bytes=dataset.size_bytes,
-            created_at=dataset.created_at,
-        )
+        return cls(**_dataset_fields(dataset), columns=columns)
+
+
+class DatasetDetail(DatasetInfo):
+    """A stored data set with labels and statistics of its columns."""
+
+    columns: list[ColumnDetail]  # type: ignore[assignment]
+
+    @classmethod
+    def from_core(cls, dataset: Dataset) -> DatasetDetail:
+        return cls(**_dataset_fields(dataset), columns=[ColumnDetail.from_core(column) for column in dataset.columns])
 
 
 class DatasetList(BaseModel):
@@ -195,8 +268,20 @@ class JobList(BaseModel):
     jobs: list[JobInfo]
 
 
+class DeviceDetail(BaseModel):
+    """An accelerator of a worker, with its memory when the worker last looked."""
+
+    name: str
+    kind: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+
+
 class WorkerDetail(BaseModel):
-    """A worker that is alive, as it describes itself."""
+    """A worker that is alive, as it describes itself.
+
+    `state` is idle, training, waiting (no room on its devices) or broken (they cannot be used); `problem` says why.
+    """
 
     id: str
     tags: list[str]
@@ -205,6 +290,11 @@ class WorkerDetail(BaseModel):
     job: str | None
     version: str
     heartbeat_at: float
+    heartbeat_age_s: float
+    slots: int
+    jobs: list[str]
+    devices: list[DeviceDetail]
+    problem: str
 
     @classmethod
     def from_core(cls, worker: WorkerInfo) -> WorkerDetail:
@@ -216,6 +306,11 @@ class WorkerDetail(BaseModel):
             job=worker.job,
             version=worker.version,
             heartbeat_at=worker.heartbeat_at,
+            heartbeat_age_s=worker.heartbeat_age_s,
+            slots=worker.slots,
+            jobs=list(worker.jobs),
+            devices=[DeviceDetail(**asdict(device)) for device in worker.devices],
+            problem=worker.problem,
         )
 
 
@@ -223,6 +318,17 @@ class WorkerList(BaseModel):
     """All workers that are alive."""
 
     workers: list[WorkerDetail]
+
+
+def _dataset_fields(dataset: Dataset) -> dict[str, Json]:
+    return {
+        "id": dataset.id,
+        "name": dataset.name,
+        "rows": dataset.rows,
+        "sha256": dataset.sha256,
+        "size_bytes": dataset.size_bytes,
+        "created_at": dataset.created_at,
+    }
 
 
 def _job_fields(job: Job) -> dict[str, Json]:

@@ -90,6 +90,14 @@ def restless_once(job: TrainerJob, channel: Channel) -> int:
     return finish(job, channel, resumed=resumed(job))
 
 
+def until_told_where(job: TrainerJob, channel: Channel) -> int:
+    """Waits for the file `go`, and says what it sees of the devices."""
+    while not (Path(job.work).parents[1] / "go").exists():
+        time.sleep(0.02)
+    where = f"{os.environ['CUDA_VISIBLE_DEVICES']} {os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION']}"
+    return finish(job, channel, where=where)
+
+
 def until_told(job: TrainerJob, channel: Channel) -> int:
     """Reports progress until the file `go` is in the data folder."""
     step = 0
@@ -131,6 +139,7 @@ def just_finish(job: TrainerJob, channel: Channel) -> int:
 
 
 BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
+BEHAVIOURS["until_told_where"] = until_told_where
 BEHAVIOURS["until_told"] = until_told
 BEHAVIOURS["crash_if_seeded"] = crash_if_seeded
 BEHAVIOURS["restless_once"] = restless_once

@@ -225,18 +225,28 @@ class DeleteAliasResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class AddDatasetHeader(_message.Message):
-    __slots__ = ("name", "format", "features", "features_name", "target")
+    __slots__ = ("name", "format", "features", "features_name", "target", "categories", "columns", "size", "mode", "unit")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     FEATURES_NAME_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
     name: str
     format: str
     features: _containers.RepeatedScalarFieldContainer[str]
     features_name: str
     target: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., features_name: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ...) -> None: ...
+    categories: _containers.RepeatedScalarFieldContainer[str]
+    columns: _containers.RepeatedScalarFieldContainer[str]
+    size: _containers.RepeatedScalarFieldContainer[int]
+    mode: str
+    unit: str
+    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., features_name: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., columns: _Optional[_Iterable[str]] = ..., size: _Optional[_Iterable[int]] = ..., mode: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
 
 class AddDatasetRequest(_message.Message):
     __slots__ = ("header", "data")
@@ -246,15 +256,45 @@ class AddDatasetRequest(_message.Message):
     data: bytes
     def __init__(self, header: _Optional[_Union[AddDatasetHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class ClassCount(_message.Message):
+    __slots__ = ("value", "count")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    value: int
+    count: int
+    def __init__(self, value: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("count", "missing", "min", "max", "mean", "std", "classes")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    missing: int
+    min: float
+    max: float
+    mean: float
+    std: float
+    classes: _containers.RepeatedCompositeFieldContainer[ClassCount]
+    def __init__(self, count: _Optional[int] = ..., missing: _Optional[int] = ..., min: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., std: _Optional[float] = ..., classes: _Optional[_Iterable[_Union[ClassCount, _Mapping]]] = ...) -> None: ...
+
 class Column(_message.Message):
-    __slots__ = ("name", "datatype", "shape")
+    __slots__ = ("name", "datatype", "shape", "labels", "statistics")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DATATYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     name: str
     datatype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    statistics: Statistics
+    def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[str]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
 
 class Dataset(_message.Message):
     __slots__ = ("id", "name", "rows", "columns", "sha256", "size_bytes", "created_at")
@@ -417,7 +457,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ...) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("id", "tags", "device", "state", "job", "version", "heartbeat_at")
+    __slots__ = ("id", "tags", "device", "state", "job", "version", "heartbeat_at", "heartbeat_age_s", "slots", "jobs", "devices", "problem")
     ID_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -425,6 +465,11 @@ class Worker(_message.Message):
     JOB_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_AT_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     id: str
     tags: _containers.RepeatedScalarFieldContainer[str]
     device: str
@@ -432,4 +477,21 @@ class Worker(_message.Message):
     job: str
     version: str
     heartbeat_at: float
-    def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[str] = ..., heartbeat_at: _Optional[float] = ...) -> None: ...
+    heartbeat_age_s: float
+    slots: int
+    jobs: _containers.RepeatedScalarFieldContainer[str]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    problem: str
+    def __init__(self, id: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., state: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[str] = ..., heartbeat_at: _Optional[float] = ..., heartbeat_age_s: _Optional[float] = ..., slots: _Optional[int] = ..., jobs: _Optional[_Iterable[str]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("name", "kind", "memory_total_bytes", "memory_free_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ...) -> None: ...
