@@ -38,6 +38,27 @@ def tensors(specs: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{spec['name']} {spec['datatype']}{spec['shape']}" for spec in specs)
 
 
+def show_columns(columns: Iterable[Mapping[str, Any]]) -> None:
+    """A data set's columns, one per line, with statistics where they are known."""
+    rows = []
+    for column in columns:
+        known = column["statistics"] or {}
+        numbers = [known.get(name) for name in ("min", "max", "mean", "std")]
+        classes = known.get("classes") or ()
+        shown = "  ".join(f"{c['value'] if c['label'] is None else c['label']}: {c['count']}" for c in classes[:10])
+        rows.append(
+            (
+                column["name"],
+                f"{column['datatype']}{column['shape']}",
+                known.get("count"),
+                known.get("missing"),
+                *(None if number is None else f"{number:.5g}" for number in numbers),
+                shown + ("  ..." if len(classes) > 10 else ""),
+            )
+        )
+    show_table(("column", "type", "count", "missing", "min", "max", "mean", "std", "classes"), rows)
+
+
 def metrics_of(data: Mapping[str, Any]) -> str:
     """The loss and the metrics of a progress event on one line."""
     shown = {name: value for name, value in data.items() if name not in _NOT_METRICS and isinstance(value, int | float)}

@@ -88,6 +88,8 @@ def _arrow_errors(what: str) -> Iterator[None]:
 
     try:
         yield
+    except pyarrow.ArrowMemoryError:
+        raise
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"data set: expected a file of {what}, got: {error}"[:500]) from None
 

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from service.adapters.files import Scratch, locked, move, replace_json, sync, wr
 from service.core.errors import Conflict, NotFound
 from service.core.names import check_name, is_name
 from service.core.ports import Clock
-from service.core.types import Column, Dataset, Json, ModelState, StoredVersion
+from service.core.types import Column, ColumnStatistics, Dataset, Json, ModelState, StoredVersion
 
 BUNDLE = "bundle.axon"
 MANIFEST = "manifest.json"
@@ -330,21 +330,41 @@ def _refuse_in_use(state: ModelState, version: int | None) -> None:
 
 
 def _dataset_to_json(dataset: Dataset) -> dict[str, Json]:
-    columns = [{"name": c.name, "datatype": c.datatype, "shape": list(c.shape)} for c in dataset.columns]
     return {
         "format": 1,
         "id": dataset.id,
         "name": dataset.name,
         "rows": dataset.rows,
-        "columns": columns,
+        "columns": [_column_to_json(column) for column in dataset.columns],
         "sha256": dataset.sha256,
         "size_bytes": dataset.size_bytes,
         "created_at": dataset.created_at,
     }
 
 
+def _column_to_json(column: Column) -> dict[str, Json]:
+    entry: dict[str, Json] = {"name": column.name, "datatype": column.datatype, "shape": list(column.shape)}
+    if column.labels:
+        entry["labels"] = list(column.labels)
+    if column.statistics is not None:
+        classes = column.statistics.classes
+        # JSON's objects have texts as keys.
+        pairs = None if classes is None else [list(pair) for pair in classes.items()]
+        entry["statistics"] = {**asdict(column.statistics), "classes": pairs}
+    return entry
+
+
+def _column_from_json(value: Mapping[str, Any]) -> Column:
+    known = value.get("statistics")
+    statistics = None
+    if known is not None:
+        classes = None if known["classes"] is None else dict(known["classes"])
+        statistics = ColumnStatistics(**{**known, "classes": classes})
+    return Column(value["name"], value["datatype"], tuple(value["shape"]), tuple(value.get("labels", ())), statistics)
+
+
 def _dataset_from_json(value: Mapping[str, Any], folder: Path) -> Dataset:
-    columns = tuple(Column(c["name"], c["datatype"], tuple(c["shape"])) for c in value["columns"])
+    columns = tuple(map(_column_from_json, value["columns"]))
     return Dataset(
         value["id"],
         value["name"],

@@ -199,17 +199,24 @@ class Client:
         path: Path | str,
         *,
         name: str | None = None,
+        format: str | None = None,
         features: Sequence[str] = (),
         features_name: str = "features",
         target: Sequence[str] = (),
+        categories: Sequence[str] = (),
+        **options: str,
     ) -> Json:
-        """Store a `.npz` or `.csv` file; for CSV, `features` are packed into one column (`["*"]`: all but `target`)."""
+        """Store a file; without `format` its suffix tells it, or else the server asks its content.
+
+        Of tables (`csv`, `parquet`, `arrow`) `features` are packed into one column (`["*"]`: all but `target`), and
+        `categories` are texts that become numbers. `options` are those of other formats as `POST /v1/datasets` takes
+        them: `columns`, `size`, `mode`, `unit`.
+        """
         path = Path(path)
-        query = {"format": path.suffix.removeprefix(".").lower()} | ({} if name is None else {"name": name})
-        if features:
-            query |= {"features": ",".join(features), "features_name": features_name}
-        if target:
-            query |= {"target": ",".join(target)}
+        query = {"format": format or _SUFFIXES.get(path.suffix.lower()), "name": name, **options}
+        query |= {"features": ",".join(features), "target": ",".join(target), "categories": ",".join(categories)}
+        query["features_name"] = features_name if features else None
+        query = {key: value for key, value in query.items() if value}
         with path.open("rb") as file:
             return self._json("POST", "/v1/datasets", params=query, content=file)
 
@@ -307,6 +314,19 @@ class Client:
 
     def _unreachable(self, error: httpx.TransportError) -> ClientError:
         return ClientError(0, f"no connection to {self._http.base_url}: {str(error) or type(error).__name__}")
+
+
+_SUFFIXES = {
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".zip": "images",
+    ".txt": "text",
+}
 
 
 def _quoted(text: str) -> str:

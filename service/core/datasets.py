@@ -10,13 +10,14 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import AsyncIterable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from service.core.column_statistics import Collector
 from service.core.errors import InvalidRequest
 from service.core.limits import Limits
 from service.core.names import check_name
@@ -24,30 +25,73 @@ from service.core.ports import Clock, DatasetStore
 from service.core.types import Column, Dataset
 from service.core.uploads import receive
 
-FORMATS = ("npz", "csv")
 ALL_BUT_TARGET = ("*",)
+MAX_CONVERSIONS = 2
+MAX_LABELS = 2**16
 _CHUNK = 4 * 2**20
+_SNIFFED = 2**16
+_TABLE = frozenset({"features", "features_name", "target", "categories"})
+OPTIONS: Mapping[str, frozenset[str]] = {
+    "npz": frozenset({"columns"}),
+    "safetensors": frozenset({"columns"}),
+    "csv": _TABLE,
+    "parquet": _TABLE,
+    "arrow": _TABLE,
+    "images": frozenset({"size", "mode"}),
+    "text": frozenset({"unit"}),
+}
+"""The formats of uploads, and which of the `DatasetOptions` each takes."""
+FORMATS = tuple(OPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
-class CsvOptions:
-    """How the columns of a table become columns of the data set.
+class DatasetOptions:
+    """How a file becomes columns.
 
-    Without `features` every column is one of its own, of shape `[rows]`. With it those columns are packed, in the
-    order named, into one FP32 column `features_name` of shape `[rows, k]`; `("*",)` packs all that `target` does not
-    name. With `target` only these columns are kept beside it, else all others.
+    Attributes:
+        features: of a table: columns packed, in the order named, into one FP32 column of shape `[rows, k]`; `("*",)`
+            packs all that `target` does not name. Without it every column is one of its own, of shape `[rows]`.
+        features_name: the packed column's name.
+        target: of a table: the columns kept beside the packed one; all others without it.
+        categories: of a table: columns of texts that become numbers, INT32; the texts are kept as labels.
+        columns: of npz and safetensors: the arrays to take; all without it.
+        size: of images: height and width that all are resized to.
+        mode: of images: `L`, `RGB` or `RGBA`.
+        unit: of a text: `bytes`, `characters` or `basic_english`.
     """
 
     features: tuple[str, ...] = ()
     features_name: str = "features"
     target: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    mode: str = "RGB"
+    unit: str = "characters"
+
+
+def sniff(head: bytes, size: int) -> str:
+    """The format of a file of `size` bytes by its first ones; raises `InvalidRequest` when they do not tell."""
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return "npz" if name.endswith(b".npy") else "images"
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        return "safetensors"
+    commas = [line.count(b",") for line in head.split(b"\n")[:2]]
+    if b"\0" not in head and len(commas) == 2 and commas[0] == commas[1] > 0:
+        return "csv"
+    raise InvalidRequest(f"format: expected one of {', '.join(FORMATS)}, as the content does not tell which; got none")
 
 
 class DatasetReader(Protocol):
     """Turns an uploaded file into the canonical layout. Blocks: call it in a thread."""
 
-    def read(self, source: Path, folder: Path, kind: str, options: CsvOptions, limits: Limits) -> Sequence[Column]:
-        """Write every column of `source` (of `kind` npz or csv) as `<name>.npy` into `folder`.
+    def read(self, source: Path, folder: Path, kind: str, options: DatasetOptions, limits: Limits) -> Sequence[Column]:
+        """Write every column of `source` (of `kind`, one of `FORMATS`) as `<name>.npy` into `folder`.
 
         Raises `InvalidRequest` or `TooLarge` before it takes memory or disk for what is refused.
         """
@@ -69,27 +113,37 @@ class DatasetService:
         self._reader = reader
         self._clock = clock
         self._limits = limits
+        self._converting = asyncio.Semaphore(MAX_CONVERSIONS)
 
     async def add(
-        self, chunks: AsyncIterable[bytes], kind: str, *, name: str | None = None, options: CsvOptions | None = None
+        self,
+        chunks: AsyncIterable[bytes],
+        kind: str | None = None,
+        *,
+        name: str | None = None,
+        options: DatasetOptions | None = None,
     ) -> Dataset:
-        """Store an upload of `kind` npz or csv; `name` is a label for people. Nothing stays of a refused one.
+        """Store an upload of `kind`, which its content tells when it is None; `name` is a label for people.
 
-        Raises `InvalidRequest`, `TooLarge`.
+        Nothing stays of a refused one. Raises `InvalidRequest`, `TooLarge`.
         """
-        if kind not in FORMATS:
+        if kind is not None and kind not in FORMATS:
             raise InvalidRequest(f"format: expected one of {', '.join(FORMATS)}, got {kind[:80]!r}")
-        options = options or CsvOptions()
-        if kind != "csv" and options != CsvOptions():
-            raise InvalidRequest("features, features_name, target: expected with format csv only")
+        options = options or DatasetOptions()
+        if kind is not None:
+            _check_options(kind, options)
         if name is not None:
             check_name(name, "data set")
         check_name(options.features_name, "column")
         scratch = await asyncio.to_thread(self._scratch)
         try:
             source = scratch / "upload"
-            await receive(chunks, source, limit_bytes=self._limits.max_dataset_bytes, what="data set")
-            return await asyncio.to_thread(self._ingest, source, scratch / "columns", kind, name, options)
+            size = await receive(chunks, source, limit_bytes=self._limits.max_dataset_bytes, what="data set")
+            if kind is None:
+                kind = sniff(await asyncio.to_thread(_head, source), size)
+                _check_options(kind, options)
+            async with self._converting:
+                return await asyncio.to_thread(self._ingest, source, scratch / "columns", kind, name, options)
         finally:
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
@@ -105,25 +159,46 @@ class DatasetService:
         """Remove it; raises `NotFound`. A job that reads it already has it mapped and goes on."""
         await asyncio.to_thread(self._store.delete, dataset_id)
 
-    def _ingest(self, source: Path, folder: Path, kind: str, name: str | None, options: CsvOptions) -> Dataset:
+    def _ingest(self, source: Path, folder: Path, kind: str, name: str | None, options: DatasetOptions) -> Dataset:
         folder.mkdir()
-        columns = tuple(self._reader.read(source, folder, kind, options, self._limits))
-        rows, size, digest = _measure(folder, columns)
+        columns, rows, size, digest = _measure(folder, self._reader.read(source, folder, kind, options, self._limits))
         dataset_id = f"ds-{secrets.token_hex(6)}"
         dataset = Dataset(dataset_id, name or dataset_id, rows, columns, digest, size, self._clock.time(), folder)
         return self._store.add(folder, dataset)
 
 
-def _measure(folder: Path, columns: Sequence[Column]) -> tuple[int, int, str]:
-    """Rows, bytes of values, and a digest of names, types, shapes and values, whatever the form of the upload."""
+def _check_options(kind: str, options: DatasetOptions) -> None:
+    for field in fields(DatasetOptions):
+        if getattr(options, field.name) != field.default and field.name not in OPTIONS[kind]:
+            fitting = " or ".join(known for known, names in OPTIONS.items() if field.name in names)
+            raise InvalidRequest(f"{field.name}: expected with format {fitting} only, got it with {kind}")
+
+
+def _head(source: Path) -> bytes:
+    with source.open("rb") as file:
+        return file.read(_SNIFFED)
+
+
+def _measure(folder: Path, columns: Sequence[Column]) -> tuple[tuple[Column, ...], int, int, str]:
+    """Columns with statistics, rows, bytes of values, and a digest of names, types, shapes, labels and values.
+
+    The digest is the same whatever the form of the upload.
+    """
     digest, size, rows = hashlib.sha256(), 0, 0
+    statistics = {}
     for column in sorted(columns, key=lambda column: column.name):
         values = np.load(folder / f"{column.name}.npy", mmap_mode="r", allow_pickle=False)
         rows = len(values)
         size += values.nbytes
-        head = [column.name, column.datatype, list(values.shape)]
+        head = [column.name, column.datatype, list(values.shape), *([list(column.labels)] if column.labels else [])]
         digest.update(json.dumps(head).encode() + b"\n")
-        flat = values.reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, _CHUNK):
-            digest.update(flat[start : start + _CHUNK])
-    return rows, size, digest.hexdigest()
+        collector = Collector(classes=values.ndim == 1 and values.dtype.kind in "biu")
+        flat = values.reshape(-1)
+        step = _CHUNK // values.itemsize
+        for start in range(0, flat.size, step):
+            piece = np.asarray(flat[start : start + step])
+            digest.update(piece.view(np.uint8).data)
+            collector.feed(piece)
+        statistics[column.name] = collector.result()
+    measured = tuple(replace(column, statistics=statistics[column.name]) for column in columns)
+    return measured, rows, size, digest.hexdigest()

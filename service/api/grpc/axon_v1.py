@@ -17,7 +17,7 @@ from service.api.grpc.generated import axon_v1_pb2 as pb
 from service.api.grpc.generated import axon_v1_pb2_grpc as rpc
 from service.api.grpc.server import Servicer
 from service.core.bundle_files import member_chunks
-from service.core.datasets import CsvOptions, DatasetService
+from service.core.datasets import DatasetOptions, DatasetService
 from service.core.errors import InvalidRequest, NotFound
 from service.core.jobs import JobService
 from service.core.limits import Limits
@@ -160,18 +160,18 @@ class DatasetsServicer(rpc.DatasetsServicer):
     async def AddDataset(self, request_iterator: AsyncIterator[pb.AddDatasetRequest], context: Context) -> pb.Dataset:
         """Store a file that comes in pieces."""
         header = (await _first(request_iterator)).header
-        options = CsvOptions(tuple(header.features), header.features_name or "features", tuple(header.target))
-        chunks = _data(request_iterator)
-        found = await self._datasets.add(chunks, header.format, name=header.name or None, options=options)
-        return convert.dataset(found)
+        chunks, options = _data(request_iterator), _dataset_options(header)
+        found = await self._datasets.add(chunks, header.format or None, name=header.name or None, options=options)
+        return convert.dataset(found, detail=True)
 
     async def ListDatasets(self, request: pb.ListDatasetsRequest, context: Context) -> pb.ListDatasetsResponse:
         """All data sets."""
-        return pb.ListDatasetsResponse(datasets=map(convert.dataset, await self._datasets.all()))
+        found = await self._datasets.all()
+        return pb.ListDatasetsResponse(datasets=[convert.dataset(dataset, detail=False) for dataset in found])
 
     async def GetDataset(self, request: pb.GetDatasetRequest, context: Context) -> pb.Dataset:
         """One data set."""
-        return convert.dataset(await self._datasets.get(request.id))
+        return convert.dataset(await self._datasets.get(request.id), detail=True)
 
     async def DeleteDataset(self, request: pb.DeleteDatasetRequest, context: Context) -> pb.DeleteDatasetResponse:
         """Delete a data set."""
@@ -226,6 +226,22 @@ class JobsServicer(rpc.JobsServicer):
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         """The workers that are alive."""
         return pb.ListWorkersResponse(workers=map(convert.worker, await self._jobs.workers()))
+
+
+def _dataset_options(header: pb.AddDatasetHeader) -> DatasetOptions:
+    height, width = header.size or (0, 0) if len(header.size) in (0, 2) else (-1, -1)
+    if header.size and min(height, width) < 1:
+        raise InvalidRequest(f"size: expected height and width of 1 or more, got {str(list(header.size))[:80]}")
+    return DatasetOptions(
+        features=tuple(header.features),
+        features_name=header.features_name or "features",
+        target=tuple(header.target),
+        categories=tuple(header.categories),
+        columns=tuple(header.columns),
+        size=(height, width) if header.size else None,
+        mode=header.mode or "RGB",
+        unit=header.unit or "characters",
+    )
 
 
 async def _first(messages: AsyncIterator[_M]) -> _M:

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from service.api.rest.bodies import body_chunks
 from service.api.rest.context import Use
-from service.api.rest.schemas import DatasetInfo, DatasetList
-from service.core.datasets import CsvOptions
+from service.api.rest.schemas import DatasetDetail, DatasetInfo, DatasetList
+from service.core.datasets import DatasetOptions
 
 routes = APIRouter(prefix="/v1", tags=["Data sets"])
+
+
+def _options(
+    features: str = "",
+    features_name: str = "features",
+    target: str = "",
+    categories: str = "",
+    columns: str = "",
+    size: Annotated[str, Query(pattern=r"^([1-9]\d{0,5},[1-9]\d{0,5})?$")] = "",
+    mode: str = "RGB",
+    unit: str = "characters",
+) -> DatasetOptions:
+    """What a format takes besides the file; lists are separated by commas.
+
+    Tables: `features=a,b,c` packs these columns into one FP32 column `features_name` of shape [rows, 3]; `features=*`
+    packs all that `target` does not name; with `target` only those are kept beside it; `categories` are columns of
+    texts that become numbers. npz and safetensors: `columns` to take. Images: `size=height,width`, and the `mode` L,
+    RGB or RGBA. Text: the `unit` bytes, characters or basic_english.
+    """
+    height, _, width = size.partition(",")
+    return DatasetOptions(
+        _split(features),
+        features_name,
+        _split(target),
+        _split(categories),
+        _split(columns),
+        (int(height), int(width)) if size else None,
+        mode,
+        unit,
+    )
+
 
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -28,20 +59,16 @@ _UPLOAD: dict[str, Any] = {
 async def add_dataset(
     request: Request,
     use: Use,
+    options: Annotated[DatasetOptions, Depends(_options)],
     name: str | None = None,
-    kind: Annotated[Literal["npz", "csv"], Query(alias="format")] = "npz",
-    features: str = "",
-    features_name: str = "features",
-    target: str = "",
-) -> DatasetInfo:
-    """Store a data set: NumPy's npz (never pickle), or CSV with a header line.
+    kind: Annotated[str | None, Query(alias="format")] = None,
+) -> DatasetDetail:
+    """Store a data set: npz, safetensors, csv, parquet, arrow, images (a zip of a folder per class) or text.
 
-    For CSV: `features=a,b,c` packs these columns into one FP32 column `features_name` of shape [rows, 3]; `features=*`
-    packs all that `target` does not name; with `target` (comma-separated) only those are kept beside it.
+    Without `format` the content's first bytes tell it, where they do. Nothing is ever unpickled.
     """
-    options = CsvOptions(_split(features), features_name, _split(target))
     chunks = body_chunks(request, limit_bytes=use.limits.max_dataset_bytes, what="data set")
-    return DatasetInfo.from_core(await use.datasets.add(chunks, kind, name=name, options=options))
+    return DatasetDetail.from_core(await use.datasets.add(chunks, kind, name=name, options=options))
 
 
 @routes.get("/datasets")
@@ -51,9 +78,9 @@ async def list_datasets(use: Use) -> DatasetList:
 
 
 @routes.get("/datasets/{dataset_id}")
-async def get_dataset(dataset_id: str, use: Use) -> DatasetInfo:
-    """One data set with its columns."""
-    return DatasetInfo.from_core(await use.datasets.get(dataset_id))
+async def get_dataset(dataset_id: str, use: Use) -> DatasetDetail:
+    """One data set with its columns, their labels and statistics."""
+    return DatasetDetail.from_core(await use.datasets.get(dataset_id))
 
 
 @routes.delete("/datasets/{dataset_id}", status_code=204)

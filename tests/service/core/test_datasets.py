@@ -10,12 +10,17 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
+import safetensors.numpy
+from PIL import Image
 
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.file_store import FileDatasetStore
-from service.core.datasets import CsvOptions, DatasetService
+from service.core.datasets import DatasetOptions, DatasetService
 from service.core.errors import InvalidRequest, NotFound, TooLarge
 from service.core.limits import Limits
 
@@ -226,30 +231,34 @@ async def test_csv_type_is_decided_by_all_rows(store):
 async def test_csv_features_are_packed(service):
     """`features` packs columns in the order named; `*` packs all but the target; target alone is kept beside them."""
     text = b"id,petal length (cm),w,label\nx1,1,2,0\nx2,3.5,4,1\n"
-    options = CsvOptions(features=("w", "petal length (cm)"), features_name="x", target=("label",))
+    options = DatasetOptions(features=("w", "petal length (cm)"), features_name="x", target=("label",))
     dataset = await service.add(chunks(text), "csv", options=options)
     assert [(c.name, c.datatype, c.shape) for c in dataset.columns] == [("x", "FP32", (2,)), ("label", "INT64", ())]
     np.testing.assert_array_equal(column(dataset, "x"), np.float32([[2, 1], [4, 3.5]]))
     np.testing.assert_array_equal(column(dataset, "label"), [0, 1])
-    rest = await service.add(chunks(b"a,b,c\n1,2,3\n"), "csv", options=CsvOptions(features=("*",), target=("b",)))
+    rest = await service.add(chunks(b"a,b,c\n1,2,3\n"), "csv", options=DatasetOptions(features=("*",), target=("b",)))
     np.testing.assert_array_equal(column(rest, "features"), [[1, 3]])
-    kept = await service.add(chunks(b"a,b,c\n1,2,3\n"), "csv", options=CsvOptions(features=("c",)))
+    kept = await service.add(chunks(b"a,b,c\n1,2,3\n"), "csv", options=DatasetOptions(features=("c",)))
     assert [c.name for c in kept.columns] == ["features", "a", "b"]
 
 
 BAD_CSV = {
-    "text": (b"a,b\n1,2\n3,x\n", CsvOptions(), "column 'b', row 2: expected a number, got 'x'"),
-    "ragged": (b"a,b\n1\n", CsvOptions(), "expected a CSV table"),
-    "empty": (b"", CsvOptions(), "expected a CSV file"),
-    "header only": (b"a,b\n", CsvOptions(), "a row or more"),
-    "doubled": (b"a,a\n1,2\n", CsvOptions(), "'a' more than once"),
-    "name": (b"a b\n1\n", CsvOptions(), "column name"),
-    "unknown": (b"a,b\n1,2\n", CsvOptions(features=("z",)), "features: expected different ones of 'a', 'b', got 'z'"),
-    "target": (b"a,b\n1,2\n", CsvOptions(target=("z",)), "target: expected different ones"),
-    "overlap": (b"a,b\n1,2\n", CsvOptions(features=("a",), target=("a",)), "not among the features"),
-    "clash": (b"a,b\n1,2\n", CsvOptions(features=("a",), features_name="b"), "expected different names"),
-    "huge": (b"a\n1e300\n", CsvOptions(), "expected a number of FP32"),
-    "not utf-8": (b"a\n\xff\xfe\n", CsvOptions(), "(?i)utf"),
+    "text": (b"a,b\n1,2\n3,x\n", DatasetOptions(), "column 'b', row 2: expected a number, got 'x'"),
+    "ragged": (b"a,b\n1\n", DatasetOptions(), "expected a CSV table"),
+    "empty": (b"", DatasetOptions(), "expected a CSV file"),
+    "header only": (b"a,b\n", DatasetOptions(), "a row or more"),
+    "doubled": (b"a,a\n1,2\n", DatasetOptions(), "'a' more than once"),
+    "name": (b"a b\n1\n", DatasetOptions(), "column name"),
+    "unknown": (
+        b"a,b\n1,2\n",
+        DatasetOptions(features=("z",)),
+        "features: expected different ones of 'a', 'b', got 'z'",
+    ),
+    "target": (b"a,b\n1,2\n", DatasetOptions(target=("z",)), "target: expected different ones"),
+    "overlap": (b"a,b\n1,2\n", DatasetOptions(features=("a",), target=("a",)), "not among the features"),
+    "clash": (b"a,b\n1,2\n", DatasetOptions(features=("a",), features_name="b"), "expected different names"),
+    "huge": (b"a\n1e300\n", DatasetOptions(), "expected a number of FP32"),
+    "not utf-8": (b"a\n\xff\xfe\n", DatasetOptions(), "(?i)utf"),
 }
 
 
@@ -274,14 +283,135 @@ async def test_oversized_csv_is_refused(service, store, tmp_path, data):
 
 async def test_bad_arguments_are_refused(service):
     """Unknown formats, bad labels, and options that the format does not have."""
-    with pytest.raises(InvalidRequest, match="expected one of npz, csv"):
+    with pytest.raises(InvalidRequest, match="expected one of npz, safetensors, csv"):
         await service.add(chunks(b""), "pickle")
-    with pytest.raises(InvalidRequest, match="format csv only"):
-        await service.add(chunks(b""), "npz", options=CsvOptions(features=("a",)))
+    with pytest.raises(InvalidRequest, match="csv or parquet or arrow only, got it with npz"):
+        await service.add(chunks(b""), "npz", options=DatasetOptions(features=("a",)))
     with pytest.raises(InvalidRequest, match="data set name"):
         await service.add(chunks(b""), "npz", name="a/b")
     with pytest.raises(InvalidRequest, match="column name"):
-        await service.add(chunks(b""), "csv", options=CsvOptions(features_name="../x"))
+        await service.add(chunks(b""), "csv", options=DatasetOptions(features_name="../x"))
+
+
+TABLE = {"x": np.float32([1.5, 2.5, -1]), "n": np.int64([3, 1, 3])}
+
+
+def written(kind: str) -> bytes:
+    """The same two columns as a file of a format, written by the format's own library."""
+    file = io.BytesIO()
+    table = pyarrow.table(TABLE)
+    if kind == "npz":
+        return npz(**TABLE)
+    if kind == "safetensors":
+        return safetensors.numpy.save(TABLE)
+    if kind == "csv":
+        return b"x,n\n1.5,3\n2.5,1\n-1,3\n"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, file, compression="zstd")
+    elif kind == "feather":
+        pyarrow.feather.write_feather(table, file, compression="lz4")
+    else:
+        with pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "csv", "parquet", "feather", "stream"])
+@pytest.mark.parametrize("named", [False, True])
+async def test_every_format_gives_the_same_data_set(service, kind, named):
+    """Named or told by its first bytes, a file of any format has the same columns, digest and statistics."""
+    expected = await service.add(chunks(npz(**TABLE)), "npz")
+    name = {"feather": "arrow", "stream": "arrow"}.get(kind, kind)
+    dataset = await service.add(chunks(written(kind)), name if named else None)
+    assert dataset.sha256 == expected.sha256
+    assert sorted(dataset.columns, key=str) == sorted(expected.columns, key=str)
+    np.testing.assert_array_equal(column(dataset, "x"), TABLE["x"])
+
+
+def images(**classes: int) -> bytes:
+    """A zip with a folder per class of PNGs of 4 x 3 pixels."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, count in classes.items():
+            for number in range(count):
+                picture = io.BytesIO()
+                Image.fromarray(np.full((4, 3), number, np.uint8)).save(picture, "PNG")
+                archive.writestr(f"{name}/{number}.png", picture.getvalue())
+    return file.getvalue()
+
+
+async def test_images_have_their_classes(service):
+    """Pixels, class numbers, their names, and how many there are of each."""
+    dataset = await service.add(chunks(images(dog=2, cat=1)), options=DatasetOptions(mode="L"))
+    image, label = dataset.columns
+    assert (image.name, image.datatype, image.shape) == ("image", "UINT8", (4, 3, 1))
+    assert (label.labels, label.statistics.classes) == (("cat", "dog"), {0: 1, 1: 2})
+    assert column(dataset, "image")[:, 0, 0, 0].tolist() == [0, 0, 1]
+    smaller = await service.add(chunks(images(dog=2, cat=1)), "images", options=DatasetOptions(size=(2, 2)))
+    assert smaller.columns[0].shape == (2, 2, 3)
+    assert await service.get(dataset.id) == dataset
+
+
+async def test_text_and_categories_have_labels(service):
+    """Characters of a text, and texts of a table, which all become numbers."""
+    text = await service.add(chunks("häh".encode()), "text")
+    assert text.columns[0].labels == ("h", "ä")
+    assert column(text, "tokens").tolist() == [0, 1, 0]
+    options = DatasetOptions(categories=("kind",))
+    table = await service.add(chunks(b"w,kind\n1,b\n2,a\n"), options=options)
+    assert table.columns[1].labels == ("a", "b")
+    other = await service.add(chunks(b"w,kind\n1,d\n2,c\n"), options=options)
+    assert table.sha256 != other.sha256  # the numbers are the same, what they mean is not
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"a\n1\n2\n", b"\x80\x04\x95.", b"a,b\n1\n"])
+async def test_unknown_content_asks_for_the_format(service, store, tmp_path, data):
+    """What could be anything is not guessed."""
+    with pytest.raises(InvalidRequest, match=r"format: expected one of npz, .*content does not tell"):
+        await service.add(chunks(data))
+    assert_nothing_left(store, tmp_path)
+
+
+BAD_FILES = {
+    "parquet": (b"PAR1 and then nothing", "expected a file of Parquet"),
+    "arrow": (b"ARROW1 and then nothing", "expected a file of Arrow"),
+    "images": (b"PK\x03\x04 and then nothing", "expected a zip"),
+    "safetensors": (b"\x02\0\0\0\0\0\0\0{]", "expected a safetensors file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+async def test_damaged_file_is_refused_and_leaves_nothing(service, store, tmp_path, kind):
+    """Each format's reader says what it expected."""
+    data, message = BAD_FILES[kind]
+    with pytest.raises(InvalidRequest, match=message):
+        await service.add(chunks(data))
+    assert_nothing_left(store, tmp_path)
+
+
+async def test_batch_that_expands_ends_its_reader_alone(store, tmp_path):
+    """A few kilobytes that unpack to a gigabyte meet the bound on memory, of a process of its own."""
+    file = io.BytesIO()
+    batch = pyarrow.record_batch({"x": np.zeros(2**29, np.int8)})
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    with pyarrow.ipc.new_file(file, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    limits = replace(LIMITS, max_dataset_bytes=2**30, max_dataset_rows=2**30)
+    reader = FileDatasetReader(memory_bytes=2**29)
+    service = DatasetService(store, store.scratch, reader, SystemClock(), limits)
+    small = await service.add(chunks(written("parquet")))
+    await service.delete(small.id)
+    with pytest.raises(TooLarge, match="bytes of memory"):
+        await service.add(chunks(file.getvalue(), 2**16), "arrow")
+    assert_nothing_left(store, tmp_path)
+
+
+async def test_reader_that_takes_too_long_is_ended(store, tmp_path):
+    """The bound on time holds from the start of the process."""
+    service = DatasetService(store, store.scratch, FileDatasetReader(timeout_s=0.01), SystemClock(), LIMITS)
+    with pytest.raises(TooLarge, match=r"read within 0.01 s"):
+        await service.add(chunks(written("parquet")))
+    assert_nothing_left(store, tmp_path)
 
 
 async def test_broken_off_upload_leaves_nothing(service, store, tmp_path):

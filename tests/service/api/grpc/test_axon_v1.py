@@ -138,7 +138,10 @@ async def test_dataset_is_added_listed_and_deleted(stubs):
     packed = await within(stubs.datasets.AddDataset(csv))
     assert [(c.name, list(c.shape)) for c in packed.columns] == [("x", [2]), ("y", [])]
     listed = await within(stubs.datasets.ListDatasets(pb.ListDatasetsRequest()))
-    assert list(listed.datasets) == [dataset, packed]
+    assert [found.id for found in listed.datasets] == [dataset.id, packed.id]
+    assert not listed.datasets[0].columns[0].HasField("statistics")
+    y = (await within(stubs.datasets.GetDataset(pb.GetDatasetRequest(id=packed.id)))).columns[1]
+    assert (y.statistics.count, y.statistics.mean, y.statistics.classes[0].value) == (1, 0, 0)
     await within(stubs.datasets.DeleteDataset(pb.DeleteDatasetRequest(id=dataset.id)))
     code, _ = await status_of(stubs.datasets.GetDataset(pb.GetDatasetRequest(id=dataset.id)))
     assert code is grpc.StatusCode.NOT_FOUND

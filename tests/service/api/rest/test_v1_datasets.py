@@ -22,11 +22,13 @@ async def test_npz_is_stored_listed_and_deleted(server):
     assert reply.status_code == 201
     dataset = reply.json()
     assert (dataset["name"], dataset["rows"], dataset["size_bytes"]) == ("toy", 3, 48)
-    assert dataset["columns"] == [
-        {"name": "x", "datatype": "FP32", "shape": [2]},
-        {"name": "y", "datatype": "INT64", "shape": []},
-    ]
-    assert (await server.http.get("/v1/datasets")).json() == {"datasets": [dataset]}
+    plain = [{"name": "x", "datatype": "FP32", "shape": [2]}, {"name": "y", "datatype": "INT64", "shape": []}]
+    zeros = {"count": 6, "missing": 0, "min": 0, "max": 0, "mean": 0, "std": 0, "classes": None}
+    classes = [{"value": value, "count": 1, "label": None} for value in range(3)]
+    numbers = {"count": 3, "missing": 0, "min": 0, "max": 2, "mean": 1, "std": (2 / 3) ** 0.5, "classes": classes}
+    detail = [{**plain[0], "labels": None, "statistics": zeros}, {**plain[1], "labels": None, "statistics": numbers}]
+    assert dataset["columns"] == detail
+    assert (await server.http.get("/v1/datasets")).json() == {"datasets": [{**dataset, "columns": plain}]}
     assert (await server.http.get(f"/v1/datasets/{dataset['id']}")).json() == dataset
     assert (await server.http.delete(f"/v1/datasets/{dataset['id']}")).status_code == 204
     assert (await server.http.get(f"/v1/datasets/{dataset['id']}")).status_code == 404
@@ -40,9 +42,25 @@ async def test_csv_options_are_queries(server):
     assert [(c["name"], c["shape"]) for c in reply.json()["columns"]] == [("x", [2]), ("label", [])]
 
 
+async def test_options_of_formats_are_queries(server):
+    """Texts that become numbers say what they stand for; arrays are chosen by name."""
+    table = await server.http.post("/v1/datasets?format=csv&categories=kind", content=b"a,kind\n1,no\n3,yes\n4,no\n")
+    kind = table.json()["columns"][1]
+    assert kind["labels"] == ["no", "yes"]
+    assert kind["statistics"]["classes"][0] == {"value": 0, "count": 2, "label": "no"}
+    some = await server.http.post("/v1/datasets?columns=y", content=npz(x=np.zeros(2), y=np.ones(2)))
+    assert [column["name"] for column in some.json()["columns"]] == ["y"]
+    text = await server.http.post("/v1/datasets?format=text&unit=bytes", content=b"hello")
+    assert text.json()["rows"] == 5
+
+
 BAD = {
     "pickle": ("POST", "/v1/datasets", {"content": npz(x=np.array([{}], object))}, 400),
     "format": ("POST", "/v1/datasets?format=pickle", {"content": b"x"}, 400),
+    "unknown content": ("POST", "/v1/datasets", {"content": b"hello"}, 400),
+    "foreign option": ("POST", "/v1/datasets?mode=L&format=npz", {"content": b"hello"}, 400),
+    "size": ("POST", "/v1/datasets?format=images&size=0,4", {"content": b"hello"}, 400),
+    "unit": ("POST", "/v1/datasets?format=text&unit=words", {"content": b"hello"}, 400),
     "name": ("POST", "/v1/datasets?name=a/b", {"content": npz(x=np.zeros(1))}, 400),
     "csv text": ("POST", "/v1/datasets?format=csv", {"content": b"a\nx\n"}, 400),
     "too large": ("POST", "/v1/datasets", {"content": b"x" * 200_001}, 413),
