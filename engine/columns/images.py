@@ -124,8 +124,9 @@ def convert_images(
         open_file: _Open = (lambda path: (source / path).open("rb")) if archive is None else archive.open
         height, width = options.size or _size(open_file, files[0][1], options, limits)
         shape = (len(files), height, width, _CHANNELS[options.mode])
-        columns = [("image", np.dtype(np.uint8), shape), ("label", np.dtype(np.int32), (len(files),))]
-        specs = check_columns(columns, limits)
+        specs = check_columns(
+            [("image", np.dtype(np.uint8), shape), ("label", np.dtype(np.int32), (len(files),))], limits
+        )
         with ColumnWriter(folder, specs, len(files)) as writer:
             for name, path in files:
                 with _opened(open_file, path, limits) as image:

@@ -107,8 +107,6 @@ def test_job_is_trained_with_its_progress(running, tmp_path):
     shown = client("datasets", "show", dataset.stdout.strip(), url=running.url).stdout
     lines = [line.split()[:4] for line in shown.splitlines()]
     assert lines[-2:] == [["y0", "INT64[]", "2", "0"], ["y1", "INT64[]", "2", "0"]]
-        [name, "INT64[]", "2", "0"] for name in ("y0", "y1")
-    ]
     assert "3: 1  7: 1" in shown
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 2), np.float32), y=np.zeros((4, 2), np.float32))
     dataset = client("datasets", "add", str(tmp_path / "d.npz"), url=running.url).stdout.strip()
