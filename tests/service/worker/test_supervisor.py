@@ -186,30 +186,6 @@ async def test_cancelled_trainer_that_does_not_listen_is_killed(workshop):
     assert (await workshop.queue.get("job")).state is JobState.CANCELLED
 
 
-async def test_time_limit_stops_the_trainer_and_fails_the_job(workshop):
-    """The time of all attempts together counts, whatever the trainer does about SIGTERM."""
-    await workshop.queue.submit(a_job(time_limit_s=0.3))
-    async with workshop.working(command=trainer("hang"), grace_s=0.1):
-        pid = await trainer_pid(workshop)
-        await workshop.history()
-        assert not alive(pid)
-    job = await workshop.queue.get("job")
-    assert (job.state, job.error, job.attempt) == (JobState.FAILED, "the time limit of 0.3 s is over", 1)
-    assert job.ran_s >= 0.3
-
-
-async def test_job_beyond_its_time_limit_is_not_begun(workshop):
-    """Earlier attempts have used the time up."""
-    await workshop.queue.submit(a_job(time_limit_s=0.1))
-    lease = await workshop.queue.claim("w0", ["default"], wait_s=0)
-    await asyncio.sleep(0.15)
-    await workshop.queue.release(lease, reason="the worker shuts down")
-    async with workshop.working(command=trainer("finish")):
-        events = await workshop.history()
-    assert (await workshop.queue.get("job")).error == "the time limit of 0.1 s is over"
-    assert not any(event.kind == "progress" for event in events)
-
-
 async def test_stopping_worker_gives_its_job_back(workshop):
     """The trainer writes a checkpoint, the job is queued again and its attempt not counted; another worker goes on."""
     await workshop.queue.submit(a_job(max_attempts=1))
