@@ -176,6 +176,8 @@ BAD = {
     "neither": (("submit", "m"), 2, "expected either --bundle or --graph"),
     "unknown command": (("fly",), 2, "fly"),
     "no queue": (("worker",), 1, "expected its URL in AXON_REDIS_URL"),
+    "wrong device": (("worker", "--device", "gpu"), 1, "expected auto, cpu or cuda:0,1"),
+    "wrong slots": (("worker", "--slots", "0"), 2, "setting worker_slots"),
     "wrong setting": (("up", "--http-port", "70000"), 2, "setting http_port"),
 }
 

@@ -114,6 +114,16 @@ async def test_bad_request_says_why(server, case):
     assert (await server.http.get("/v1/jobs")).json() == {"jobs": []}
 
 
+async def test_full_queue_says_when_to_come_back(server, spec, monkeypatch):
+    """429 with Retry-After; the repetition of a job that is there already needs no room."""
+    first = await server.http.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "k"})
+    monkeypatch.setattr(server.queue, "_max_jobs", 1)
+    reply = await server.http.post("/v1/jobs", json=spec)
+    assert (reply.status_code, int(reply.headers["retry-after"]) >= 1) == (429, True)
+    again = await server.http.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "k"})
+    assert again.json() == first.json()
+
+
 async def test_idempotency_key_leads_to_one_job(server, spec):
     """201 for the first, 200 for its repetition, 409 for another request under the same key."""
     headers = {"Idempotency-Key": "abc"}
