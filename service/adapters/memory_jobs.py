@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from service.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, StaleLease, TooLarge
+from service.core.errors import Conflict, NotFound, Overloaded, StaleLease, TooLarge
 from service.core.idempotency import fingerprint, scope
 from service.core.jobs import check_move
 from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
+from service.core.names import check_event_id
 from service.core.ports import Clock
 from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 _MIN_WAIT_S = 0.001
-_EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
 
 
 @dataclass(slots=True)
@@ -228,6 +227,11 @@ class MemoryJobQueue:
                 return
             await changed.wait()
 
+    async def replay(self, job_id: str, *, after: str = "0", limit: int = 1000) -> list[JobEvent]:
+        """Up to `limit` events behind an id that are there now."""
+        last = _event_key(after)
+        return [event for event in self._entry(job_id).events if _event_key(event.id) > last][:limit]
+
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""
         self._workers[worker.id] = (worker, self._clock.monotonic() + ttl_s)
@@ -384,7 +388,6 @@ def _used_up(job: Job) -> bool:
 
 def _event_key(event_id: str) -> tuple[int, int]:
     """The order of event ids; raises `InvalidRequest` when it is none."""
-    if _EVENT_ID.fullmatch(event_id) is None:
-        raise InvalidRequest(f"event id: expected digits, or digits-digits, got {event_id[:60]!r}")
+    check_event_id(event_id)
     milliseconds, _, count = event_id.partition("-")
     return int(milliseconds), int(count or 0)

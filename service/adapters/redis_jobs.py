@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -39,7 +38,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.core.errors import (
     Conflict,
-    InvalidRequest,
     NotFound,
     NotReady,
     Overloaded,
@@ -49,6 +47,7 @@ from service.core.errors import (
 )
 from service.core.idempotency import fingerprint, scope
 from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
+from service.core.names import check_event_id
 from service.core.ports import Clock
 from service.core.types import CLAIM_ORDER, DeviceInfo, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
@@ -73,7 +72,6 @@ _REFUSALS: Final[Mapping[str, type[ServiceError]]] = {
     "CONFLICT": Conflict,
     "FULL": Overloaded,
 }
-_EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
 _AWAY: Final = (
     RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, ClusterDownError, OSError,
 )  # fmt: skip
@@ -321,8 +319,7 @@ class RedisJobQueue:
 
     async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
         """Replay after an id, then follow; ends after a final state's event."""
-        if _EVENT_ID.fullmatch(after) is None:
-            raise InvalidRequest(f"event id: expected digits, or digits-digits, got {after[:60]!r}")
+        after = check_event_id(after)
         key = self._key("events", job_id)
         state = (await self.get(job_id)).state
         while True:
@@ -341,6 +338,14 @@ class RedisJobQueue:
                     state = (await self.get(job_id)).state
                 except NotFound:  # forgotten meanwhile
                     return
+
+    async def replay(self, job_id: str, *, after: str = "0", limit: int = 1000) -> list[JobEvent]:
+        """Up to `limit` events behind an id that are there now."""
+        start = f"({check_event_id(after)}"
+        await self.get(job_id)
+        with _translated():
+            found = await self._redis.xrange(self._key("events", job_id), min=start, count=limit)
+        return [_event(*entry) for entry in found]
 
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""

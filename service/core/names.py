@@ -7,6 +7,7 @@ import re
 from service.core.errors import InvalidRequest
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
 _RESERVED = frozenset({".", "..", "stats"})
 _SHOWN = 80
 _MAX_VERSION = 2**63 - 1
@@ -39,3 +40,10 @@ def parse_version(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19 and 1 <= int(text) <= _MAX_VERSION):
         raise InvalidRequest(f"version: expected a whole number of 1 or more, got {text[:_SHOWN]!r}")
     return int(text)
+
+
+def check_event_id(event_id: str) -> str:
+    """Return `event_id` when it may be that of a job's event; raises `InvalidRequest`."""
+    if _EVENT_ID.fullmatch(event_id) is None:
+        raise InvalidRequest(f"event id: expected digits, or digits-digits, got {event_id[:_SHOWN]!r}")
+    return event_id

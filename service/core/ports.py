@@ -230,6 +230,12 @@ class JobQueue(Protocol):
         Raises `NotFound`, and `InvalidRequest` when `after` is no event's id.
         """
 
+    async def replay(self, job_id: str, *, after: str = "0", limit: int = 1000) -> list[JobEvent]:
+        """Up to `limit` events after an id, as many as there are now.
+
+        Raises `NotFound`, and `InvalidRequest` when `after` is no event's id.
+        """
+
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""
 

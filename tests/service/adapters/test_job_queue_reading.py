@@ -28,6 +28,24 @@ async def test_events_replay_after_any_id(queue):
         assert await history(queue, after=event.id) == everything[place + 1 :]
 
 
+async def test_replay_gives_what_is_there(queue):
+    """Page by page the same events as following them, without waiting for more; also before the end."""
+    lease = await running(queue)
+    for step in range(5):
+        await queue.append(lease, "progress", {"step": step})
+    some = await queue.replay("job", limit=4)
+    rest = await queue.replay("job", after=some[-1].id)
+    assert [event.data.get("step") for event in (*some, *rest)] == [None, None, 0, 1, 2, 3, 4]
+    assert await queue.replay("job", after=rest[-1].id) == []
+    await queue.settle(lease, JobState.SUCCEEDED)
+    assert some + rest + await queue.replay("job", after=rest[-1].id) == await history(queue)
+    with pytest.raises(NotFound):
+        await queue.replay("none")
+    for after in ("", "x", "-1", "$", "(1"):
+        with pytest.raises(InvalidRequest, match="event id"):
+            await queue.replay("job", after=after)
+
+
 async def test_events_follow_until_the_end(queue):
     """A follower sees what comes and stops by itself after the final state."""
     await queue.submit(a_job())
