@@ -209,6 +209,13 @@ def watch_job(job: str, url: Url = LOCAL) -> None:
         _follow(client, job)
 
 
+@jobs.command("curve")
+def draw_job(job: str, file: Annotated[Path, typer.Argument(help="Where to write the SVG.")], url: Url = LOCAL) -> None:
+    """Draw a job's loss and metrics."""
+    with _client(url) as client:
+        file.write_text(client.curve(job), encoding="utf-8")
+
+
 @jobs.command("cancel")
 def cancel_job(job: str, url: Url = LOCAL) -> None:
     """Cancel a job."""

@@ -252,6 +252,14 @@ class Client:
         """One job."""
         return self._json("GET", f"/v1/jobs/{_quoted(job_id)}")
 
+    def metrics(self, job_id: str) -> Json:
+        """A job's loss and metrics over its steps and epochs."""
+        return self._json("GET", f"/v1/jobs/{_quoted(job_id)}/metrics")
+
+    def curve(self, job_id: str) -> str:
+        """The same as a picture, SVG."""
+        return self._call("GET", f"/v1/jobs/{_quoted(job_id)}/curve.svg").text
+
     def cancel(self, job_id: str) -> Json:
         """Cancel a job."""
         return self._json("POST", f"/v1/jobs/{_quoted(job_id)}:cancel")

@@ -18,6 +18,7 @@ from service.core.job_spec import JobSpec, OnSuccess, parse_spec
 from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore, Engine, JobQueue
+from service.core.progress import JobProgress
 from service.core.serving_spec import above
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
 
@@ -76,6 +77,7 @@ class JobService:
         self._engine = engine
         self._clock = clock
         self._limits = limits
+        self.progress = JobProgress(queue, clock)
 
     async def submit(self, spec: Json, *, idempotency_key: str | None = None) -> Submission:
         """Check a job's JSON against its graph and its data set, then queue it, or find the job of the same key.

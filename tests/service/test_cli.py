@@ -131,6 +131,8 @@ def test_job_is_trained_with_its_progress(running, tmp_path):
     assert "loss 0.5000  100 samples/s" in done.stdout
     assert job in client("jobs", "--state", "succeeded", url=running.url).stdout
     assert json.loads(client("jobs", "show", job, url=running.url).stdout)["state"] == "succeeded"
+    assert client("jobs", "curve", job, str(tmp_path / "curve.svg"), url=running.url).exit_code == 0
+    assert (tmp_path / "curve.svg").read_text().startswith("<svg")
     detached = client("train", str(tmp_path / "job.json"), "--dataset", dataset, "--detach", url=running.url)
     _work(running, JobState.FAILED)
     done = client("jobs", "watch", detached.stdout.split()[1], url=running.url)

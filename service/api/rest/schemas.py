@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.core.progress import Point, thinned
 from service.core.registry import Registry
 from service.core.routing import VersionStatus
 from service.core.types import (
@@ -15,6 +16,8 @@ from service.core.types import (
     ColumnStatistics,
     Dataset,
     Job,
+    JobEvent,
+    JobState,
     Json,
     ModelState,
     StoredVersion,
@@ -275,6 +278,64 @@ class DeviceDetail(BaseModel):
     kind: str
     memory_total_bytes: int
     memory_free_bytes: int
+
+
+class MetricsPoint(BaseModel):
+    """Loss and metrics after a step, by name."""
+
+    step: int
+    epoch: int | None
+    time: float
+    values: dict[str, float]
+
+    @classmethod
+    def from_core(cls, point: Point) -> MetricsPoint:
+        return cls(step=point.step, epoch=point.epoch, time=point.time, values=dict(point.values))
+
+
+class JobMetrics(BaseModel):
+    """A job's series: `steps` as they were reported, `epochs` the reports at the ends of epochs, with validation."""
+
+    id: str
+    state: str
+    names: list[str]
+    steps: list[MetricsPoint]
+    epochs: list[MetricsPoint]
+
+    @classmethod
+    def from_core(cls, job: Job, points: Sequence[Point], max_points: int) -> JobMetrics:
+        epochs = [point for point in points if point.epoch_completed]
+        return cls(
+            id=job.id,
+            state=job.state.value,
+            names=sorted({name for point in points for name in point.values}),
+            steps=[MetricsPoint.from_core(point) for point in thinned(points, max_points)],
+            epochs=[MetricsPoint.from_core(point) for point in thinned(epochs, max_points)],
+        )
+
+
+class EventDetail(BaseModel):
+    """One event of a job."""
+
+    id: str
+    kind: str
+    time: float
+    data: dict[str, Json]
+
+
+class EventList(BaseModel):
+    """Events in order; `after` is where to go on, `ended` whether there will be no more behind it."""
+
+    events: list[EventDetail]
+    after: str
+    ended: bool
+
+    @classmethod
+    def from_core(cls, events: Sequence[JobEvent], after: str) -> EventList:
+        details = [EventDetail(id=e.id, kind=e.kind, time=e.time, data=dict(e.data)) for e in events]
+        last = events[-1] if events else None
+        ended = last is not None and last.kind == "state" and JobState(last.data["state"]).final
+        return cls(events=details, after=after if last is None else last.id, ended=ended)
 
 
 class WorkerDetail(BaseModel):

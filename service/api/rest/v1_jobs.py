@@ -7,11 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.api.curve import draw
 from service.api.rest.bodies import read_json
 from service.api.rest.context import Use
 from service.api.rest.events import event_stream
-from service.api.rest.schemas import JobDetail, JobInfo, JobList, WorkerDetail, WorkerList
+from service.api.rest.schemas import EventList, JobDetail, JobInfo, JobList, JobMetrics, WorkerDetail, WorkerList
 from service.core.jobs import Submission
+from service.core.progress import MAX_WAIT_S
+from service.core.types import JobState
 
 routes = APIRouter(prefix="/v1", tags=["Jobs"])
 
@@ -19,6 +22,8 @@ _SPEC: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }
 _KNOWN: dict[int | str, dict[str, Any]] = {200: {"description": "The job that an earlier call made."}}
+_CURVE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/svg+xml": {}}}}
+WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S)]
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
@@ -43,9 +48,29 @@ async def list_jobs(
 
 
 @routes.get("/jobs/{job_id}")
-async def get_job(job_id: str, use: Use) -> JobDetail:
-    """One job."""
-    return JobDetail.from_core(await use.jobs.get(job_id))
+async def get_job(job_id: str, use: Use, wait_s: WaitS = 0, state: JobState | None = None) -> JobDetail:
+    """One job; with `wait_s` as soon as its state is another than `state` (or than now), or after that time."""
+    job = await use.jobs.get(job_id)
+    if wait_s:
+        job = await use.jobs.progress.changed(job, use.stopping, known=state, wait_s=wait_s)
+    return JobDetail.from_core(job)
+
+
+@routes.get("/jobs/{job_id}/metrics")
+async def job_metrics(job_id: str, use: Use, max_points: Annotated[int, Query(ge=2, le=10_000)] = 1000) -> JobMetrics:
+    """Loss and metrics of a job over its steps and epochs, of each at most `max_points`, evenly spaced."""
+    job = await use.jobs.get(job_id)
+    return JobMetrics.from_core(job, await use.jobs.progress.series(job.id), max_points)
+
+
+@routes.get("/jobs/{job_id}/curve.svg", response_class=Response, responses=_CURVE)
+async def job_curve(job_id: str, use: Use) -> Response:
+    """The series as a picture: losses above, other metrics below, those of the validation dashed."""
+    job = await use.jobs.get(job_id)
+    points = await use.jobs.progress.series(job.id)
+    picture = draw(points, f"{job.spec.get('model', '')}: job {job.id}, {job.state}")
+    headers = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return Response(picture, media_type="image/svg+xml", headers=headers)
 
 
 @routes.post("/jobs/{job_id}:cancel")
@@ -60,15 +85,23 @@ async def requeue_job(job_id: str, response: Response, use: Use) -> JobDetail:
     return _answer(await use.jobs.requeue(job_id), response)
 
 
-@routes.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=_EVENTS)
+@routes.get("/jobs/{job_id}/events", response_model=EventList, responses=_EVENTS)
 async def job_events(
     job_id: str,
     use: Use,
     last_event_id: Annotated[str | None, Header()] = None,
     after: str = "0",
-) -> StreamingResponse:
-    """The job's events as they come, until it has ended; `Last-Event-ID` (or `after`) resumes behind an event."""
-    await use.jobs.get(job_id)
+    wait_s: Annotated[float | None, Query(ge=0, le=MAX_WAIT_S)] = None,
+) -> StreamingResponse | EventList:
+    """The job's events as they come, until it has ended; `Last-Event-ID` (or `after`) resumes behind an event.
+
+    With `wait_s` no stream: those that are there as JSON, or the first to come within that time.
+    """
+    job = await use.jobs.get(job_id)
+    if wait_s is not None:
+        after = last_event_id or after
+        found = await use.jobs.progress.events(job, use.stopping, after=after, wait_s=wait_s)
+        return EventList.from_core(found, after)
     events = use.jobs.events(job_id, after=last_event_id or after)
     stream = await event_stream(events, use.stopping, heartbeat_s=use.heartbeat_s)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}

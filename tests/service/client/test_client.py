@@ -132,6 +132,8 @@ def test_job_is_trained_watched_and_listed(client, running):
     assert client.wait(job["id"])["state"] == "succeeded"
     events = list(client.watch(job["id"]))
     assert events[-1].final
+    assert client.metrics(job["id"])["state"] == "succeeded"
+    assert client.curve(job["id"]).startswith("<svg")
     assert [e.id for e in client.watch(job["id"], after=events[0].id)] == [e.id for e in events[1:]]
     with pytest.raises(ClientError, match="no job"):
         list(client.watch("none"))

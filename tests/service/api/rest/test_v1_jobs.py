@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -89,7 +90,96 @@ async def test_workers_are_listed(server):
     assert [(worker["id"], worker["tags"]) for worker in workers] == [("w1", ["default"])]
 
 
+async def begun(server, spec):
+    """A running job and its lease."""
+    job = (await server.http.post("/v1/jobs", json=spec)).json()
+    return job["id"], await server.queue.claim("w1", ["default"], wait_s=0)
+
+
+async def test_metrics_are_the_series(server, spec):
+    """Points by step, those of epochs on their own; steps made again after a crash count once."""
+    job, lease = await begun(server, spec)
+    assert (await server.http.get(f"/v1/jobs/{job}/metrics")).json()["steps"] == []
+    for step, loss in ((1, 8.0), (2, 4.0), (3, 2.0), (2, 3.0)):
+        data = {"step": step, "epoch": 1, "loss": loss, "samples_per_s": 9.0, "eta_s": None}
+        await server.queue.append(lease, "progress", data)
+    await server.queue.append(
+        lease, "progress", {"step": 2, "epoch": 1, "loss": 2.5, "validation_loss": 3.5, "epoch_completed": True}
+    )
+    found = (await server.http.get(f"/v1/jobs/{job}/metrics")).json()
+    assert (found["id"], found["state"], found["names"]) == (job, "running", ["loss", "validation_loss"])
+    assert [(p["step"], p["epoch"], p["values"]) for p in found["steps"]] == [
+        (1, 1, {"loss": 8.0}),
+        (2, 1, {"loss": 2.5, "validation_loss": 3.5}),
+    ]
+    assert found["epochs"] == found["steps"][1:]
+    for step in range(3, 100):
+        await server.queue.append(lease, "progress", {"step": step, "loss": 1.0})
+    some = (await server.http.get(f"/v1/jobs/{job}/metrics?max_points=5")).json()["steps"]
+    assert (len(some), some[0]["step"], some[-1]["step"]) == (5, 1, 99)
+
+
+async def test_curve_is_a_picture_of_the_series(server, spec):
+    """SVG that parses, with a line per metric, also before anything was reported."""
+    job, lease = await begun(server, spec)
+    empty = await server.http.get(f"/v1/jobs/{job}/curve.svg")
+    assert (empty.status_code, empty.headers["content-type"]) == (200, "image/svg+xml")
+    assert "nothing was reported yet" in empty.text
+    for step in (1, 2):
+        data = {"step": step, "loss": 1 / step, "validation_loss": 2 / step, "accuracy": 0.5}
+        await server.queue.append(lease, "progress", data)
+    picture = ElementTree.fromstring((await server.http.get(f"/v1/jobs/{job}/curve.svg")).text)
+    assert len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) == 3
+
+
+async def test_long_poll_returns_when_the_state_changes(server, spec):
+    """At once when the state is another than the one known, soon when it changes, else when the time is over."""
+    job, lease = await begun(server, spec)
+    path = f"/v1/jobs/{job}"
+    async with asyncio.timeout(10):
+        assert (await server.http.get(f"{path}?wait_s=60&state=queued")).json()["state"] == "running"
+        assert (await server.http.get(f"{path}?wait_s=0.1")).json()["state"] == "running"
+        waiting = asyncio.create_task(server.http.get(f"{path}?wait_s=60"))
+        await asyncio.sleep(0)
+        await server.queue.settle(lease, JobState.FAILED, error="diverged")
+        assert (await waiting).json()["state"] == "failed"
+        assert (await server.http.get(f"{path}?wait_s=60")).json()["state"] == "failed"
+
+
+async def test_events_are_polled(server, spec):
+    """As JSON with where to go on; waits for the first, and says when there will be no more."""
+    job, lease = await begun(server, spec)
+    path = f"/v1/jobs/{job}/events"
+    async with asyncio.timeout(10):
+        first = (await server.http.get(f"{path}?wait_s=0")).json()
+        assert [event["data"]["state"] for event in first["events"]] == ["queued", "running"]
+        waiting = asyncio.create_task(server.http.get(f"{path}?wait_s=60&after={first['after']}"))
+        await asyncio.sleep(0)
+        await server.queue.append(lease, "log", {"line": "hello"})
+        second = (await waiting).json()
+        assert ([event["kind"] for event in second["events"]], second["ended"]) == (["log"], False)
+        await server.queue.settle(lease, JobState.FAILED, error="diverged")
+        third = (await server.http.get(f"{path}?wait_s=60&after={second['after']}")).json()
+        assert ([event["kind"] for event in third["events"]], third["ended"]) == (["state"], True)
+        assert (await server.http.get(f"{path}?wait_s=60&after={third['after']}")).json()["events"] == []
+
+
+async def test_stopping_server_ends_what_waits(server, spec):
+    """A long poll does not hold up the end of the process."""
+    job, _ = await begun(server, spec)
+    waiting = asyncio.create_task(server.http.get(f"/v1/jobs/{job}?wait_s=60"))
+    await asyncio.sleep(0)
+    server.context.stopping.set()
+    async with asyncio.timeout(10):
+        assert (await waiting).json()["state"] == "running"
+
+
 BAD = {
+    "metrics": ("GET", "/v1/jobs/none/metrics", {}, 404),
+    "curve": ("GET", "/v1/jobs/none/curve.svg", {}, 404),
+    "long wait": ("GET", "/v1/jobs/none?wait_s=61", {}, 400),
+    "no wait": ("GET", "/v1/jobs/none?wait_s=nan", {}, 400),
+    "known state": ("GET", "/v1/jobs/none?wait_s=1&state=lost", {}, 400),
     "no JSON": ("POST", "/v1/jobs", {"content": b"{"}, 400),
     "NaN": ("POST", "/v1/jobs", {"content": b'{"epochs": NaN}'}, 400),
     "deep": ("POST", "/v1/jobs", {"content": b"[" * 4000}, 400),
