@@ -61,6 +61,10 @@ class CheckpointError(EngineError):
     """A checkpoint is missing or damaged."""
 
 
+MAX_PROBLEMS = 100
+"""What one error tells; strangers can make any number of mistakes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One defect of a graph or bundle.
@@ -77,8 +81,9 @@ class Problem:
 
 
 class BundleError(EngineError, ValueError):
-    """A graph or bundle is malformed; `problems` lists everything found, not only the first."""
+    """A graph or bundle is malformed; `problems` lists everything found, the first `MAX_PROBLEMS` of it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(map(str, self.problems)))
+        self.problems = tuple(problems[:MAX_PROBLEMS])
+        more = len(problems) - len(self.problems)
+        super().__init__("; ".join([*map(str, self.problems), *([f"and {more} more problems"] if more else [])]))

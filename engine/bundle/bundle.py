@@ -208,10 +208,11 @@ def read_params(
 
 def marked(state: ModelState, graph: Mapping[str, Any]) -> ModelState:
     """A state with the ties and frozen marks of a graph's JSON that `check_marks` has accepted."""
-    for tie in ties_of(graph):
-        state = state.tie(tie.destination, tie.source, tie.transform)
-    frozen = frozen_paths(graph)
-    return state.freeze(lambda path: path in frozen)
+    ties = ties_of(graph)
+    own = dict(flatten(state.parameters))
+    for tie in ties:
+        del own[tie.destination]
+    return ModelState(unflatten(own), state.state, frozen_paths(graph), ties)
 
 
 def read_json(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> Any:
@@ -228,7 +229,7 @@ def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]
         template = template_of(model, batch=limits.activation_batch)
         # Before tracing: some ops make tables of their input's size.
         _check_activations(sum(map(_bytes, template.values())), limits)
-        layers = infer(model, template)
+        layers = infer(model, template, limit_s=limits.shapes_s)
     except BundleError:
         raise
     except EngineError as error:

@@ -79,7 +79,10 @@ def read_graph(
     model = body.read()
     if body.expanded > limits.expanded_nodes:
         got = f"{body.expanded:.3g}" if body.expanded < 10**300 else "more than 1e300"
-        reading.add("blocks", f"at most {limits.expanded_nodes} nodes with every call of a block written out", got)
+        expected = (
+            f"at most {limits.expanded_nodes} nodes with every call of a block written out and each input counted"
+        )
+        reading.add("nodes", expected, got)
     reading.stop_if_wrong()
     assert model is not None
     return model, functions
@@ -307,7 +310,8 @@ class _Body:
     def _node(self, name: str) -> Node | None:
         """A node; None where it, or one that it needs, is wrong."""
         where, entry = self.entries[name]
-        self.expanded += 1
+        inputs = entry.get("inputs")
+        self.expanded += max(len(inputs), 1) if isinstance(inputs, list) else 1
         before, op_name, given = len(self.reading.problems), entry.get("op"), entry.get("options", {})
         op = _OPS.get(op_name) if isinstance(op_name, str) else None
         values: dict[str, Any] = {}
@@ -409,6 +413,7 @@ class _Body:
 
         outputs = self.body["outputs"]
         structure = number(outputs, f"{self.where}outputs")
+        self.expanded += 0 if isinstance(structure, int) else len(leaves)
         if len(self.reading.problems) > before or None in self.nodes.values():
             return None
         if not leaves:

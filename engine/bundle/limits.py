@@ -14,11 +14,13 @@ class Limits:
         members: number of files in it.
         graph_bytes: of graph.json and of every other JSON member.
         nodes: of a graph with the definitions of its blocks.
-        expanded_nodes: of a graph with every call of a block written out, as it is traced and compiled.
+        expanded_nodes: of a graph with every call of a block written out, as it is traced and compiled; a node counts
+            as often as it has inputs, and so does the list of outputs.
         block_depth: of blocks within blocks.
         depth: nesting of JSON.
         parameter_bytes: parameters, state and constants together.
         activation_bytes: outputs of all nodes together at `activation_batch` rows.
+        shapes_s: CPU seconds for working out the shapes of a graph.
         program_bytes: of one artifact.
         program_arrays: arguments, or results, of a program.
         program_operations: of a module, with every call written out, as it is compiled.
@@ -41,6 +43,7 @@ class Limits:
     parameter_bytes: int = 4 * 2**30
     activation_bytes: int = 8 * 2**30
     activation_batch: int = 64
+    shapes_s: float = 5.0
     program_bytes: int = 32 * 2**20
     program_arrays: int = 1024
     program_operations: int = 50_000

@@ -7,6 +7,7 @@ such a parameter comes with the weights only.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -82,8 +83,9 @@ def params_from_json(value: Any, where: str, add: Add) -> tuple[ParamSpec, ...]:
         return ()
     specs = [spec for i, entry in enumerate(value) if (spec := _spec(entry, f"{where}[{i}]", add)) is not None]
     names = [spec.name for spec in specs]
-    for i, name in enumerate(names):
-        if name in names[:i] or any(other.startswith(f"{name}.") for other in names):
+    inner = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
+    for name, count in Counter(names).items():
+        if count > 1 or name in inner:
             add(where, "distinct names, none the beginning of another", repr(name))
     return tuple(specs)
 

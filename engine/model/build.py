@@ -6,6 +6,7 @@ Both walk the nodes in a fixed order; shapes come from tracing that same walk, s
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from engine.model.graph import JointInitializer, Mode, ParamSpec
 from engine.model.hooks import functions_for, report
 from engine.model.model import Model
 from engine.model.state import ModelState, Tree, flatten, near, unflatten
-from engine.model.walk import Inputs, LayerInfo, Walk, abstract, abstract_input, by_name, read_state
+from engine.model.walk import Inputs, LayerInfo, Observer, Walk, abstract, abstract_input, by_name, read_state
 from engine.precision import dtype_of, is_wide, name_of
 
 Seed = Any
@@ -91,29 +92,27 @@ def x64(model: Model) -> Iterator[None]:
         yield
 
 
-def infer(model: Model, template: Inputs = None, *, mode: Mode = "inference") -> list[LayerInfo]:
+def infer(
+    model: Model, template: Inputs = None, *, mode: Mode = "inference", limit_s: float = math.inf
+) -> list[LayerInfo]:
     """Shapes of every node and parameter for inputs like `template`; computes nothing. Sizes may be symbolic.
 
-    Raises: `ShapeError`, `DtypeError` naming layer, op, expected and got.
+    Args:
+        limit_s: how much CPU time it may take.
+    Raises: `ShapeError`, `DtypeError` naming layer, op, expected and got; `GraphError` when it takes longer.
     """
     walk = Walk(model, mode)
-    found: list[LayerInfo] = []
-    seen: set[str] = set()
-
-    def note(layer: LayerInfo) -> None:
-        # A further call of a block brings no parameters of its own.
-        found.append(layer if layer.name not in seen else replace(layer, params={}))
-        seen.add(layer.name)
+    observer = Observer(limit_s)
 
     def trace(values: dict[str, Any]) -> Any:
         def params(path: str, specs: tuple[ParamSpec, ...], shapes: tuple[Any, ...]) -> dict[str, Any]:
             return {spec.name: jnp.zeros(spec.shape(*shapes), _param_dtype(spec)) for spec in specs}
 
-        return walk.run(values, params, observe=note)[0]
+        return walk.run(values, params, observe=observer)[0]
 
     with x64(model):
         jax.eval_shape(trace, walk.bind(template_of(model, template)))
-    return found
+    return observer.layers
 
 
 def template_of(model: Model, template: Inputs = None, *, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:

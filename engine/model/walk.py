@@ -5,8 +5,10 @@ Prediction, initialisation and shape inference are the same walk with other sour
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -82,6 +84,42 @@ def read_state(state: ModelState) -> ParamSource:
     return read
 
 
+@dataclass
+class Observer:
+    """What a walk that only works out shapes has found, layer by layer.
+
+    A further call of a block with values of the same shapes is not traced again: the values of the first one stand for
+    its own. `limit_s` bounds the CPU time of the walk in its thread; where it ends `GraphError` is raised.
+    """
+
+    limit_s: float = math.inf
+    layers: list[LayerInfo] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    calls: dict[Any, tuple[Any, Tree, int, int]] = field(default_factory=dict)
+    started_s: float = field(default_factory=time.thread_time)
+
+    def note(self, layer: LayerInfo) -> None:
+        """Add a layer. A further call of a block brings no parameters of its own."""
+        self.layers.append(layer if layer.name not in self.seen else replace(layer, params={}))
+        self.seen.add(layer.name)
+        if time.thread_time() - self.started_s > self.limit_s:
+            raise GraphError(f"expected shapes that are known within {self.limit_s:g} s, got more work")
+
+    def call(self, path: str, arguments: tuple[Any, ...], run: Callable[..., tuple[Any, Tree]]) -> tuple[Any, Tree]:
+        """The value and changed state of a call of the block whose parameters stand at `path`."""
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (path, structure, *map(jax.typeof, leaves))
+        if key in self.calls:
+            value, changed, start, end = self.calls[key]
+            for layer in self.layers[start:end]:
+                self.note(layer)
+            return value, changed
+        start = len(self.layers)
+        value, changed = run(*arguments)
+        self.calls[key] = value, changed, start, len(self.layers)
+        return value, changed
+
+
 class Walk:
     """The fixed order of a graph's nodes and how to run it."""
 
@@ -122,7 +160,7 @@ class Walk:
         inputs: dict[str, Any],
         params: ParamSource,
         rows: Rows = None,
-        observe: Callable[[LayerInfo], None] | None = None,
+        observe: Observer | None = None,
         prefix: str = "",
     ) -> tuple[Any, Tree]:
         """Values node by node; returns the last one and the layer state that changed.
@@ -148,7 +186,7 @@ class Walk:
                     updates[self._owners[index]] = changed
             values.append(value)
             if observe is not None:
-                observe(_info(f"{prefix}{name}", node, arguments, value, used))
+                observe.note(_info(f"{prefix}{name}", node, arguments, value, used))
         if values[-1] is MISSING:
             raise self._no_output([name for name in self.inputs if name not in inputs])
         return values[-1], updates
@@ -167,7 +205,7 @@ class Walk:
         arguments: tuple[Any, ...],
         params: ParamSource,
         rows: Rows,
-        observe: Callable[[LayerInfo], None] | None,
+        observe: Observer | None,
         prefix: str,
     ) -> tuple[Any, dict[str, Any], Tree]:
         """A node's value, the parameters it used, and its changed state."""
@@ -183,7 +221,10 @@ class Walk:
                 given = dict(zip(self._block_inputs[index], values, strict=True))
                 return inner.run(given, params, rows, observe, f"{path}.")
 
-            value, changed = (jax.checkpoint(run) if node.options["block"].remat else run)(*arguments)
+            if observe is not None:
+                value, changed = observe.call(path, arguments, run)
+            else:
+                value, changed = (jax.checkpoint(run) if node.options["block"].remat else run)(*arguments)
             return value, {}, changed
         shapes = tuple(jnp.shape(a) if isinstance(a, jax.Array) else () for a in arguments)
         op.check(*shapes, **given)
@@ -202,7 +243,7 @@ class Walk:
         arguments: tuple[Any, ...],
         params: ParamSource,
         rows: Rows,
-        observe: Callable[[LayerInfo], None] | None,
+        observe: Observer | None,
         prefix: str,
     ) -> tuple[Any, dict[str, Any], Tree]:
         """`_apply` with the node's policy and hooks around it."""

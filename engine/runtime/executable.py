@@ -17,7 +17,7 @@ from engine.model.build import build, infer, needs_x64, template_of
 from engine.model.model import Model
 from engine.model.outputs import with_outputs
 from engine.model.state import ModelState
-from engine.model.walk import abstract
+from engine.model.walk import LayerInfo, abstract
 from engine.precision import dtype_of
 from engine.runtime.rows import mixing_reason
 
@@ -31,8 +31,10 @@ class Signature:
     dtype: np.dtype
 
 
-def signature(model: Model) -> tuple[list[Signature], list[Signature]]:
+def signature(model: Model, layers: Sequence[LayerInfo] | None = None) -> tuple[list[Signature], list[Signature]]:
     """Inputs and outputs of a model, outputs named after their node, or by their path in a container.
+
+    `layers` are what `infer` has found for any batch size, to save a walk.
 
     Raises: `OptionError` when an input leaves a size open besides the batch, `ShapeError` when shapes do not fit.
     """
@@ -43,7 +45,7 @@ def signature(model: Model) -> tuple[list[Signature], list[Signature]]:
             raise OptionError(f"input {name!r}: expected declared sizes after the batch, got shape {shape}")
         inputs.append(Signature(name, shape, dtype_of(node.options["dtype"])))
     open_batch = all(s.shape[:1] == (None,) for s in inputs)
-    layer = infer(model, template_of(model, batch=2))[-1]
+    layer = (layers or infer(model, template_of(model, batch=2)))[-1]
     names, leaves = output_names(model), jax.tree.leaves(layer.output)
     if len(names) != len(leaves):
         raise OptionError(f"output {layer.name!r}: expected arrays, got a structure; take its parts with elem or fetch")

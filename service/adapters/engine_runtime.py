@@ -198,7 +198,7 @@ class EngineRuntime:
         return engine.bundle.read(path, limits=self._limits, trusted=True)
 
     def _report(self, model: Model, layers: Sequence[LayerInfo]) -> BundleReport:
-        inputs, outputs = signature(model)
+        inputs, outputs = signature(model, layers)
         leaves = [layer.params[name] for layer in layers for name in layer.trained()]
         return BundleReport(
             inputs=tuple(map(_tensor_spec, inputs)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import engine as ax
@@ -210,11 +212,60 @@ def test_blocks_cannot_multiply_without_end():
     """The nodes that would be traced are counted before any is, and so are definitions and how deep they are."""
     model = ax.bundle.graph_from_json(_doubling(3))
     assert len(ax.infer(model)) == 1 + 2 * (1 + 1 + 2 * (1 + 1 + 2 * (1 + 2)))
-    with pytest.raises(BundleError, match=r"blocks: expected at most 16384 nodes with every call .* got 3\.28e\+05"):
+    with pytest.raises(BundleError, match=r"nodes: expected at most 16384 nodes with every call .* got 3\.28e\+05"):
         ax.bundle.graph_from_json(_doubling(16))
     with pytest.raises(BundleError, match="blocks at most 16 deep, got more"):
         ax.bundle.graph_from_json(_doubling(17))
     with pytest.raises(BundleError, match=r"expected at most 10 nodes, got 1[12]"):
         ax.bundle.graph_from_json(_doubling(3), limits=Limits(nodes=10))
-    with pytest.raises(BundleError, match=r"blocks: expected at most 20 nodes with every call .* got 37"):
+    with pytest.raises(BundleError, match=r"nodes: expected at most 20 nodes with every call .* got 37"):
         ax.bundle.graph_from_json(_doubling(3), limits=Limits(expanded_nodes=20))
+
+
+def _graph(nodes: list[dict[str, Any]], outputs: Any, **more: Any) -> dict[str, Any]:
+    x = {"name": "x", "op": "input", "options": {"shape": [None, 3]}}
+    return {"format": "axon.graph", "version": 1, "nodes": [x, *nodes], "outputs": outputs, **more}
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        _graph([{"name": "y", "op": "add", "inputs": ["x"] * 20_000}], "y"),
+        _graph([], ["x"] * 20_000),
+        _graph(
+            [{"name": f"c{i}", "op": "block", "inputs": ["x"], "options": {"block": "b"}} for i in range(20)],
+            [f"c{i}" for i in range(20)],
+            blocks={"b": {"inputs": ["v"], "nodes": [{"name": "v", "op": "input"}], "outputs": ["v"] * 1000}},
+        ),
+    ],
+    ids=["inputs", "outputs", "outputs of blocks"],
+)
+def test_inputs_and_outputs_are_counted_like_nodes(graph: dict[str, Any]):
+    """Each is work for whoever walks the graph."""
+    with pytest.raises(BundleError, match=r"nodes: expected at most 16384 nodes .* each input counted, got 2"):
+        ax.bundle.graph_from_json(graph)
+
+
+def test_shapes_that_take_too_long_are_refused():
+    """A layer may be slow to trace, and there may be thousands of them."""
+    model = ax.bundle.graph_from_json(_graph([{"name": "y", "op": "relu", "inputs": ["x"]}], "y"))
+    with pytest.raises(BundleError, match="expected shapes that are known within 0 s, got more work"):
+        ax.bundle.check_size(model, Limits(shapes_s=0))
+
+
+def test_an_error_tells_a_bounded_number_of_problems():
+    """A small graph must not make a large answer."""
+    with pytest.raises(BundleError, match=r"and 19900 more problems$") as caught:
+        ax.bundle.graph_from_json(_graph([], "x", **{f"key{i}": 1 for i in range(20_000)}))
+    assert len(caught.value.problems) == 100
+
+
+def test_thousands_of_ties_are_marked_in_no_time():
+    """A state with the ties of a graph is made in one go."""
+    names = [f"d{i}" for i in range(2000)]
+    tied = {f"{name}.kernel": {"source": "d0.kernel"} for name in names[1:]}
+    state = ax.ModelState({name: {"kernel": np.ones((1, 1), np.float32)} for name in names})
+    started_s = time.thread_time()
+    marked = ax.bundle.marked(state, {"tied": tied, "frozen": ["d0.kernel"]})
+    assert time.thread_time() - started_s < 1
+    assert (marked.paths(), len(marked.ties), marked.frozen) == (["d0.kernel"], 1999, frozenset({"d0.kernel"}))

@@ -142,3 +142,21 @@ def test_a_deferred_model_may_be_a_block_and_needs_declared_shapes():
         ax.deferred(_x(), lambda shape: 3)
     with pytest.raises(ShapeError, match="in layer 'conv_0'"):
         ax.deferred(_x().conv(2), lambda shape: lambda x: x)
+
+
+def test_shapes_of_further_calls_are_those_of_the_first():
+    """A block called with values of the same shapes is traced once, and every call is told; other shapes are others."""
+    traced = []
+
+    def double(x: jax.Array) -> jax.Array:
+        traced.append(x.shape)
+        return x * 2
+
+    inner = ax.block(lambda x: x.nx(double, name="double"), name="inner", remat=True)
+    outer = ax.block(lambda x: inner(inner(x)), name="outer")
+    x = ax.input("x", shape=(None, 4))
+    model = outer(outer(x)).flatten().concatenate(outer(ax.input("z", shape=(None, 6))))
+    layers = ax.infer(model)
+    assert traced == [(1, 4), (1, 6)]
+    assert [layer.output.shape for layer in layers if layer.name == "outer.inner.double"] == [(1, 4)] * 4 + [(1, 6)] * 2
+    assert layers[-1].output.shape == (1, 10)
