@@ -10,7 +10,20 @@ if TYPE_CHECKING:
     from service.client import Event
 
 _PIPED_WIDTH = 10_000
-_NOT_METRICS = frozenset({"time", "step", "steps", "epoch", "epochs", "samples_per_s", "eta_s", "epoch_completed"})
+_NOT_METRICS = frozenset(
+    {
+        "time",
+        "step",
+        "steps",
+        "epoch",
+        "epochs",
+        "samples_per_s",
+        "eta_s",
+        "epoch_completed",
+        "device_memory_bytes",
+        "device_memory_peak_bytes",
+    }
+)
 
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -101,5 +114,9 @@ def show_training(events: Iterable[Event]) -> Event | None:
 
 
 def _rate(data: Mapping[str, Any]) -> str:
+    """Samples per second, and the memory of the device where it is known."""
     rate = data.get("samples_per_s")
-    return "" if rate is None else f"  {rate:,.0f} samples/s"
+    memory = data.get("device_memory_bytes")
+    return ("" if rate is None else f"  {rate:,.0f} samples/s") + (
+        "" if memory is None else f"  {memory / 2**30:.1f} GiB"
+    )

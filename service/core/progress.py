@@ -16,7 +16,17 @@ MAX_WAITING = 256
 MAX_WAIT_S = 60.0
 
 MEASURES = frozenset(
-    {"step", "steps", "epoch", "epochs", "epoch_completed", "samples_per_s", "eta_s", "device_memory_bytes"}
+    {
+        "step",
+        "steps",
+        "epoch",
+        "epochs",
+        "epoch_completed",
+        "samples_per_s",
+        "eta_s",
+        "device_memory_bytes",
+        "device_memory_peak_bytes",
+    }
 )
 """What a progress event tells besides loss and metrics."""
 

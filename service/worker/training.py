@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -216,6 +216,7 @@ class Watch:
             **values,
             "samples_per_s": round(rate * self._spec.batch_size, 1) if rate > 0 else None,
             "eta_s": round(left / rate, 1) if rate > 0 else None,
+            **device_memory(jax.local_devices()),
             **more,
         }
         self._reports.send("progress", data=data)
@@ -265,6 +266,15 @@ def read_data(
         target = _fitted(target, output, f"target {spec.target!r}")
     data = ArrayData(arrays, target, batch_size=spec.batch_size, shuffle=True, seed=spec.seed)
     return data, class_numbers
+
+
+def device_memory(devices: Sequence[jax.Device]) -> dict[str, Json]:
+    """Bytes in use now and at most so far, of all devices together; nothing where a device does not count them."""
+    found = [device.memory_stats() for device in devices]
+    if not all(found):
+        return {}
+    names = {"device_memory_bytes": "bytes_in_use", "device_memory_peak_bytes": "peak_bytes_in_use"}
+    return {name: sum(stats.get(key, 0) for stats in found if stats) for name, key in names.items()}
 
 
 def on_host(metrics: Mapping[str, Any]) -> dict[str, Json]:

@@ -413,3 +413,22 @@ def _blocks_in_read(pid: int) -> bool:
         return os.readlink(f"/proc/{pid}/fd/1") == os.readlink(f"/proc/{pid}/fd/2")
     except OSError:
         return False
+
+
+class CountingDevice:
+    """A device as JAX shows it, with or without statistics of its memory."""
+
+    def __init__(self, stats: dict[str, int] | None) -> None:
+        self._stats = stats
+
+    def memory_stats(self) -> dict[str, int] | None:
+        return self._stats
+
+
+def test_device_memory_is_told_where_it_is_known():
+    """The sum over the job's devices; a CPU has none."""
+    from service.worker.training import device_memory
+
+    gpu = CountingDevice({"bytes_in_use": 5, "peak_bytes_in_use": 7, "bytes_limit": 9})
+    assert device_memory([gpu, gpu]) == {"device_memory_bytes": 10, "device_memory_peak_bytes": 14}
+    assert device_memory([CountingDevice(None)]) == {}
