@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from engine.errors import OptionError, ShapeError
 from engine.functional import keys
@@ -130,7 +131,7 @@ def _attend(
     weights = jax.nn.softmax(logits, axis=-1)
     if dropout is not None:
         drop_key, rate = dropout
-        kept = jax.random.uniform(keys.wrap(drop_key), weights.shape, jnp.float32) < 1 - rate
+        kept = lax.optimization_barrier(keys.uniform(drop_key, weights.shape) < 1 - rate)
         weights = jnp.where(kept, weights / (1 - rate), 0)
     weights = weights.astype(value.dtype)
     if not grouped:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from engine.errors import OptionError
 from engine.functional import keys
@@ -30,7 +31,8 @@ def _check(op: str, rate: float, mode: Mode) -> None:
 def _draw(key: jax.Array, rate: float, noise_shape: Shape) -> tuple[jax.Array, jax.Array]:
     """The next key, and a mask that is true with probability `1 - rate`."""
     following, current = keys.split(key)
-    return following, jax.random.uniform(keys.wrap(current), noise_shape, jnp.float32) < 1 - rate
+    # Otherwise the CPU draws once for the value and again for the gradient.
+    return following, lax.optimization_barrier(keys.uniform(current, noise_shape) < 1 - rate)
 
 
 def check_dropout(

@@ -37,6 +37,16 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
     return y + spread(bias, y.shape)
 
 
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`, on the CPU as a product of two matrices.
+
+    The kernel's gradient then sums over one axis. Over several, XLA's CPU backend transposes both factors first.
+    """
+    if x.ndim == 2 or jax.default_backend() != "cpu":
+        return jnp.matmul(x, kernel)
+    return jnp.matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
 def check_dense(x: Shape, kernel: Shape, bias: Shape | None = None) -> None:
     """The shape rule of `dense`."""
     require_rank("dense", x, at_least=2)
@@ -58,7 +68,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax
     Source: Axon.Layers.dense.
     """
     check_dense(jnp.shape(x), jnp.shape(kernel), None if bias is None else jnp.shape(bias))
-    y = jnp.matmul(x, kernel)
+    y = _product(x, kernel)
     return y if bias is None else add_bias(y, bias)
 
 
