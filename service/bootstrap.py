@@ -23,6 +23,7 @@ from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.kept_process import KeptProcess
 from service.adapters.redis_jobs import RedisJobQueue, connect
+from service.adapters.redis_webhooks import RedisWebhookStore
 from service.core.errors import InvalidRequest, NotReady
 from service.core.ports import Engine, JobQueue
 from service.core.retry import Backoff
@@ -30,6 +31,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.api.rest.server import Server
+    from service.core.webhook_delivery import WebhookStore
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +111,7 @@ def build_queue(settings: Settings, url: str) -> RedisJobQueue:
 class Api:
     """REST and gRPC over one core, in one process and on one event loop."""
 
-    def __init__(self, settings: Settings, queue: JobQueue, engine: Engine) -> None:
+    def __init__(self, settings: Settings, queue: JobQueue, engine: Engine, webhooks: WebhookStore | None) -> None:
         from service.adapters.dataset_files import FileDatasetReader  # imports JAX
         from service.api.rest.context import Context
         from service.core.datasets import DatasetService
@@ -128,7 +130,7 @@ class Api:
         self._context = Context(
             self.registry,
             DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits),
-            JobService(queue, self._datasets, engine, clock, limits),
+            JobService(queue, self._datasets, engine, clock, limits, webhooks),
             limits,
             self._stopping,
         )
@@ -200,7 +202,9 @@ class Api:
 async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
     """`axon serve`: the API alone, over a queue that runs elsewhere."""
     queue = build_queue(settings, _redis_url(settings))
-    api = Api(settings, queue, build_engine(settings))
+    webhooks = RedisWebhookStore(connect(_redis_url(settings))) if settings.webhook_hosts else None
+    api = Api(settings, queue, build_engine(settings), webhooks)
+    sending = None if webhooks is None else asyncio.create_task(_send_webhooks(settings, queue, webhooks, stop))
     try:
         endpoints = await api.start()
         if await _before(stop, api.wait_ready()):
@@ -211,7 +215,22 @@ async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Rep
             await stop.wait()
     finally:
         await api.stop()
+        if sending is not None:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
         await queue.close()
+
+
+async def _send_webhooks(settings: Settings, queue: JobQueue, store: RedisWebhookStore, stop: asyncio.Event) -> None:
+    from service.adapters.webhook_sender import HttpWebhookSender
+    from service.core.webhook_delivery import WebhookDelivery
+
+    sender = HttpWebhookSender()
+    try:
+        await WebhookDelivery(queue, store, sender, SystemClock(), settings.webhook_hosts).run(stop)
+    finally:
+        await sender.close()
+        await store.close()
 
 
 async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> None:

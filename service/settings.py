@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     max_job_events: int = Field(default=10_000, ge=100)
     """About how many events are kept per job."""
 
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts that jobs may have told of their events, as a JSON list; `host` on the default ports and at public
+    addresses only, `host:port` at any address. Without one there are no webhooks."""
+
     worker_tags: tuple[str, ...] = ("default",)
     """Tags of the jobs that a worker takes, as a JSON list; `axon worker --tag` replaces it."""
 
@@ -150,6 +154,7 @@ class Settings(BaseSettings):
             max_dataset_rows=self.max_dataset_rows,
             max_dataset_columns=self.max_dataset_columns,
             max_job_spec_bytes=self.max_job_spec_bytes,
+            webhook_hosts=self.webhook_hosts,
             serving=self.serving(),
         )
 

@@ -12,6 +12,7 @@ from service.core.errors import InvalidRequest, Problem, shown
 from service.core.names import check_alias, check_name
 from service.core.serving_spec import parse_serving
 from service.core.types import Json, Priority
+from service.core.webhooks import DEFAULT_EVENTS, EVENTS, MAX_URL, Webhook
 
 MAX_EPOCHS = 100_000
 MAX_BATCH_SIZE = 65_536
@@ -61,6 +62,7 @@ class JobSpec:
     training waits for the one before to be stored only where steps are given. `precision` names a policy for all
     layers, in place of those in the graph; `loss_scale` is used in training alone. `owner` is a label.
     `time_limit_s` bounds the time that all attempts run together, `ttl_s` how long the ended job can be read.
+    `webhook` says who is told of its events; it is no part of what is trained.
     """
 
     model: str
@@ -87,6 +89,7 @@ class JobSpec:
     owner: str = ""
     time_limit_s: float | None = None
     ttl_s: float | None = None
+    webhook: Webhook | None = None
 
     def to_json(self) -> dict[str, Json]:
         """The complete request; `parse_spec` of it gives an equal value."""
@@ -98,6 +101,7 @@ class JobSpec:
             "on_success": self.on_success.to_json(),
             "loss_scale": None if self.loss_scale is None else self.loss_scale.to_json(),
             "priority": str(self.priority),
+            "webhook": None if self.webhook is None else self.webhook.to_json(),
         }
 
 
@@ -220,7 +224,33 @@ def _queueing(read: _Reader) -> dict[str, Any]:
         "owner": read.take("owner", f"a text of at most {_MAX_TEXT} characters", _is_label, ""),
         "time_limit_s": read.take("time_limit_s", "a number above 0", _is_positive, None),
         "ttl_s": read.take("ttl_s", "a number above 0", _is_positive, None),
+        "webhook": _webhook(read),
     }
+
+
+def _webhook(read: _Reader) -> Webhook | None:
+    value = read.take(
+        "webhook", 'an object {"url": ..., "on": [...], "secret": ...}', lambda v: isinstance(v, dict), None
+    )
+    if not isinstance(value, dict):
+        return None
+    inner = _Reader(value, "webhook.", read.problems)
+    names = f"a list of different ones of {', '.join(EVENTS)}"
+    result = Webhook(
+        url=inner.take("url", f"a URL of at most {MAX_URL} characters", _is_url),
+        on=tuple(inner.take("on", names, _is_events, list(DEFAULT_EVENTS))),
+        secret=inner.take("secret", f"a text of at most {_MAX_TEXT} characters", _is_label, ""),
+    )
+    inner.finish()
+    return result
+
+
+def public(spec: Mapping[str, Json]) -> dict[str, Json]:
+    """A request as it is shown and published: without the secret of its webhook."""
+    found = spec.get("webhook")
+    if not isinstance(found, dict):
+        return dict(spec)
+    return {**spec, "webhook": {**found, "secret": "(hidden)" if found.get("secret") else ""}}
 
 
 def _serving(read: _Reader) -> Mapping[str, Json] | None:
@@ -238,6 +268,15 @@ def _is_label(value: Any) -> bool:
 
 def _is_unicode(value: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_URL
+
+
+def _is_events(value: Any) -> bool:
+    plain = isinstance(value, list) and 0 < len(value) <= len(EVENTS)
+    return plain and all(isinstance(name, str) and name in EVENTS for name in value) and _differ(value)
 
 
 def _is_priority(value: Any) -> bool:

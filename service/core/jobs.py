@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from service.core.datatypes import DATATYPES
-from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge
+from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge, shown
 from service.core.idempotency import check_key
 from service.core.job_spec import JobSpec, OnSuccess, parse_spec
 from service.core.limits import Limits
@@ -21,6 +21,8 @@ from service.core.ports import Clock, DatasetStore, Engine, JobQueue
 from service.core.progress import JobProgress
 from service.core.serving_spec import above
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
+from service.core.webhook_delivery import WebhookStore
+from service.core.webhooks import allowed
 
 __all__ = ["MOVES", "JobService", "JobSpec", "OnSuccess", "Submission", "check_move", "input_columns", "parse_spec"]
 
@@ -71,7 +73,17 @@ class Submission(NamedTuple):
 class JobService:
     """Training jobs as clients see them; REST and gRPC call nothing else."""
 
-    def __init__(self, queue: JobQueue, datasets: DatasetStore, engine: Engine, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        datasets: DatasetStore,
+        engine: Engine,
+        clock: Clock,
+        limits: Limits,
+        webhooks: WebhookStore | None = None,
+    ) -> None:
+        """`webhooks` is needed where the limits name hosts for them."""
+        self._webhooks = webhooks
         self._queue = queue
         self._datasets = datasets
         self._engine = engine
@@ -87,6 +99,7 @@ class JobService:
         """
         spec, key = _split_key(spec, idempotency_key)
         job = await self._job(spec, key)
+        await self._announce(job)
         stored = await self._queue.submit(job)
         return Submission(stored, created=stored.id == job.id)
 
@@ -98,8 +111,14 @@ class JobService:
         if old.state is not JobState.FAILED:
             raise Conflict(f"job {job_id}: expected a failed one to queue it again, got {old.state}")
         job = replace(await self._job(dict(old.spec), ""), requeued_from=old.id)
+        await self._announce(job)
         stored = await self._queue.requeue(old.id, job)
         return Submission(stored, created=stored.id == job.id)
+
+    async def _announce(self, job: Job) -> None:
+        """Have its webhooks sent, before it is stored: a crash in between must not lose them."""
+        if job.spec["webhook"] is not None and self._webhooks is not None:
+            await self._webhooks.add(job.id)
 
     async def _job(self, spec: Json, key: str) -> Job:
         parsed = parse_spec(spec)
@@ -176,9 +195,20 @@ class JobService:
             exposed=(spec.serving or {}).get("expose_intermediate", False),
         )
         problems += above(spec.serving or {}, self._limits.serving)
+        if spec.webhook is not None:
+            problems += _not_allowed(spec.webhook.url, self._limits.webhook_hosts)
         problems += _misfits(spec, report, dataset)
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)
+
+
+def _not_allowed(url: str, hosts: Sequence[str]) -> list[Problem]:
+    try:
+        allowed(url, hosts)
+    except InvalidRequest:
+        expected = f"a URL of one of {', '.join(hosts)}" if hosts else "no webhook, as this server sends none"
+        return [Problem("webhook.url", expected, shown(url))]
+    return []
 
 
 def _split_key(spec: Json, header: str | None) -> tuple[Json, str]:

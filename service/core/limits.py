@@ -17,6 +17,8 @@ MAX_REASON_CHARS = 8000
 class Limits:
     """Sizes in bytes unless named otherwise; the settings of the same names fill it.
 
+    `webhook_hosts` are those that jobs may have told of their events.
+
     `serving` is how a version is served that does not say, and the most that one may ask for.
     """
 
@@ -26,4 +28,5 @@ class Limits:
     max_dataset_rows: int = 100_000_000
     max_dataset_columns: int = 4096
     max_job_spec_bytes: int = 1 * 2**20
+    webhook_hosts: tuple[str, ...] = ()
     serving: ServingConfig = field(default_factory=ServingConfig)

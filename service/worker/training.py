@@ -18,6 +18,7 @@ from engine.errors import CheckpointError, DataError, DivergedError, EngineError
 from engine.functional.metrics import METRICS
 from engine.train import ArrayData, Loop, LoopState, Status, checkpoint, trainer
 from service.core.datatypes import name_of
+from service.core.job_spec import public
 from service.core.jobs import JobSpec, input_columns, parse_spec
 from service.core.manifests import bundle_manifest
 from service.core.names import check_name
@@ -105,7 +106,7 @@ class Training:
             "job": self._job.job,
             "dataset": self._spec.dataset,
             "dataset_sha256": self._job.dataset_sha256,
-            "spec": self._spec.to_json(),
+            "spec": public(self._spec.to_json()),
             "metrics": metrics,
             "attempts": self._job.attempt,
             "engine_version": engine.__version__,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from service.api.grpc.generated import axon_v1_pb2 as pb
+from service.core.job_spec import public
 from service.core.routing import VersionStatus
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, Json, StoredVersion, TensorSpec, WorkerInfo
 
@@ -82,7 +83,7 @@ def job(found: Job, *, with_spec: bool) -> pb.Job:
         cancel_requested=found.cancel_requested,
         result_json="" if found.result is None else _dumps(found.result),
         error=found.error or "",
-        spec_json=_dumps(found.spec) if with_spec else "",
+        spec_json=_dumps(public(found.spec)) if with_spec else "",
         priority=found.priority.value,
         owner=found.owner,
         not_before=found.not_before,

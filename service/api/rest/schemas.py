@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.core.job_spec import public
 from service.core.progress import Point, thinned
 from service.core.registry import Registry
 from service.core.routing import VersionStatus
@@ -262,7 +263,7 @@ class JobDetail(JobInfo):
 
     @classmethod
     def from_core(cls, job: Job) -> JobDetail:
-        return cls(**_job_fields(job), spec=dict(job.spec))
+        return cls(**_job_fields(job), spec=public(job.spec))
 
 
 class JobList(BaseModel):

@@ -17,7 +17,7 @@ from tests.service.waiting import FakeClock, wait_until
 LEASE_S = 0.3
 RENEWED_LEASES = 3
 DOCUMENTED_KEYS = re.compile(
-    r"queue:[^:]+:(high|normal|low)|delayed:[^:]+|turns|job:[^:]+|events:[^:]+|jobs(:(queued|running|succeeded|failed|cancelled|dead))?|key:[0-9a-f]{64}|ended|worker:[^:]+|workers"
+    r"queue:[^:]+:(high|normal|low)|delayed:[^:]+|turns|job:[^:]+|events:[^:]+|jobs(:(queued|running|succeeded|failed|cancelled|dead))?|key:[0-9a-f]{64}|ended|webhooks(:sent)?|worker:[^:]+|workers"
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from service.api.rest.events import event_stream
 from service.core.errors import InvalidRequest, NotReady
+from service.core.job_spec import public
 from service.core.types import JobEvent, JobState, WorkerInfo
 
 SPEC = {
@@ -172,6 +173,20 @@ async def test_stopping_server_ends_what_waits(server, spec):
     server.context.stopping.set()
     async with asyncio.timeout(10):
         assert (await waiting).json()["state"] == "running"
+
+
+async def test_webhook_needs_a_host_of_the_settings(server, spec):
+    """Off unless the settings name the host; what is wrong is said."""
+    for webhook in ({"url": "https://example.com/"}, {"url": "x", "on": ["queued"]}, {"secret": "s"}, "x"):
+        reply = await server.http.post("/v1/jobs", json={**spec, "webhook": webhook})
+        assert (reply.status_code, "webhook" in reply.json()["error"]) == (400, True)
+
+
+def test_secret_of_a_webhook_is_not_shown():
+    """A request is shown and published without it."""
+    shown = public({"model": "m", "webhook": {"url": "u", "on": ["failed"], "secret": "key"}})
+    assert shown == {"model": "m", "webhook": {"url": "u", "on": ["failed"], "secret": "(hidden)"}}
+    assert public({"model": "m", "webhook": None}) == {"model": "m", "webhook": None}
 
 
 BAD = {
