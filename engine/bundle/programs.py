@@ -140,9 +140,10 @@ class Programs:
         for known, other in self.artifacts.items():
             if other == data:
                 return known
-        number = sum(known.rpartition("_")[0] == name for known in self.artifacts)
-        self.artifacts[f"{name[:100]}_{number}"] = data
-        return f"{name[:100]}_{number}"
+        short = name[:100]
+        number = sum(known.rpartition("_")[0] == short for known in self.artifacts)
+        self.artifacts[f"{short}_{number}"] = data
+        return f"{short}_{number}"
 
     def digests(self) -> dict[str, str]:
         """The `artifacts` of graph.json."""
@@ -260,16 +261,22 @@ def listed_artifacts(listed: Any, members: Mapping[str, bytes], add: Add) -> dic
     if not isinstance(listed, Mapping):
         add("artifacts", "an object of sha256 digests by name", listed)
         return {}
+    there: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name, digest in listed.items():
         if not NAME.fullmatch(name) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             add(f"artifacts.{name[:100]}", f"a name matching {NAME.pattern} and a sha256", digest)
+        elif names.setdefault(digest, name) != name:
+            # Each name costs the reading of a program, and a graph has room for ten thousands of them.
+            add(f"artifacts.{name}", "a program of its own", f"that of {names[digest]}")
         elif member(digest) not in members:
             add(f"artifacts.{name}", f"a member {member(digest)}", "none")
         elif (found := hashlib.sha256(members[member(digest)]).hexdigest()) != digest:
             add(f"artifacts.{name}", f"a member of sha256 {digest}", found)
+        else:
+            there[name] = digest
     files = {name for name in members if name.startswith("artifacts/")}
-    there = {name: digest for name, digest in listed.items() if isinstance(digest, str) and member(digest) in members}
-    for name in sorted(files - {member(digest) for digest in there.values()}):
+    for name in sorted(files - set(map(member, names))):
         add(name, "a member that artifacts of graph.json names", "one that it does not name")
     return there
 

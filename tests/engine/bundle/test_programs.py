@@ -304,6 +304,28 @@ def test_a_damaged_program_is_refused(tmp_path: Path):
         ax.bundle.read(_with_graph(tmp_path / "m.axon", tmp_path / "n.axon", cut), trusted=True)
 
 
+def test_a_program_has_one_name(tmp_path: Path):
+    """Equal programs are written once, so that reading them costs no more than their files are large."""
+    x = ax.input("x", shape=(None, 4))
+    _travelled(tmp_path / "m.axon", x.nx(jnp.sin, name="a").nx(jnp.sin, name="b"))
+
+    def again(graph: Any, members: Any) -> None:
+        digest = graph["artifacts"]["nx_0"]
+        graph["artifacts"] = {"nx_0": digest, **{f"other_{i}": digest for i in range(1000)}}
+
+    with pytest.raises(BundleError, match=r"artifacts\.other_0: expected a program of its own, got that of nx_0"):
+        ax.bundle.read(_with_graph(tmp_path / "m.axon", tmp_path / "n.axon", again))
+
+
+def test_programs_of_layers_with_long_names_stay_apart(tmp_path: Path):
+    """Names of artifacts are cut, and still distinct."""
+    x = ax.input("x", shape=(None, 4))
+    model = ax.layer(jnp.tanh, ax.layer(jnp.exp, x, op_name="a" * 110), op_name="a" * 110)
+    read = _travelled(tmp_path / "m.axon", model)
+    values = np.array([[-1.0, 0.0, 0.5, 2.0]], np.float32)
+    np.testing.assert_allclose(ax.predict(read.model, read.state, values), np.tanh(np.exp(values)), rtol=1e-6)
+
+
 def test_a_wrong_shape_names_the_layer(tmp_path: Path):
     """A program called with what it was not made for raises like any layer."""
     read = _travelled(tmp_path / "m.axon", ROWS["parameters and options"].build())
