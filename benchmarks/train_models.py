@@ -100,7 +100,7 @@ def keras_models() -> dict[str, Callable[[TrainWork], Any]]:
             self.roles = [layers.Dense(WIDTH) for _ in range(4)]
 
         def call(self, x: Any) -> Any:
-            split = keras.ops.shape(x)[:2] + (HEADS, WIDTH // HEADS)
+            split = (*keras.ops.shape(x)[:2], HEADS, WIDTH // HEADS)
             q, k, v = (keras.ops.reshape(role(x), split) for role in self.roles[:3])
             attended = keras.ops.dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True)
             return self.roles[3](keras.ops.reshape(attended, keras.ops.shape(x)))
@@ -123,7 +123,11 @@ def keras_models() -> dict[str, Callable[[TrainWork], Any]]:
         return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.MaxPooling2D(2)]
 
     def lstm(work: TrainWork) -> Any:
-        parts = [layers.Embedding(work.vocabulary, EMBEDDING, mask_zero=True), layers.LSTM(UNITS), layers.Dense(CLASSES)]
+        parts = [
+            layers.Embedding(work.vocabulary, EMBEDDING, mask_zero=True),
+            layers.LSTM(UNITS),
+            layers.Dense(CLASSES),
+        ]
         return keras.Sequential([keras.Input(work.x.shape[1:], dtype="int32"), *parts])
 
     dense = [layers.Dense(128, activation="relu"), layers.Dense(10)]

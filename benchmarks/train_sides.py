@@ -70,24 +70,29 @@ def initial(work: TrainWork) -> ax.ModelState:
 # Ours
 
 
-def engine_loop(work: TrainWork) -> Train:
-    """`Loop.run` with a metric, progress and validation."""
-    state, ((x, y), held_out) = initial(work), parts(work)
+def engine_parts(work: TrainWork, *, initialise: bool = True) -> tuple[ArrayData, ax.train.Loop, ax.ModelState | None]:
+    """Data, a loop with a metric and progress, and a state to start from."""
+    x, y = parts(work)[0]
     name = next(iter(work.model.inputs()))
     data = ArrayData({name: x}, y, batch_size=work.batch, drop_remainder=True)
-    from_logits = {"from_logits": True} if work.random else {}
+    loss = LOSS | ({"from_logits": True} if work.random else {})
+    loop = trainer(work.model, loss, "adam").metric("accuracy", sparse=True)
     console = Console(file=io.StringIO(), force_terminal=True)
+    return data, loop.progress(console), initial(work) if initialise else None
+
+
+def engine_loop(work: TrainWork) -> Train:
+    """`Loop.run` with a metric, progress and validation."""
+    data, trained, state = engine_parts(work)
+    _, (x, y) = parts(work)
+    name = next(iter(work.model.inputs()))
 
     @functools.cache
     def loop_of(batches: int) -> ax.train.Loop:
         rows = validated(batches) * work.batch
-        held = ArrayData({name: held_out[0][:rows]}, held_out[1][:rows], batch_size=work.batch, shuffle=False)
-        return trained.validate(held).progress(console)
+        return trained.validate(ArrayData({name: x[:rows]}, y[:rows], batch_size=work.batch, shuffle=False))
 
-    trained = trainer(work.model, LOSS | from_logits, "adam").metric("accuracy", sparse=True)
-    return lambda batches: float(
-        loop_of(batches).run(data, state, iterations=batches).metrics["validation_loss"]
-    )
+    return lambda batches: float(loop_of(batches).run(data, state, iterations=batches).metrics["validation_loss"])
 
 
 # By hand
@@ -196,9 +201,7 @@ def keras_side(work: TrainWork) -> Train:
 
     def train(batches: int) -> float:
         rows, held = batches * work.batch, validated(batches) * work.batch
-        history = model.fit(
-            x[:rows], y[:rows], work.batch, verbose=0, validation_data=(x_held[:held], y_held[:held])
-        )
+        history = model.fit(x[:rows], y[:rows], work.batch, verbose=0, validation_data=(x_held[:held], y_held[:held]))
         return float(history.history["val_loss"][-1])
 
     return train

@@ -104,9 +104,7 @@ def mlp() -> TrainWork:
 def cnn_logits(p: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """`cnn` by hand, up to its softmax."""
     for layer in ("conv_0", "conv_1"):
-        x = lax.conv_general_dilated(
-            x, p[layer]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        x = lax.conv_general_dilated(x, p[layer]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         x = jax.nn.relu(x + p[layer]["bias"])
         x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     return affine(p["dense_1"], jax.nn.relu(affine(p["dense_0"], x.reshape(len(x), -1))))
