@@ -16,7 +16,10 @@ WORKER = Path(__file__).with_name("run_worker.py")
 async def worker(
     root: Path, url: str, worker_id: str, *, lease_s: float, behaviour: str | None = None, **environment: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A supervisor process; ends in good order unless it was killed. Its standard error goes to `<worker_id>.log`."""
+    """A supervisor process; ends in good order unless it was killed. Its standard error goes to `<worker_id>.log`.
+
+    It takes the jobs with the tag in the variable TAG, `default` without one.
+    """
     command = [sys.executable, str(WORKER), str(root), url, worker_id, str(lease_s)]
     if behaviour is not None:
         command.append(behaviour)
@@ -40,7 +43,7 @@ def trainer_of(pid: int) -> int | None:
     """The trainer's process id: the only child of its supervisor's main thread."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return int(children[0]) if children else None
 
@@ -49,5 +52,5 @@ def alive(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

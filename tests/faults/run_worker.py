@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ async def main(root: Path, url: str, worker_id: str, lease_s: float, behaviour: 
         datasets=datasets,
         checkpoints=FileCheckpointStore(root),
         worker_id=worker_id,
-        tags=["default"],
+        tags=[os.environ.get("TAG", "default")],
         work_dir=root / "work",
         lease_s=lease_s,
         clock=clock,

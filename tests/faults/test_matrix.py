@@ -126,8 +126,8 @@ async def test_killed_job_loses_nothing(scene: Scene, cell: tuple[str, str, str]
     fault = {"AXON_FAULT_POINT": point, "AXON_FAULT_VICTIM": victim, "AXON_FAULT_FLAG": str(flag)}
     fault["AXON_FAULT_HIT"] = str(HITS.get(point, 1))
     async with api(scene, beside == "api") as running:
-        await scene.queue.submit(a_job(name, model=name, on_success={"alias": "prod"}, **SPEC))
-        async with worker(scene.root, scene.server.url, f"{name}-1", lease_s=LEASE_S, **fault) as first:
+        await scene.queue.submit(a_job(name, model=name, tag=name, on_success={"alias": "prod"}, **SPEC))
+        async with worker(scene.root, scene.server.url, f"{name}-1", lease_s=LEASE_S, TAG=name, **fault) as first:
             pids = [first.pid, await wait_until(lambda: trainer_of(first.pid))] if point != "claimed" else [first.pid]
             await wait_until(flag.exists, within_s=60)
             if beside == "redis":
@@ -142,7 +142,7 @@ async def test_killed_job_loses_nothing(scene: Scene, cell: tuple[str, str, str]
                 await scene.workshop.history(name)
             else:
                 await wait_until(lambda: not any(map(alive, pids)))
-                async with worker(scene.root, scene.server.url, f"{name}-2", lease_s=LEASE_S):
+                async with worker(scene.root, scene.server.url, f"{name}-2", lease_s=LEASE_S, TAG=name):
                     await scene.workshop.history(name)
         if beside == "api":
             port = json.loads((scene.root / "api.json").read_text())["http_port"]
@@ -172,5 +172,5 @@ async def check(scene: Scene, job: Job) -> None:
     for path, value in scene.expected.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
     assert job.id not in scene.workshop.checkpoints.jobs()
-    left = await scene.queue._redis.keys("{axon}:queue:*")
+    left = await scene.queue._redis.keys(f"{{axon}}:queue:{job.tag}:*")
     assert left == []
