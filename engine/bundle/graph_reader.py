@@ -388,11 +388,18 @@ class _Body:
             value = np.asarray(given["value"])
             if value.dtype.kind not in "biuf" or value.size > MAX_INLINE_CONSTANT:
                 raise ValueError
-            return {"value": value.astype(dtype_of(dtype))}
         except (ValueError, OverflowError, TypeError):
             expected = f"a number or nested list of at most {MAX_INLINE_CONSTANT} numbers"
             self.add(f"{where}.options.value", expected, type(given["value"]).__name__)
             return {}
+        with np.errstate(over="ignore"):
+            cast = value.astype(dtype_of(dtype))
+        # Floats are rounded, and nothing else is changed.
+        fits = np.isfinite(cast).all() if dtype in FLOATS else np.array_equal(cast, value)
+        if not fits:
+            self.add(f"{where}.options.value", f"numbers that {dtype} can hold", given["value"])
+            return {}
+        return {"value": cast}
 
     def _output(self) -> Node | None:
         leaves: list[Node] = []

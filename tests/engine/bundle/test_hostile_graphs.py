@@ -269,3 +269,32 @@ def test_thousands_of_ties_are_marked_in_no_time():
     marked = ax.bundle.marked(state, {"tied": tied, "frozen": ["d0.kernel"]})
     assert time.thread_time() - started_s < 1
     assert (marked.paths(), len(marked.ties), marked.frozen) == (["d0.kernel"], 1999, frozenset({"d0.kernel"}))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        *((-1, "u8"), ([7, 300], "u8"), (3.7, "s32"), (2**40, "s32"), (2**63, "s64"), (0.5, "bool")),
+        *((1e300, "f32"), (70_000, "f16"), (-1e39, "bf16")),
+    ],
+)
+def test_constants_that_their_dtype_cannot_hold_are_refused(value: Any, dtype: str):
+    """None is wrapped around, cut off, or made infinite without a word."""
+    node = {"name": "k", "op": "constant", "options": {"value": value, "dtype": dtype}}
+    with pytest.raises(BundleError, match=rf"nodes\[1\]\.options\.value: expected numbers that {dtype} can hold, got"):
+        ax.bundle.graph_from_json(_graph([node, {"name": "y", "op": "add", "inputs": ["x", "k"]}], "y"))
+
+
+def test_constants_are_taken_as_they_are():
+    """Floats to the nearest, whole numbers and booleans exactly."""
+    for value, dtype in (
+        (0.1, "f16"),
+        (2**40 + 1, "s64"),
+        (2.0, "s32"),
+        ([True, 0], "bool"),
+        (1e-60, "f32"),
+        (True, "f32"),
+    ):
+        node = {"name": "k", "op": "constant", "options": {"value": value, "dtype": dtype}}
+        found = ax.bundle.graph_from_json(_graph([node], ["x", "k"])).node.inputs[1].options["value"]
+        np.testing.assert_array_equal(found, np.asarray(value).astype(found.dtype))
