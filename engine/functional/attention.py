@@ -131,7 +131,8 @@ def _attend(
     weights = jax.nn.softmax(logits, axis=-1)
     if dropout is not None:
         drop_key, rate = dropout
-        kept = lax.optimization_barrier(keys.uniform(drop_key, weights.shape) < 1 - rate)
+        drawn = keys.uniform(drop_key, weights.shape) < 1 - rate
+        kept = lax.optimization_barrier(drawn)  # type: ignore[no-untyped-call]
         weights = jnp.where(kept, weights / (1 - rate), 0)
     weights = weights.astype(value.dtype)
     if not grouped:

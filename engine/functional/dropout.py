@@ -32,7 +32,10 @@ def _draw(key: jax.Array, rate: float, noise_shape: Shape) -> tuple[jax.Array, j
     """The next key, and a mask that is true with probability `1 - rate`."""
     following, current = keys.split(key)
     # Otherwise the CPU draws once for the value and again for the gradient.
-    return following, lax.optimization_barrier(keys.uniform(current, noise_shape) < 1 - rate)
+    kept: jax.Array = lax.optimization_barrier(  # type: ignore[no-untyped-call]
+        keys.uniform(current, noise_shape) < 1 - rate
+    )
+    return following, kept
 
 
 def check_dropout(

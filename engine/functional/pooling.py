@@ -103,12 +103,13 @@ def _first_max_jvp(
     for place, x in reversed(list(enumerate(_window_elements(primals[0], plan, -math.inf)))):
         first = jnp.where(x == y, np.int8(place), first)
     # Otherwise the CPU looks for the place again at every element of the gradient.
-    first = lax.optimization_barrier(first)
+    first = lax.optimization_barrier(first)  # type: ignore[no-untyped-call]
     if _tiles(primals[0].shape, plan):
         # Its transpose broadcasts and selects in one pass; that of slices puts them together one by one.
         inner = tuple(range(1, 2 * y.ndim, 2))
-        place = np.arange(places, dtype=np.int8).reshape([n for k in plan.window for n in (1, k)])
-        return y, jnp.sum(jnp.where(jnp.expand_dims(first, inner) == place, _blocked(tangents[0], plan), 0), axis=inner)
+        numbers = np.arange(places, dtype=np.int8).reshape([n for k in plan.window for n in (1, k)])
+        chosen = jnp.expand_dims(first, inner) == numbers
+        return y, jnp.sum(jnp.where(chosen, _blocked(tangents[0], plan), 0), axis=inner)
     y_dot = jnp.zeros(y.shape, y.dtype)
     for place, x_dot in enumerate(_window_elements(tangents[0], plan, 0)):
         y_dot = y_dot + jnp.where(first == place, x_dot, 0)
