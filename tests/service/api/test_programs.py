@@ -51,7 +51,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     """An application with the real engine, without a socket."""
     clock, limits, engine = SystemClock(), Limits(), EngineRuntime(device="cpu")
     models, datasets = FileModelStore(tmp_path, clock), FileDatasetStore(tmp_path)
-    registry = Registry(models, engine, clock, ServingConfig(max_batch_size=2))
+    registry = Registry(models, engine, clock, ServingConfig(max_batch_size=4))
     context = Context(
         registry,
         DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits),
