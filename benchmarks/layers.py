@@ -1,9 +1,10 @@
-"""Layers: forward and backward of each family beside plain JAX and Flax NNX.
+"""Layers: forward and backward of each family beside plain JAX, Flax NNX and PyTorch.
 
 Every side computes the same: the value and the gradients of `sum(output * cotangent)` with respect to parameters and
 inputs, jitted, float32. Outputs and gradients are compared first. Compilation is not timed. Then the sides take turns,
 in an order that rotates, and the ratio is the median of the rounds': (time of the faster other side) / (our time).
-Flax takes part where the extra `bench` is installed.
+Flax takes part where the extra `bench` is installed. PyTorch takes part where it is installed, with parameters of its
+own (`layer_torch.py`); its outputs are not compared, and the ratio to it stands apart.
 
     python benchmarks/layers.py [--only lstm] [--rounds 41] [--seconds 6] [--json FILE]
 """
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.layer_sides import Side, Work  # noqa: E402
+from benchmarks.layer_torch import INSTALLED, torch_step  # noqa: E402
 from benchmarks.layer_works import WORKS  # noqa: E402
 from benchmarks.report import Report  # noqa: E402
 
@@ -44,6 +46,7 @@ class Measured(NamedTuple):
     name: str
     times_s: dict[str, float]
     ratio: float
+    to_torch: float | None = None
 
 
 def is_float(value: np.ndarray) -> bool:
@@ -105,10 +108,12 @@ def turn(step: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def measure(work: Work, *, rounds: int, seconds: float) -> Measured:
+def measure(key: str, work: Work, *, rounds: int, seconds: float) -> Measured:
     """Compare the sides, warm up, and let them take turns."""
     compare(work)
     steps = {name: gradients_of(work, side) for name, side in work.sides.items()}
+    if INSTALLED and (step := torch_step(key, work.inputs)) is not None:
+        steps["torch"] = step
     once = {name: min(turn(step, 1) for _ in range(3)) for name, step in steps.items()}
     calls = {name: max(1, round(TURN_S / time_s)) for name, time_s in once.items()}
     round_s = sum(calls[name] * once[name] for name in steps)
@@ -119,10 +124,11 @@ def measure(work: Work, *, rounds: int, seconds: float) -> Measured:
         for name in order:
             times[name].append(turn(steps[name], calls[name]))
     medians = {name: statistics.median(found) for name, found in times.items()}
-    faster = min((name for name in steps if name != "ours"), key=medians.__getitem__)
+    faster = min((name for name in work.sides if name != "ours"), key=medians.__getitem__)
     # Round by round: both sides of a round meet the same load of the machine.
     ratio = statistics.median(a / b for a, b in zip(times[faster], times["ours"], strict=True))
-    return Measured(work.name, medians, ratio)
+    to_torch = [a / b for a, b in zip(times.get("torch", []), times["ours"], strict=False)]
+    return Measured(work.name, medians, ratio, statistics.median(to_torch) if to_torch else None)
 
 
 def verdict(ratio: float) -> str:
@@ -134,11 +140,13 @@ def print_summary(found: list[Measured]) -> None:
     """One line per work."""
     table = Table(title=f"Forward and backward on {jax.devices()[0].device_kind}, ms per call")
     table.add_column("work")
-    for column in ("ours", "jax", "flax", "ratio to the faster", f">= {TARGET}"):
+    for column in ("ours", "jax", "flax", "torch", "ratio to the faster", f">= {TARGET}", "to torch"):
         table.add_column(column, justify="right")
     for row in found:
-        cells = [f"{1000 * row.times_s[side]:.3g}" if side in row.times_s else "-" for side in ("ours", "jax", "flax")]
-        table.add_row(row.name, *cells, f"{row.ratio:.2f}", verdict(row.ratio))
+        sides = ("ours", "jax", "flax", "torch")
+        cells = [f"{1000 * row.times_s[side]:.3g}" if side in row.times_s else "-" for side in sides]
+        to_torch = "-" if row.to_torch is None else f"{row.to_torch:.2f}"
+        table.add_row(row.name, *cells, f"{row.ratio:.2f}", verdict(row.ratio), to_torch)
     Console(width=120).print(table)
 
 
@@ -153,11 +161,13 @@ def main() -> int:
     report = Report(f"Forward and backward on {jax.devices()[0].device_kind}")
     found = []
     for name in options.only or WORKS:
-        measured = measure(WORKS[name](), rounds=options.rounds, seconds=options.seconds)
+        measured = measure(name, WORKS[name](), rounds=options.rounds, seconds=options.seconds)
         found.append(measured)
         for side, time_s in measured.times_s.items():
             report.add(measured.name, side, "ms", 1000 * time_s)
         report.add(measured.name, "faster other / ours", "ratio", measured.ratio)
+        if measured.to_torch is not None:
+            report.add(measured.name, "torch / ours", "ratio", measured.to_torch)
         print(f"{measured.name}: {measured.ratio:.2f}", flush=True)
     report.write(options.json)
     print_summary(found)

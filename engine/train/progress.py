@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 READ_EVERY_S = 0.5
 """How often the metrics are fetched from the device, at most."""
+SHOWN_EVERY_S = 0.05
+"""How often the bar is moved, at most; it is drawn ten times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,17 @@ class ProgressBar:
         total = None if plan.epochs is None or plan.batches is None else plan.epochs * plan.batches
         self._task = self._bar.add_task("training", total=total, rate="", metrics="")
         self._begun: tuple[float, int] | None = None
-        self._read_at = 0.0
+        self._read_at = self._shown_at = 0.0
+        self._done = 0
         self._bar.start()
 
     def __call__(self, state: LoopState) -> None:
         """Show where the run stands."""
         now = time.monotonic()
+        self._done = state.total_iterations
+        if state.event is Event.ITERATION_COMPLETED and now - self._shown_at < SHOWN_EVERY_S:
+            return
+        self._shown_at = now
         if self._begun is None:
             self._begun = now, state.total_iterations
         seconds, done = now - self._begun[0], state.total_iterations - self._begun[1]
@@ -70,4 +77,5 @@ class ProgressBar:
 
     def close(self) -> None:
         """Leave the last line as it is."""
+        self._bar.update(self._task, completed=self._done)
         self._bar.stop()
