@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -141,12 +142,7 @@ def _initialise(model: Model, template: Inputs, seed: Seed, state: PartialState)
         given = dict(flatten(known.parameters))
         tied = {tie.destination for tie in known.ties}
         wanted = [path for path in specs if path not in given and path not in tied]
-
-        def draw(key: jax.Array) -> list[jax.Array]:
-            together: dict[str, Any] = {}
-            return [_draw_at(path, *specs[path], key, together) for path in wanted]
-
-        given |= zip(wanted, jax.jit(draw)(key), strict=True)
+        given |= _drawn({path: specs[path] for path in wanted}, key)
         _report_made(layers, given)
     trees: dict[str, dict[str, jax.Array]] = {"parameter": {}, "state": {}}
     for path, (spec, _) in specs.items():
@@ -266,19 +262,29 @@ def path_hash(path: str) -> int:
     return int.from_bytes(hashlib.md5(path.encode(), usedforsecurity=False).digest()[:4], "big")
 
 
-def _draw_at(
-    path: str, spec: ParamSpec, leaf: jax.ShapeDtypeStruct, key: jax.Array, together: dict[str, Any]
-) -> jax.Array:
-    """The value at a path; `together` keeps what layers draw with one key of their own."""
-    if not isinstance(spec.initializer, JointInitializer):
-        return _draw(spec, leaf.shape, jax.random.fold_in(key, path_hash(path)))
-    layer = path.removesuffix(f".{spec.name}")
-    if layer not in together:
-        together[layer] = spec.initializer.draw(jax.random.fold_in(key, path_hash(layer)))
-    return jnp.asarray(together[layer][spec.initializer.index], leaf.dtype)
+def _drawn(specs: Specs, key: jax.Array) -> dict[str, jax.Array]:
+    """The values at these paths; parameters that are alike are drawn by one program, which XLA compiles once."""
+    programs: dict[Any, Any] = {}
+    together: dict[str, Any] = {}
+    drawn = {}
+    for path, (spec, leaf) in specs.items():
+        joint = spec.initializer if isinstance(spec.initializer, JointInitializer) else None
+        if joint is None:
+            kind = id(spec.initializer) if callable(spec.initializer) else repr(spec.initializer)
+            alike = (kind, leaf.shape, leaf.dtype, spec.layout)
+            if alike not in programs:
+                programs[alike] = jax.jit(partial(_draw, spec, leaf.shape))
+            drawn[path] = programs[alike](key, np.uint32(path_hash(path)))
+            continue
+        layer = path.removesuffix(f".{spec.name}")
+        if layer not in together:
+            together[layer] = jax.jit(partial(joint.draw))(jax.random.fold_in(key, path_hash(layer)))
+        drawn[path] = jnp.asarray(together[layer][joint.index], leaf.dtype)
+    return drawn
 
 
-def _draw(spec: ParamSpec, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+def _draw(spec: ParamSpec, shape: tuple[int, ...], key: jax.Array, path: jax.Array) -> jax.Array:
+    key = jax.random.fold_in(key, path)
     if spec.initializer == "key":
         return jax.random.key_data(key)
     return from_spec(spec.initializer, layout=spec.layout)(shape, _param_dtype(spec), key)

@@ -180,6 +180,23 @@ def test_a_layer_of_the_other_mode_hands_on_its_first_input_without_a_missing_on
     np.testing.assert_array_equal(ax.predict(model, ax.init(model), {"x": values}), values)
 
 
+def test_parameters_that_are_alike_are_drawn_by_one_program():
+    """Compiling grows with the kinds of parameters, not with the number of layers; their values still differ."""
+    drawn = []
+
+    def normal(shape: tuple[int, ...], dtype: Any, key: jax.Array) -> jax.Array:
+        drawn.append(shape)
+        return jax.random.normal(key, shape, dtype)
+
+    model = ax.input("x", shape=(None, 3))
+    for units in (3, 3, 3, 3, 2):
+        model = model.dense(units, kernel_initializer=normal)
+    state = ax.init(model)
+    assert drawn == [(3, 3), (3, 2)]
+    kernels = [np.asarray(state.parameters[f"dense_{i}"]["kernel"]) for i in range(4)]
+    assert len({kernel.tobytes() for kernel in kernels}) == 4
+
+
 def test_missing_optional_input_reaches_the_output_as_an_error():
     """A layer without one of its inputs gives nothing; when that is the output, the missing input is named."""
     model = ax.add(ax.input("x", shape=(None, 1)), ax.input("o", shape=(None, 1), optional=True))
