@@ -67,14 +67,19 @@ def _rounds(key: jax.Array, low: jax.Array) -> jax.Array:
     return left ^ right
 
 
+def _partitionable() -> bool:
+    """Whether JAX numbers the counters of random bits as `_rounds` does, which is its default."""
+    return bool(jax.threefry_partitionable.value)
+
+
 def uniform(key: jax.Array, shape: Shape) -> jax.Array:
-    """Float32 numbers in [0, 1), those of `jax.random.uniform` with `jax_threefry_partitionable`.
+    """Float32 numbers in [0, 1), those of `jax.random.uniform`.
 
     On the CPU all rounds are written out, which the compiler makes one loop of; JAX's own are several, through memory,
     and take twice as long.
     """
-    fixed = all(isinstance(size, int) for size in shape)
-    if jax.default_backend() != "cpu" or not fixed or math.prod(shape) >= 2**32:
+    fixed = all(isinstance(size, int) for size in shape) and math.prod(shape) < 2**32
+    if jax.default_backend() != "cpu" or not fixed or not _partitionable():
         return jax.random.uniform(wrap(key), shape, jnp.float32)
     raw = jax.random.key_data(wrap(key))
     bits = _rounds(raw, lax.iota(jnp.uint32, math.prod(shape))).reshape(shape)
