@@ -92,6 +92,7 @@ def losses_of(logits: Any, other: Any, chance: Any, share: Any, sign: Any, label
         "poisson": (jnp.abs(other), jnp.abs(logits)),
         "soft_margin": (sign, logits),
         "cosine_similarity": (other, logits),
+        "cosine_distance": (other, logits),
         "margin_ranking": (sign, (other, logits)),
         "connectionist_temporal_classification": (
             (label % 3, jnp.ones((3, 2), jnp.int32)),
