@@ -34,8 +34,8 @@ def test_forward_shows_the_mode():
     state = ax.build(_model())[0]()
     inference, train = (ax.trace_forward(_model(), {"x": X}, state, mode) for mode in ("inference", "train"))
     assert "tanh" in inference
-    assert "random_bits" not in inference
-    assert "random_bits" in train
+    assert "random_split" not in inference
+    assert "random_split" in train
     assert "stablehlo.dot_general" in ax.trace_forward(_model(), X, state, form="stablehlo")
 
 
