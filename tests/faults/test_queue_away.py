@@ -59,7 +59,7 @@ async def test_absent_queue_delays_submissions_only(tmp_path: Path) -> None:
                 await server.stop()
                 refused, took_s = await asyncio.to_thread(use, api.url, spec)
                 assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (503, True), refused.text
-                assert took_s < 10.0  # far below the client's own retries, however busy the machine
+                assert took_s < 10.0  # it does not wait for the queue
                 assert alive(trainer)
                 await server.start()
                 (tmp_path / "go").touch()
