@@ -103,7 +103,12 @@ class Runner:
         parts = []
         if isinstance(step, TrainStep) and step.guarded:
             batch = next(islice(self._data.epoch(self._epoch), number, None), None)
-            found = "its batch is not to be had again" if batch is None else explain(step, self._step_state, batch)
+            if jax.process_count() > 1:
+                found = "not run again, since its arrays are spread over several processes"
+            elif batch is None:
+                found = "its batch is not to be had again"
+            else:
+                found = explain(step, self._step_state, batch)
             parts.append(f"first in iteration {number} of epoch {self._epoch}: {found}")
         savers = [handler for handler in self._closing if isinstance(handler, Saver)]
         for saver in savers:
