@@ -90,6 +90,21 @@ def restless_once(job: TrainerJob, channel: Channel) -> int:
     return finish(job, channel, resumed=resumed(job))
 
 
+def steady(job: TrainerJob, channel: Channel) -> int:
+    """Sixty steps of a fiftieth of a second, a checkpoint every ten; goes on from where the last one was."""
+    before = resumed(job)
+    step = 0 if before is None else int(before.split()[-1])
+    while step < 60 and not channel.stopping:
+        time.sleep(0.02)
+        step += 1
+        channel.send("progress", data={"step": step})
+        if step % 10 == 0:
+            save(job, channel, step)
+            while channel.acknowledged < step and not channel.stopping:
+                time.sleep(0.005)
+    return EXIT_STOPPED if channel.stopping else finish(job, channel, resumed=before)
+
+
 def until_told_where(job: TrainerJob, channel: Channel) -> int:
     """Waits for the file `go`, and says what it sees of the devices."""
     while not (Path(job.work).parents[1] / "go").exists():
@@ -141,6 +156,7 @@ def just_finish(job: TrainerJob, channel: Channel) -> int:
 BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
 BEHAVIOURS["until_told_where"] = until_told_where
 BEHAVIOURS["until_told"] = until_told
+BEHAVIOURS["steady"] = steady
 BEHAVIOURS["crash_if_seeded"] = crash_if_seeded
 BEHAVIOURS["restless_once"] = restless_once
 BEHAVIOURS["finish"] = just_finish
