@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.errors import CheckpointError
+from engine.model.state import ModelState
 from engine.precision import dtype_of, name_of
 from engine.train.events import Count, Event
 from engine.train.state import LoopState, Stage
@@ -110,12 +111,35 @@ def restore(path: str | Path, like: LoopState) -> LoopState:
         data_state=plain["data_state"],
         stage=Stage(plain["stage"]),
         status=plain["status"],
+        best_model_state=_filled("best", like.model_state, leaves, folder) if _has_best(leaves) else None,
     )
 
 
+def restore_model(path: str | Path, like: ModelState) -> ModelState:
+    """The model's state of a trainer's checkpoint, to start another run from, with the frozen marks and ties of `like`.
+
+    Args:
+        path: the checkpoint's folder.
+        like: a state of the same model; its leaves may be abstract.
+    Raises:
+        CheckpointError: missing, damaged, or of another model.
+    """
+    folder = Path(path).absolute()
+    document, arrays = _read(folder)
+    part = "step_state.model_state"
+    entries = [(index, e) for index, e in enumerate(document["leaves"]) if e["path"].startswith(part)]
+    state: ModelState = _filled(part, like, {e["path"]: _to_device(arrays[str(i)], e) for i, e in entries}, folder)
+    return state
+
+
+def _has_best(leaves: Mapping[str, jax.Array]) -> bool:
+    return any(name.startswith("best.") for name in leaves)
+
+
 def _leaves(state: LoopState) -> Iterator[tuple[str, Any]]:
-    for part in ("step_state", "accumulators"):
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, part)):
+    parts = {"step_state": state.step_state, "accumulators": state.accumulators, "best": state.best_model_state}
+    for part, tree in parts.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             yield part + jax.tree_util.keystr(path), leaf
     for name, value in state.metrics.items():
         yield f"metrics/{name}", value

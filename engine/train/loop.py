@@ -22,7 +22,7 @@ from engine.train.data import Batch, Data, as_data
 from engine.train.events import Bound, Event, Filter, Handling, parse_events
 from engine.train.handlers import Logging, Validation, describe, write_line
 from engine.train.metrics import Accumulate, make_metric
-from engine.train.monitoring import Monitor, halt, reduce_learning_rate
+from engine.train.monitoring import Best, Monitor, halt, reduce_learning_rate
 from engine.train.objectives import Losses
 from engine.train.parallel import Devices, placement
 from engine.train.program import Program
@@ -157,11 +157,12 @@ class Loop:
         *,
         mode: Literal["min", "max"] = "min",
         patience: int = 3,
+        min_delta: float = 0.0,
         event: Events = Event.EPOCH_COMPLETED,
         **filters: Any,
     ) -> Loop:
         """Call `handler` when `metric` has not improved for more than `patience` events; see `Monitor`."""
-        return self.handle_event(event, Monitor(metric, handler, name, mode, patience), **filters)
+        return self.handle_event(event, Monitor(metric, handler, name, mode, patience, min_delta), **filters)
 
     def early_stop(
         self,
@@ -169,14 +170,31 @@ class Loop:
         *,
         mode: Literal["min", "max"] = "min",
         patience: int = 3,
+        min_delta: float = 0.0,
         event: Events = Event.EPOCH_COMPLETED,
         **filters: Any,
     ) -> Loop:
-        """End the run when `metric` stalls (see `Monitor`); the last parameters stay.
+        """End the run when `metric` stalls (see `Monitor`); the last parameters stay, see `keep_best` for others.
 
         Source: Axon.Loop.early_stop/3.
         """
-        return self.monitor(metric, halt, "early_stop", mode=mode, patience=patience, event=event, **filters)
+        options: dict[str, Any] = {"mode": mode, "patience": patience, "min_delta": min_delta, **filters}
+        return self.monitor(metric, halt, "early_stop", event=event, **options)
+
+    def keep_best(
+        self,
+        metric: str,
+        *,
+        mode: Literal["min", "max"] = "min",
+        averaged: bool = False,
+        event: Events = Event.EPOCH_COMPLETED,
+        **filters: Any,
+    ) -> Loop:
+        """Keep a copy of the model's state where `metric` was best, as `state.best_model_state`; see `Best`.
+
+        With `averaged` of the parameters' averages. Add it after `validate` and before what may halt the run.
+        """
+        return self.handle_event(event, Best(metric, mode, averaged), **filters)
 
     def reduce_lr_on_plateau(
         self,
@@ -185,6 +203,7 @@ class Loop:
         factor: float = 0.1,
         mode: Literal["min", "max"] = "min",
         patience: int = 3,
+        min_delta: float = 0.0,
         event: Events = Event.EPOCH_COMPLETED,
         **filters: Any,
     ) -> Loop:
@@ -193,9 +212,8 @@ class Loop:
         Source: Axon.Loop.reduce_lr_on_plateau/3.
         """
         handler = reduce_learning_rate(factor)
-        return self.monitor(
-            metric, handler, "reduce_lr_on_plateau", mode=mode, patience=patience, event=event, **filters
-        )
+        options: dict[str, Any] = {"mode": mode, "patience": patience, "min_delta": min_delta, **filters}
+        return self.monitor(metric, handler, "reduce_lr_on_plateau", event=event, **options)
 
     def checkpoint(
         self,

@@ -68,6 +68,7 @@ class Runner:
         self._stage = begin.stage
         self._event = begin.event
         self._data_state = begin.data_state
+        self._best = begin.best_model_state
         self._iterator: BatchIterator | None = None
 
     def run(self) -> LoopState:
@@ -247,6 +248,7 @@ class Runner:
     def _adopt(self, state: LoopState) -> None:
         self._step_state = state.step_state
         self._handler_state = state.handler_state
+        self._best = state.best_model_state
         self._added = {k: v for k, v in state.metrics.items() if k not in self._accumulators.values}
 
     def _metrics(self) -> Metrics:
@@ -275,6 +277,7 @@ class Runner:
             data_state=self._position(),
             stage=self._stage,
             status=status,
+            best_model_state=self._best,
         )
 
 

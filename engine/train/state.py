@@ -76,6 +76,7 @@ class LoopState:
         data_state: where the data iterator stands; None when the data cannot tell.
         stage: where a resumed run goes on.
         status: `running`, `completed` or `halted`.
+        best_model_state: the model's state where a metric was best (`Loop.keep_best`); None where none is kept.
     """
 
     step_state: Tree
@@ -91,6 +92,7 @@ class LoopState:
     data_state: Mapping[str, Any] | None = None
     stage: Stage = Stage.NEW
     status: str = "running"
+    best_model_state: ModelState | None = None
 
     @property
     def model_state(self) -> ModelState:

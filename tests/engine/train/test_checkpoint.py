@@ -26,11 +26,12 @@ def data() -> ArrayData:
 
 @functools.cache
 def training() -> Loop:
-    """Everything that has a state: dropout keys, running statistics, Adam, metrics, validation, a monitor."""
+    """All that has a state: dropout keys, running statistics, Adam, metrics, validation, the best, a monitor."""
     model = ax.input("x", shape=(None, 6)).dense(8, activation="relu").batch_norm().dropout(rate=0.5)
     loss = {"name": "categorical_cross_entropy", "sparse": True}
     loop = trainer(model.dense(3, activation="softmax"), loss, "adam").metric("accuracy", sparse=True)
-    return loop.validate(data().split(0.3)[1]).early_stop("validation_loss", patience=9)
+    loop = loop.validate(data().split(0.3)[1]).keep_best("validation_loss")
+    return loop.early_stop("validation_loss", patience=9)
 
 
 def bits(tree: Any) -> list[bytes]:
@@ -40,7 +41,7 @@ def bits(tree: Any) -> list[bytes]:
 
 def everything(state: LoopState) -> tuple[Any, ...]:
     """All that a resumed run must have in common with an undisturbed one."""
-    arrays = (state.step_state, state.accumulators, dict(state.metrics), state.history)
+    arrays = (state.step_state, state.accumulators, dict(state.metrics), state.history, state.best_model_state)
     plain = (state.epoch, state.iteration, state.event_counts, state.handler_state, state.stage, state.status)
     return bits(arrays), plain
 
@@ -85,6 +86,20 @@ def test_a_plain_list_of_batches_resumes_too() -> None:
     stopping = loop.handle_event(Event.ITERATION_STARTED, lambda state: ax.train.Status.HALT_LOOP, once=6)
     final = loop.run(batches, epochs=2, resume=stopping.run(batches, epochs=2))
     assert bits(final.step_state) == bits(undisturbed.step_state)
+
+
+def test_the_models_state_alone_is_read_for_another_run(tmp_path: Path) -> None:
+    """Whatever the optimizer and the metrics were; marks are those of the state it is read for."""
+    state = training().run(data())
+    checkpoint.save(tmp_path / "one", state)
+    loss = {"name": "categorical_cross_entropy", "sparse": True}
+    like = trainer(training().program.step.model, loss, "sgd").start(data()).model_state
+    found = checkpoint.restore_model(tmp_path / "one", like.freeze(lambda path: path.startswith("dense_0")))
+    assert bits(found) == bits(state.model_state)
+    assert found.frozen == {"dense_0.kernel", "dense_0.bias"}
+    other = ax.build(ax.input("x", shape=(None, 6)).dense(4))[0]()
+    with pytest.raises(CheckpointError, match="differs in"):
+        checkpoint.restore_model(tmp_path / "one", other)
 
 
 @pytest.fixture

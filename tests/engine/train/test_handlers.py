@@ -70,6 +70,45 @@ def test_early_stop_ends_the_run() -> None:
     assert (final.status, final.epoch, len(final.history)) == ("halted", 3, 4)
 
 
+def test_min_delta_is_what_an_improvement_is_at_least() -> None:
+    """A metric that creeps stalls; one that is not a number is worse than any."""
+    creeping = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75]
+    final = scripted(creeping).early_stop("m", patience=1, min_delta=0.2).run([1], 0, epochs=6)
+    assert (final.status, len(final.history)) == ("halted", 3)
+    assert scripted(creeping).early_stop("m", patience=1).run([1], 0, epochs=6).status == "completed"
+    rising = scripted([1.0, 1.1, 1.3, 1.3]).early_stop("m", patience=0, min_delta=0.25, mode="max")
+    assert len(rising.run([1], 0, epochs=4).history) == 2
+    assert scripted([float("nan"), 2.0, 1.0]).early_stop("m", patience=0).run([1], 0, epochs=3).status == "completed"
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 1)])
+def test_keep_best_keeps_the_state_of_the_best_epoch(mode: Any, best: int) -> None:
+    """A copy, which later steps leave alone; of equal epochs the first."""
+    seen: list[float] = []
+    values = [3.0, 4.0, 2.0, 2.0]
+    loop = training({"name": "sgd", "learning_rate": 0.1}).handle_event(
+        Event.EPOCH_COMPLETED, lambda state: state.with_metrics(m=values[state.epoch])
+    )
+    loop = loop.handle_event(
+        Event.EPOCH_COMPLETED, lambda state: seen.append(float(state.model_state.parameters["dense_0"]["kernel"][0, 0]))
+    )
+    final = loop.keep_best("m", mode=mode).run(DATA, epochs=4)
+    assert final.handler_state["keep_best"] == {"best": values[best], "epoch": best}
+    assert final.best_model_state is not None
+    assert float(final.best_model_state.parameters["dense_0"]["kernel"][0, 0]) == seen[best]
+    assert len(set(seen)) == 4
+
+
+def test_keep_best_keeps_averages_where_they_are_published() -> None:
+    """With `averaged` it is the optimizer's average."""
+    averaging = {"name": "chain", "transforms": [{"name": "sgd", "learning_rate": 0.1}, {"name": "ema", "decay": 0.5}]}
+    final = training(averaging).keep_best("loss", averaged=True).run(DATA, epochs=1)
+    assert final.best_model_state is not None
+    kept, average = (s.parameters["dense_0"]["kernel"] for s in (final.best_model_state, final.averaged_model_state))
+    np.testing.assert_array_equal(kept, average)
+    assert not np.array_equal(kept, final.model_state.parameters["dense_0"]["kernel"])
+
+
 def test_reduce_lr_on_plateau_multiplies_the_learning_rate() -> None:
     """The next steps are shorter, without another compilation."""
     loop = training({"name": "sgd", "learning_rate": 0.5}).handle_event(
@@ -107,7 +146,7 @@ def test_monitor_names_an_unknown_metric() -> None:
         training().early_stop("los").run(DATA)
 
 
-@pytest.mark.parametrize("options", [{"mode": "up"}, {"patience": -1}])
+@pytest.mark.parametrize("options", [{"mode": "up"}, {"patience": -1}, {"min_delta": -0.1}])
 def test_monitor_checks_its_options(options: dict[str, Any]) -> None:
     """Before anything runs."""
     with pytest.raises(OptionError, match="monitor: expected"):
