@@ -15,6 +15,7 @@ from service.core.jobs import check_move
 from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
 from service.core.names import check_event_id
 from service.core.ports import Clock
+from service.core.sweeps import child_id
 from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 _MIN_WAIT_S = 0.001
@@ -22,7 +23,7 @@ _MIN_WAIT_S = 0.001
 
 @dataclass(slots=True)
 class _Entry:
-    """One job with what belongs to it; `order` is its place in the queue."""
+    """One job with what belongs to it; `order` is its place in the queue, `unfinished` how many of its children are."""
 
     job: Job
     order: int
@@ -32,6 +33,7 @@ class _Entry:
     attempt_at: float = 0.0
     events: list[JobEvent] = field(default_factory=list)
     dropped: int = 0
+    unfinished: int = 0
 
 
 class MemoryJobQueue:
@@ -67,7 +69,7 @@ class MemoryJobQueue:
         self._last_event = (0, 0)
         self._changed = asyncio.Event()
 
-    async def submit(self, job: Job) -> Job:
+    async def submit(self, job: Job, children: Sequence[Job] = ()) -> Job:
         """Store a queued job, or find that of its key; raises `Conflict`, `Overloaded` when its tag has too many."""
         self._expire()
         if job.idempotency_key:
@@ -76,32 +78,44 @@ class MemoryJobQueue:
                 if request != fingerprint(job):
                     raise Conflict(f"idempotency key: expected the request of job {known} again, got another one")
                 return self._entries[known].job
-        self._store(job)
+        self._store(job, children)
         if job.idempotency_key:
             self._keys[scope(job)] = (job.id, fingerprint(job))
         return job
 
-    async def requeue(self, job_id: str, job: Job) -> Job:
+    async def requeue(self, job_id: str, job: Job, children: Sequence[Job] = ()) -> Job:
         """Submit `job` in the place of a failed one, once."""
         old = self._entry(job_id)
         if old.job.requeued_as is not None:
             return self._entry(old.job.requeued_as).job
         if old.job.state is not JobState.FAILED:
             raise Conflict(f"job {job_id}: expected a failed one, got {old.job.state}")
-        self._store(job)
+        self._store(job, children)
         old.job = replace(old.job, requeued_as=job.id, dead=False)
         return job
 
-    def _store(self, job: Job) -> None:
+    def _store(self, job: Job, children: Sequence[Job]) -> None:
         if job.id in self._entries:
             raise Conflict(f"job {job.id}: it exists already")
-        unfinished = sum(e.job.tag == job.tag and not e.job.state.final for e in self._entries.values())
-        if unfinished >= self._max_jobs:
-            raise Overloaded(f"jobs with tag {job.tag!r}: expected fewer than {self._max_jobs} unfinished ones")
-        if sum(not e.job.state.final for e in self._entries.values()) >= self._max_unfinished:
-            raise Overloaded(f"jobs: expected fewer than {self._max_unfinished} unfinished ones of all tags")
-        entry = self._entries[job.id] = _Entry(job, self._next_order())
-        self._record(entry, "state", {"state": str(job.state)})
+        self._check_room(job.tag, len(children))
+        for each in (job, *children):
+            entry = self._entries[each.id] = _Entry(each, self._next_order(), unfinished=each.children)
+            self._record(entry, "state", {"state": str(each.state)})
+
+    def _check_room(self, tag: str, children: int) -> None:
+        entries, queueing = self._entries.values(), max(children, 1)
+        unfinished = sum(e.job.tag == tag and not e.job.state.final and not e.unfinished for e in entries)
+        if unfinished + queueing > self._max_jobs:
+            raise Overloaded(
+                f"jobs: expected at most {self._max_jobs} unfinished ones with this tag, "
+                f"got {queueing} beside {unfinished}"
+            )
+        unfinished = sum(not e.job.state.final or self._kept_until(e.job) == math.inf for e in entries)
+        if unfinished + 1 + children > self._max_unfinished:
+            raise Overloaded(
+                f"jobs: expected at most {self._max_unfinished} unfinished ones of all tags, "
+                f"got {1 + children} beside {unfinished}"
+            )
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
@@ -114,19 +128,40 @@ class MemoryJobQueue:
         jobs = [job for job in everything if state in (None, job.state) and (job.dead or not dead)]
         return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)[:limit]
 
+    async def children(self, job_id: str) -> list[Job]:
+        """A sweep's jobs in their order."""
+        return [entry.job for entry in self._children(self._entry(job_id).job)]
+
     async def cancel(self, job_id: str) -> Job:
         """Queued: becomes cancelled. Running: marks it. Raises `Conflict` when final or publishing."""
         entry = self._entry(job_id)
         job = entry.job
-        if job.state is not JobState.RUNNING:
+        if entry.unfinished:
+            self._cancel_children(entry)
+        elif job.state is not JobState.RUNNING:
             check_move(job_id, job.state, JobState.CANCELLED)
             self._end(entry, JobState.CANCELLED)
         elif job.reserved is not None:
             raise Conflict(f"job {job_id}: it publishes version {job.reserved[1]} already and cannot be cancelled")
-        elif not job.cancel_requested:
-            entry.job = replace(job, cancel_requested=True)
-            self._record(entry, "state", {"state": "running", "cancel_requested": True})
+        else:
+            self._mark(entry)
         return entry.job
+
+    def _cancel_children(self, sweep: _Entry) -> None:
+        """Each like any other job; the sweep at once where none of them runs any more."""
+        self._mark(sweep)
+        for entry in self._children(sweep.job):
+            if entry.job.state is JobState.QUEUED:
+                self._end(entry, JobState.CANCELLED)
+            elif entry.job.state is JobState.RUNNING and entry.job.reserved is None:
+                self._mark(entry)
+        if not sweep.unfinished:
+            self._end(sweep, JobState.CANCELLED)
+
+    def _mark(self, entry: _Entry) -> None:
+        if not entry.job.cancel_requested:
+            entry.job = replace(entry.job, cancel_requested=True)
+            self._record(entry, "state", {"state": str(entry.job.state), "cancel_requested": True})
 
     async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
         """Take a queued job, or one whose lease has run out; None after `wait_s`."""
@@ -232,6 +267,11 @@ class MemoryJobQueue:
         last = _event_key(after)
         return [event for event in self._entry(job_id).events if _event_key(event.id) > last][:limit]
 
+    async def using(self, dataset_id: str) -> list[str]:
+        """Ids of the jobs that train on a data set and have not ended."""
+        jobs = [entry.job for entry in self._entries.values()]
+        return [job.id for job in jobs if not job.state.final and job.spec.get("dataset") == dataset_id]
+
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""
         self._workers[worker.id] = (worker, self._clock.monotonic() + ttl_s)
@@ -254,7 +294,10 @@ class MemoryJobQueue:
         for entry in mine:
             if entry.job.not_before is not None and entry.job.not_before <= self._clock.time():
                 entry.job = replace(entry.job, not_before=None)
-        waiting = [e for e in mine if e.job.state is JobState.QUEUED and e.job.not_before is None]
+        for entry in mine:
+            if entry.job.children and entry.job.cancel_requested and _claimable(entry):
+                self._end(entry, JobState.CANCELLED)
+        waiting = [e for e in mine if _claimable(e)]
         if not waiting:
             return None
         who = tuple(sorted(tags))
@@ -338,6 +381,16 @@ class MemoryJobQueue:
         if error is not None:
             data["error"] = error
         self._record(entry, "state", data)
+        if (sweep := self._entries.get(entry.job.parent or "")) is not None:
+            self._record(sweep, "child", {"child": entry.job.id, **data})
+            sweep.unfinished -= 1
+            if not sweep.unfinished:
+                sweep.order = self._next_order()
+                self._record(sweep, "state", {"state": "queued", "reason": "its last child has ended"})
+
+    def _children(self, job: Job) -> list[_Entry]:
+        ids = (child_id(job.id, number) for number in range(job.children))
+        return [self._entries[each] for each in ids if each in self._entries]
 
     def _entry(self, job_id: str) -> _Entry:
         self._expire()
@@ -353,16 +406,23 @@ class MemoryJobQueue:
 
     def _expire(self) -> None:
         now = self._clock.time()
-        for job_id, entry in list(self._entries.items()):
-            if entry.job.finished_at is not None and entry.job.finished_at + self._kept_s(entry.job) <= now:
-                del self._entries[job_id]
-        ended = [e.job for e in self._entries.values() if e.job.finished_at is not None]
-        for job in sorted(ended, key=lambda j: (j.finished_at or now) + self._kept_s(j))[: -self._max_kept]:
-            del self._entries[job.id]
+        until = {job_id: self._kept_until(e.job) for job_id, e in self._entries.items() if e.job.state.final}
+        for job_id in [job_id for job_id, end in until.items() if end <= now]:
+            del self._entries[job_id], until[job_id]
+        kept = sorted((job_id for job_id, end in until.items() if end < math.inf), key=until.__getitem__)
+        for job_id in kept[: -self._max_kept]:
+            if job_id in self._entries:
+                for child in self._children(self._entries.pop(job_id).job):
+                    del self._entries[child.job.id]
         self._keys = {key: value for key, value in self._keys.items() if value[0] in self._entries}
 
-    def _kept_s(self, job: Job) -> float:
-        return self._keep_s if job.ttl_s is None else min(job.ttl_s, self._keep_s)
+    def _kept_until(self, job: Job) -> float:
+        """When an ended job may be forgotten: a sweep's jobs with the sweep, so not before it has ended."""
+        sweep = self._entries.get(job.parent or "")
+        job = job if sweep is None else sweep.job
+        if job.finished_at is None:
+            return math.inf
+        return job.finished_at + (self._keep_s if job.ttl_s is None else min(job.ttl_s, self._keep_s))
 
     def _record(self, entry: _Entry, kind: str, data: Mapping[str, Json]) -> str:
         now_ms = int(self._clock.time() * 1000)
@@ -380,6 +440,10 @@ class MemoryJobQueue:
     def _next_order(self) -> int:
         self._order += 1
         return self._order
+
+
+def _claimable(entry: _Entry) -> bool:
+    return entry.job.state is JobState.QUEUED and entry.job.not_before is None and not entry.unfinished
 
 
 def _used_up(job: Job) -> bool:

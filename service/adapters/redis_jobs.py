@@ -7,6 +7,7 @@ Keys (`{axon}` keeps them in one slot of a cluster):
     {axon}:turns                   hash: whose turn it is of the priorities, by the tags of those who claim
     {axon}:job:<id>                hash: the job; expires `keep_s` after its end
     {axon}:events:<id>             stream: state, progress, log lines, checkpoints; capped, expires with the job
+                                   (a sweep's jobs are <id>.0, <id>.1, ...: they expire with the sweep)
     {axon}:jobs                    sorted set of all jobs by creation; {axon}:jobs:<state> the same by state
     {axon}:ended                   sorted set: when each finished job may be forgotten in the sets above
     {axon}:jobs:dead               sorted set of failed jobs whose attempts were used up, by creation
@@ -21,35 +22,37 @@ after a lost connection: submit, start and settle recognise their own repetition
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.core.errors import (
-    Conflict,
-    NotFound,
-    NotReady,
-    Overloaded,
-    ServiceError,
-    StaleLease,
-    TooLarge,
+from service.adapters.redis_values import (
+    Place,
+    Taken,
+    cut,
+    dumps,
+    event_of,
+    fields_of,
+    job_of,
+    no_job,
+    place_of,
+    translated,
+    worker_of,
 )
+from service.core.errors import Conflict, NotFound, TooLarge
 from service.core.idempotency import fingerprint, scope
-from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
+from service.core.limits import MAX_EVENT_BYTES
 from service.core.names import check_event_id
 from service.core.ports import Clock
-from service.core.types import CLAIM_ORDER, DeviceInfo, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
+from service.core.sweeps import child_id, parent_of
+from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 PREFIX: Final = "{axon}"
 _SCRIPTS: Final = (
@@ -66,38 +69,11 @@ _SCRIPTS: Final = (
     "forget",
 )
 _ALONE: Final = ("take", "beat")
-_REFUSALS: Final[Mapping[str, type[ServiceError]]] = {
-    "STALE": StaleLease,
-    "NOJOB": NotFound,
-    "CONFLICT": Conflict,
-    "FULL": Overloaded,
-}
-_AWAY: Final = (
-    RedisConnectionError, RedisTimeoutError, ReadOnlyError, OutOfMemoryError, ClusterDownError, OSError,
-)  # fmt: skip
 _MAX_BLOCK_S = 5.0  # below the socket's time limit, so that a quiet stream does not look like a dead server
 _SOCKET_TIMEOUT_S = 10.0
 _PAGE = 200
 _LEVELS: Final = tuple(Priority)
 _TURNS: Final = tuple(_LEVELS.index(level) + 1 for level in CLAIM_ORDER)
-
-
-class _Place(NamedTuple):
-    """What the keys of a job are made of."""
-
-    id: str
-    tag: str
-    priority: Priority
-
-
-class _Taken(NamedTuple):
-    """What `take` found: a job and its entry or neither, where the streams end, and who is due now or in so long."""
-
-    job: _Place | None
-    entry: str
-    ends: dict[str, str]
-    due: list[_Place]
-    next_due_ms: int | None
 
 
 def connect(url: str, *, retries: int = 5) -> Redis:
@@ -156,76 +132,67 @@ class RedisJobQueue:
         """Close the client's connections."""
         await self._redis.aclose()
 
-    async def submit(self, job: Job) -> Job:
+    async def submit(self, job: Job, children: Sequence[Job] = ()) -> Job:
         """Store a queued job, or find that of its key; raises `Conflict`, `Overloaded` when its tag has too many."""
-        stored_id, known = await self._submit(job)
+        stored_id, known = await self._submit(job, children)
         while known is not None:
             try:
                 first = await self.get(stored_id)
             except NotFound:  # forgotten: the key is free again
-                stored_id, known = await self._submit(job, gone=stored_id)
+                stored_id, known = await self._submit(job, children, gone=stored_id)
                 continue
             if known != fingerprint(job):
                 raise Conflict(f"idempotency key: expected the request of job {stored_id} again, got another one")
             return first
         return job
 
-    async def requeue(self, job_id: str, job: Job) -> Job:
+    async def requeue(self, job_id: str, job: Job, children: Sequence[Job] = ()) -> Job:
         """Submit `job` in the place of a failed one, once."""
         await self.get(job_id)
-        stored_id, known = await self._submit(job, replaces=job_id)
+        stored_id, known = await self._submit(job, children, replaces=job_id)
         return job if known is None else await self.get(stored_id)
 
-    async def _submit(self, job: Job, *, gone: str = "", replaces: str = "") -> tuple[str, str | None]:
+    async def _submit(
+        self, job: Job, children: Sequence[Job], *, gone: str = "", replaces: str = ""
+    ) -> tuple[str, str | None]:
         """The id of the stored job and None, or id and fingerprint of the one that is there already."""
-        stored = {
-            "spec": json.dumps(job.spec),
-            "tag": job.tag,
-            "max_attempts": str(job.max_attempts),
-            "priority": str(job.priority),
-            "owner": job.owner,
-            "idempotency_key": job.idempotency_key,
-        }
-        if job.ttl_s is not None:
-            stored["ttl_ms"] = str(int(job.ttl_s * 1000))
-        if job.requeued_from is not None:
-            stored["requeued_from"] = job.requeued_from
-        flat = [part for pair in stored.items() for part in pair]
         keyed = fingerprint(job) if job.idempotency_key else ""
-        args = (
-            secrets.token_hex(16),
-            self._max_jobs,
-            repr(job.created_at),
-            keyed,
-            gone,
-            replaces,
-            self._max_unfinished,
-            *flat,
-        )
+        args: list[str | int] = [secrets.token_hex(16), self._max_jobs, repr(job.created_at), keyed, gone, replaces]
+        args += [self._max_unfinished, len(children)]
+        for one in (job, *children):
+            fields = fields_of(one)
+            args += [len(fields), *fields]
         own = self._key("job", job.id)
         more_keys = [
-            *self._queues(job.tag),
             self._key("key", scope(job)) if keyed else own,
             self._key("job", replaces) if replaces else own,
         ]
-        found = await self._call("submit", _place(job), *args, more_keys=more_keys)
+        found = await self._call("submit", place_of(job), *args, more_keys=more_keys)
         await self._forget_oldest()
         return (found[0], found[1]) if len(found) == 2 else (job.id, None)
 
     async def _forget_oldest(self) -> None:
-        """Remove ended jobs that are too many, those first that would expire first."""
-        with _translated():
-            excess = await self._redis.zrange(self._key("ended"), 0, -self._max_kept - 1)
-        for job_id in excess[:_PAGE]:
-            await self._call("forget", _Place(job_id, "", Priority.NORMAL))
+        """Remove ended jobs that are too many, those first that would expire first; a sweep's with the sweep."""
+        ended = self._key("ended")
+        with translated():
+            excess = await self._redis.zcount(ended, "-inf", "(+inf") - self._max_kept
+            if excess <= 0:
+                return
+            ids = await self._redis.zrange(ended, 0, min(excess, _PAGE) - 1)
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.hget(self._key("job", job_id), "children")
+            counts = await pipeline.execute()
+        for job_id, count in zip(ids, counts, strict=True):
+            await self._call("forget", Place(job_id, "", Priority.NORMAL, int(count or 0)))
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
-        with _translated():
+        with translated():
             found = await self._redis.hgetall(self._key("job", job_id))
         if not found:
-            raise _no_job(job_id)
-        return _job(job_id, found)
+            raise no_job(job_id)
+        return job_of(job_id, found)
 
     async def find(self, *, state: JobState | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
         """Newest first."""
@@ -234,21 +201,32 @@ class RedisJobQueue:
         jobs: list[Job] = []
         start = 0
         while len(jobs) < limit:
-            with _translated():
+            with translated():
                 ids = await self._redis.zrange(index, start, start + _PAGE - 1, desc=True)
                 pipeline = self._redis.pipeline(transaction=False)
                 for job_id in ids:
                     pipeline.hgetall(self._key("job", job_id))
-                found = [_job(job_id, one) for job_id, one in zip(ids, await pipeline.execute(), strict=True) if one]
+                found = [job_of(job_id, one) for job_id, one in zip(ids, await pipeline.execute(), strict=True) if one]
             jobs += [job for job in found if state in (None, job.state) and (job.dead or not dead)]
             start += _PAGE
             if len(ids) < _PAGE:
                 break
         return jobs[:limit]
 
+    async def children(self, job_id: str) -> list[Job]:
+        """A sweep's jobs in their order."""
+        count = (await self.get(job_id)).children
+        ids = [child_id(job_id, number) for number in range(count)]
+        with translated():
+            pipeline = self._redis.pipeline(transaction=False)
+            for each in ids:
+                pipeline.hgetall(self._key("job", each))
+            found = await pipeline.execute() if ids else []
+        return [job_of(each, one) for each, one in zip(ids, found, strict=True) if one]
+
     async def cancel(self, job_id: str) -> Job:
         """Queued: becomes cancelled. Running: marks it. Raises `Conflict` when final or publishing."""
-        return _job(job_id, await self._call("cancel", _place(await self.get(job_id))))
+        return job_of(job_id, await self._call("cancel", place_of(await self.get(job_id))))
 
     async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:
         """Take a queued job, or one whose lease has run out; None after `wait_s`.
@@ -274,23 +252,23 @@ class RedisJobQueue:
             waits_ms = [left * 1000, self._lease_ms / 3, _MAX_BLOCK_S * 1000]
             if taken.next_due_ms is not None:
                 waits_ms.append(taken.next_due_ms)
-            with _translated():
+            with translated():
                 await self._redis.xread(taken.ends, count=1, block=max(1, int(min(waits_ms))))
 
     async def renew(self, lease: Lease) -> Job:
         """Extend the lease; returns the job as stored."""
-        return _job(lease.job.id, await self._fenced("renew", lease, self._lease_ms))
+        return job_of(lease.job.id, await self._fenced("renew", lease, self._lease_ms))
 
     async def append(self, lease: Lease, kind: str, data: Mapping[str, Json]) -> str:
         """Append to the job's events; returns the event's id."""
-        text = _dumps(data)
+        text = dumps(data)
         if len(text) > MAX_EVENT_BYTES:
             raise TooLarge(f"event {kind}: expected at most {MAX_EVENT_BYTES} bytes, got {len(text)}")
         return str(await self._fenced("append", lease, kind, text))
 
     async def commit_checkpoint(self, lease: Lease, pointer: Mapping[str, Json]) -> Mapping[str, Json] | None:
         """Make `pointer` the job's checkpoint; returns the one before."""
-        before = await self._fenced("checkpoint", lease, _dumps(pointer))
+        before = await self._fenced("checkpoint", lease, dumps(pointer))
         return None if before is None else json.loads(before)
 
     async def reserve(self, lease: Lease, model: str, version: int) -> tuple[str, int]:
@@ -309,13 +287,13 @@ class RedisJobQueue:
         """End the job and acknowledge it in one step; repeating it with the same lease returns the job as it ended."""
         if not state.final:
             raise Conflict(f"job {lease.job.id}: expected a final state to settle it, got {state}")
-        encoded = "" if result is None else _dumps(result)
-        return _job(lease.job.id, await self._fenced("settle", lease, state, encoded, _text(error or "")))
+        encoded = "" if result is None else dumps(result)
+        return job_of(lease.job.id, await self._fenced("settle", lease, state, encoded, cut(error or "")))
 
     async def release(self, lease: Lease, *, reason: str, counts: bool = False, delay_s: float = 0.0) -> Job:
         """Give a running job back to the queue, without counting against its attempts unless `counts`."""
-        args = (int(counts), _text(reason), int(delay_s * 1000))
-        return _job(lease.job.id, await self._fenced("release", lease, *args))
+        args = (int(counts), cut(reason), int(delay_s * 1000))
+        return job_of(lease.job.id, await self._fenced("release", lease, *args))
 
     async def events(self, job_id: str, *, after: str = "0") -> AsyncIterator[JobEvent]:
         """Replay after an id, then follow; ends after a final state's event."""
@@ -324,9 +302,9 @@ class RedisJobQueue:
         state = (await self.get(job_id)).state
         while True:
             block = None if state.final else int(_MAX_BLOCK_S * 1000)
-            with _translated():
+            with translated():
                 found = await self._redis.xread({key: after}, count=_PAGE, block=block)
-            for event in (_event(*entry) for entry in (found[0][1] if found else ())):
+            for event in (event_of(*entry) for entry in (found[0][1] if found else ())):
                 yield event
                 after = event.id
                 if event.kind == "state" and JobState(event.data["state"]).final:
@@ -343,46 +321,48 @@ class RedisJobQueue:
         """Up to `limit` events behind an id that are there now."""
         start = f"({check_event_id(after)}"
         await self.get(job_id)
-        with _translated():
+        with translated():
             found = await self._redis.xrange(self._key("events", job_id), min=start, count=limit)
-        return [_event(*entry) for entry in found]
+        return [event_of(*entry) for entry in found]
 
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""
         keys = [self._key("workers"), self._key("worker", worker.id)]
-        with _translated():
-            await self._scripts["beat"](keys=keys, args=[worker.id, _dumps(asdict(worker)), int(ttl_s * 1000)])
+        with translated():
+            await self._scripts["beat"](keys=keys, args=[worker.id, dumps(asdict(worker)), int(ttl_s * 1000)])
 
     async def workers(self) -> list[WorkerInfo]:
         """Workers whose heartbeat is fresh, by name."""
-        with _translated():
+        with translated():
             ids = sorted(await self._redis.zrange(self._key("workers"), 0, -1))
             found = await self._redis.mget([self._key("worker", worker) for worker in ids]) if ids else []
         infos = [json.loads(text) for text in found if text is not None]
-        return [_worker(info) for info in infos]
+        return [worker_of(info) for info in infos]
 
     async def ping(self) -> None:
         """Raise `NotReady` when the server is away."""
-        with _translated():
+        with translated():
             await self._redis.ping()
 
-    async def _take(self, tags: Sequence[str]) -> _Taken:
+    async def _take(self, tags: Sequence[str]) -> Taken:
         """The next entry for a worker with `tags`, which is not its own yet."""
         queues = [(tag, level) for tag in tags for level in _LEVELS]
         keys = [self._key("queue", *queue) for queue in queues]
         others = [*(self._key("delayed", tag) for tag in tags), self._key("turns")]
         args: list[str | int] = [self._lease_ms, len(tags), ",".join(sorted(tags)), len(_LEVELS), *_TURNS]
-        with _translated():
-            queue, entry, job_id, lasts, due, next_ms = await self._scripts["take"](keys=keys + others, args=args)
+        with translated():
+            queue, entry, job_id, lasts, due, next_ms, count = await self._scripts["take"](
+                keys=keys + others, args=args
+            )
         due_places = []
         for number, name in zip(due[::2], due[1::2], strict=True):
             priority, _, due_id = name.partition(":")
-            due_places.append(_Place(due_id, tags[number - 1], Priority(priority)))
-        taken = None if queue == 0 else _Place(job_id, *queues[queue - 1])
+            due_places.append(Place(due_id, tags[number - 1], Priority(priority)))
+        taken = None if queue == 0 else Place(job_id, *queues[queue - 1])._replace(children=count)
         ends = dict(zip(keys, lasts, strict=True))
-        return _Taken(taken, entry or "", ends, due_places, None if next_ms < 0 else next_ms)
+        return Taken(taken, entry or "", ends, due_places, None if next_ms < 0 else next_ms)
 
-    async def _own(self, place: _Place, entry: str, worker: str) -> Lease | None:
+    async def _own(self, place: Place, entry: str, worker: str) -> Lease | None:
         """The lease on an entry's job, unless there is nothing to own; one that nobody waits for goes back."""
         starting = asyncio.ensure_future(self._start(place, entry, worker))
         try:
@@ -392,18 +372,19 @@ class RedisJobQueue:
                 await self.release(lease, reason="the worker went away")
             raise
 
-    async def _start(self, place: _Place, entry: str, worker: str) -> Lease | None:
+    async def _start(self, place: Place, entry: str, worker: str) -> Lease | None:
         token = secrets.token_hex(16)
         found = await self._call("start", place, entry, token, worker, self._lease_ms)
         if not found:
             return None
-        job = _job(place.id, found)
+        job = job_of(place.id, found)
         return Lease(job, job.attempt, token, worker)
 
     async def _fenced(self, script: str, lease: Lease, *args: Any) -> Any:
-        return await self._call(script, _place(lease.job), lease.attempt, lease.token, *args)
+        return await self._call(script, place_of(lease.job), lease.attempt, lease.token, *args)
 
-    async def _call(self, script: str, place: _Place, *args: Any, more_keys: Sequence[str] = ()) -> Any:
+    async def _call(self, script: str, place: Place, *args: Any, more_keys: Sequence[str] = ()) -> Any:
+        sweep = parent_of(place.id) or place.id
         keys = [
             self._key("job", place.id),
             self._key("events", place.id),
@@ -413,88 +394,16 @@ class RedisJobQueue:
             self._key("ended"),
             self._key("jobs", "dead"),
             self._key("delayed", place.tag),
+            self._key("job", sweep),
+            self._key("events", sweep),
+            *(self._key("queue", place.tag, level) for level in _LEVELS),
             *more_keys,
         ]
-        with _translated():
+        for number in range(place.children):
+            child = child_id(place.id, number)
+            keys += [self._key("job", child), self._key("events", child)]
+        with translated():
             return await self._scripts[script](keys=keys, args=[place.id, *self._common, *args])
-
-    def _queues(self, tag: str) -> list[str]:
-        return [self._key("queue", tag, level) for level in _LEVELS]
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the scripts' refusals and an absent server into the service's errors."""
-    try:
-        yield
-    except _AWAY as error:
-        raise NotReady(f"the job queue's server is away: {error}", retry_after_s=1.0) from error
-    except ResponseError as error:
-        code, _, text = str(error).partition(" ")
-        if code in _REFUSALS:
-            raise _REFUSALS[code](text) from None
-        if code in ("LOADING", "MISCONF", "MASTERDOWN", "NOREPLICAS", "TRYAGAIN"):
-            raise NotReady(f"the job queue's server is not ready: {error}", retry_after_s=1.0) from error
-        raise
-
-
-def _job(job_id: str, found: Any) -> Job:
-    """A job out of its hash: a mapping, or a script's flat list."""
-    one: Mapping[str, str] = found if isinstance(found, dict) else dict(zip(found[::2], found[1::2], strict=True))
-    reserved = one.get("reserved_version")
-    return Job(
-        id=job_id,
-        spec=json.loads(one["spec"]),
-        state=JobState(one["state"]),
-        tag=one["tag"],
-        attempt=int(one["attempt"]),
-        max_attempts=int(one["max_attempts"]),
-        created_at=float(one["created_at"]),
-        started_at=float(one["started_at"]) if "started_at" in one else None,
-        finished_at=float(one["finished_at"]) if "finished_at" in one else None,
-        worker=one.get("worker"),
-        cancel_requested="cancel_requested" in one,
-        checkpoint=json.loads(one["checkpoint"]) if "checkpoint" in one else None,
-        reserved=None if reserved is None else (one["reserved_model"], int(reserved)),
-        result=json.loads(one["result"]) if "result" in one else None,
-        error=one.get("error"),
-        released=int(one["released"]),
-        priority=Priority(one["priority"]),
-        owner=one["owner"],
-        not_before=float(one["not_before"]) if "not_before" in one else None,
-        idempotency_key=one["idempotency_key"],
-        dead="dead" in one,
-        requeued_from=one.get("requeued_from"),
-        requeued_as=one.get("requeued_as"),
-        ttl_s=int(one["ttl_ms"]) / 1000 if "ttl_ms" in one else None,
-        ran_s=int(one.get("ran_ms", 0)) / 1000,
-    )
-
-
-def _place(job: Job) -> _Place:
-    return _Place(job.id, job.tag, job.priority)
-
-
-def _worker(info: Mapping[str, Any]) -> WorkerInfo:
-    devices = tuple(DeviceInfo(**device) for device in info["devices"])
-    return WorkerInfo(**{**info, "tags": tuple(info["tags"]), "jobs": tuple(info["jobs"]), "devices": devices})
-
-
-def _event(event_id: str, fields: Mapping[str, str]) -> JobEvent:
-    return JobEvent(event_id, fields["kind"], int(event_id.partition("-")[0]) / 1000, json.loads(fields["data"]))
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
-def _text(text: str) -> str:
-    """What UTF-8 can carry, up to a bound."""
-    return text[:MAX_REASON_CHARS].encode("utf-8", "replace").decode()
-
-
-def _no_job(job_id: str) -> NotFound:
-    return NotFound(f"there is no job {job_id!r}")

@@ -146,6 +146,12 @@ class DatasetStore(Protocol):
     def delete(self, dataset_id: str) -> None:
         """Remove it; raises `NotFound`."""
 
+    def hold(self, dataset_id: str, *, alone: bool) -> Callable[[], None] | None:
+        """Keep it from being deleted, or `alone` from being held by anyone, until the result is called.
+
+        None while another's hold forbids it; does not wait, and a process that dies holds nothing. Raises `NotFound`.
+        """
+
 
 class JobQueue(Protocol):
     """Training jobs: the truth about what is to be done.
@@ -155,14 +161,17 @@ class JobQueue(Protocol):
     the queue's server is away.
     """
 
-    async def submit(self, job: Job) -> Job:
+    async def submit(self, job: Job, children: Sequence[Job] = ()) -> Job:
         """Store a queued job and make it claimable; returns it as stored.
+
+        With the children of a sweep: all of them at once or none, named by `child_id`, with the tag of their parent. The
+        parent becomes claimable when the last of them has ended; one to be cancelled by then is cancelled instead.
 
         With an idempotency key that the same owner has used for the same request, returns the job of then instead.
         Raises `Conflict` on a known id, or a key used for another request; `Overloaded` when the queue is full.
         """
 
-    async def requeue(self, job_id: str, job: Job) -> Job:
+    async def requeue(self, job_id: str, job: Job, children: Sequence[Job] = ()) -> Job:
         """Submit `job` in the place of a failed one, once: a repetition returns the job of the first time.
 
         Raises `NotFound`, `Overloaded`, and `Conflict` when the old one has not failed.
@@ -174,10 +183,14 @@ class JobQueue(Protocol):
     async def find(self, *, state: JobState | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
         """Newest first; with `dead` only those whose attempts were used up."""
 
+    async def children(self, job_id: str) -> list[Job]:
+        """A sweep's jobs in their order, none of another job; raises `NotFound`."""
+
     async def cancel(self, job_id: str) -> Job:
         """Queued: becomes cancelled. Running: marks it, its supervisor stops it.
 
-        Raises `Conflict` when it is final or already publishes its version.
+        A sweep's unfinished children are cancelled with it, and it ends behind the last of them. Raises `Conflict` when
+        it is final or already publishes its version.
         """
 
     async def claim(self, worker: str, tags: Sequence[str], *, wait_s: float) -> Lease | None:

@@ -221,6 +221,8 @@ class Job:
     attempts were used up, until another one was queued in its place: `requeued_as`, whose `requeued_from` it is.
     `ttl_s` is how long it can be read after its end, if that is less than the server's bound; `ran_s` how long the
     attempts have run that have ended.
+    A sweep is a job with `children`, so many jobs of their own that each name it as their `parent`; it stays queued, and
+    nobody can claim it, until the last of them has ended.
     """
 
     id: str
@@ -248,6 +250,8 @@ class Job:
     requeued_as: str | None = None
     ttl_s: float | None = None
     ran_s: float = 0.0
+    parent: str | None = None
+    children: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +268,8 @@ class Lease:
 class JobEvent:
     """One entry of a job's event stream.
 
-    `id` orders the stream and resumes it; `kind` is `state`, `progress`, `log` or `checkpoint`; `time` is in
-    seconds since the epoch.
+    `id` orders the stream and resumes it; `kind` is `state`, `progress`, `log`, `checkpoint`, or in a sweep's
+    stream `child`, when one of its jobs has ended; `time` is in seconds since the epoch.
     """
 
     id: str

@@ -8,6 +8,10 @@ if not state or final(state) or get('entry') ~= ARGV[4] then
   acknowledge(ARGV[4])
   return {}
 end
+if state == 'queued' and get('cancel_requested') == '1' then  -- a sweep that waited for its last job
+  finish('cancelled', '', '')
+  return {}
+end
 if state == 'running' then
   if get('token') == ARGV[5] then
     return redis.call('HGETALL', JOB)

@@ -1,8 +1,8 @@
--- Store a queued job and put it into its queue.
--- KEYS 13-15 the queues of its tag   16 what its idempotency key is kept under   17 the failed job that it replaces
+-- Store a queued job and put it into its queue; or a sweep, which waits, and all its jobs.
+-- KEYS 18 what its idempotency key is kept under   19 the failed job that it replaces
 -- ARGV 4 nonce of this call   5 most unfinished jobs per tag   6 created_at   7 fingerprint, '' without a key
 --      8 id of a job that was found to be gone   9 id of the job that it replaces or ''
---      10 most unfinished jobs of all tags   11... fields and values
+--      10 most unfinished jobs of all tags   11 how many children   12... how many fields and values, and these, of each
 -- A repetition of the same call (the client never saw the answer) is recognised by the nonce.
 -- Returns the job, or {id, fingerprint} of the one that the key or the replaced job leads to.
 
@@ -18,6 +18,19 @@ local function forget_expired()
   end
 end
 
+local CHILDREN = children_of(ID, tonumber(ARGV[11]))
+local at = 12
+
+local function store()
+  local count = tonumber(ARGV[at])
+  redis.call('HSET', JOB, 'nonce', ARGV[4], 'state', 'queued', 'attempt', '0', 'released', '0', 'created_at', ARGV[6])
+  redis.call('HSET', JOB, unpack(ARGV, at + 1, at + count))
+  at = at + 1 + count
+  redis.call('ZADD', ALL, ARGV[6], ID)
+  redis.call('ZADD', BY_STATE.queued, ARGV[6], ID)
+  record('state', '{"state":"queued"}')
+end
+
 local nonce = get('nonce')
 if nonce == ARGV[4] then
   return redis.call('HGETALL', JOB)
@@ -26,7 +39,7 @@ if nonce then
   return redis.error_reply('CONFLICT job ' .. ID .. ': it exists already')
 end
 if ARGV[9] ~= '' then
-  local old = redis.call('HMGET', KEYS[17], 'state', 'requeued_as')
+  local old = redis.call('HMGET', KEYS[19], 'state', 'requeued_as')
   if old[2] then
     return { old[2], ARGV[7] }
   end
@@ -35,35 +48,48 @@ if ARGV[9] ~= '' then
   end
 end
 if ARGV[7] ~= '' then
-  local known = redis.call('HMGET', KEYS[16], 'job', 'fingerprint')
+  local known = redis.call('HMGET', KEYS[18], 'job', 'fingerprint')
   if known[1] and known[1] ~= ARGV[8] then
     return known
   end
 end
+local queueing = math.max(#CHILDREN, 1)
 local unfinished = redis.call('ZCARD', DELAYED)
-for level = 13, 15 do
-  unfinished = unfinished + redis.call('XLEN', KEYS[level])
+for _, queue in pairs(QUEUES) do
+  unfinished = unfinished + redis.call('XLEN', queue)
 end
-if unfinished >= tonumber(ARGV[5]) then
-  return redis.error_reply('FULL jobs: expected fewer than ' .. ARGV[5] .. ' unfinished ones with this tag')
+if unfinished + queueing > tonumber(ARGV[5]) then
+  return redis.error_reply('FULL jobs: expected at most ' .. ARGV[5] .. ' unfinished ones with this tag, got ' ..
+    queueing .. ' beside ' .. unfinished)
 end
-if redis.call('ZCARD', BY_STATE.queued) + redis.call('ZCARD', BY_STATE.running) >= tonumber(ARGV[10]) then
-  return redis.error_reply('FULL jobs: expected fewer than ' .. ARGV[10] .. ' unfinished ones of all tags')
+-- Ended jobs of sweeps that have not ended are not forgotten, so they count as unfinished.
+unfinished = redis.call('ZCARD', BY_STATE.queued) + redis.call('ZCARD', BY_STATE.running) +
+  redis.call('ZCOUNT', ENDED, '+inf', '+inf')
+if unfinished + 1 + #CHILDREN > tonumber(ARGV[10]) then
+  return redis.error_reply('FULL jobs: expected at most ' .. ARGV[10] .. ' unfinished ones of all tags, got ' ..
+    (1 + #CHILDREN) .. ' beside ' .. unfinished)
 end
 forget_expired()
-redis.call('HSET', JOB, 'nonce', ARGV[4], 'state', 'queued', 'attempt', '0', 'released', '0', 'created_at', ARGV[6])
-redis.call('HSET', JOB, unpack(ARGV, 11))
-redis.call('ZADD', ALL, ARGV[6], ID)
-redis.call('ZADD', BY_STATE.queued, ARGV[6], ID)
-enqueue()
-record('state', '{"state":"queued"}')
+store()
+if #CHILDREN == 0 then
+  enqueue()
+else
+  local sweep = { ID, JOB, EVENTS }
+  for _, child in ipairs(CHILDREN) do
+    ID, JOB, EVENTS = unpack(child)
+    store()
+    turn_to(unpack(child))
+    enqueue()
+  end
+  turn_to(unpack(sweep))
+end
 if ARGV[7] ~= '' then
-  redis.call('HSET', KEYS[16], 'job', ID, 'fingerprint', ARGV[7])
-  redis.call('PEXPIRE', KEYS[16], KEEP_MS)
+  redis.call('HSET', KEYS[18], 'job', ID, 'fingerprint', ARGV[7])
+  redis.call('PEXPIRE', KEYS[18], KEEP_MS)
 end
 if ARGV[9] ~= '' then
-  redis.call('HSET', KEYS[17], 'requeued_as', ID)
-  redis.call('HDEL', KEYS[17], 'dead')
+  redis.call('HSET', KEYS[19], 'requeued_as', ID)
+  redis.call('HDEL', KEYS[19], 'dead')
   redis.call('ZREM', DEAD, ARGV[9])
 end
 return redis.call('HGETALL', JOB)

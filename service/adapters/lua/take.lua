@@ -5,7 +5,7 @@
 --        then the delayed jobs of each tag; last the turns
 -- ARGV   1 lease in milliseconds   2 how many tags   3 these tags as one text   4 how many levels   5... level of each turn
 -- Returns {number of the queue, entry, job id, {last id of each queue}, {due: number of the tag, name, ...},
--- milliseconds until the next delayed job or -1}. The first is 0 when nothing was taken: because there is nothing, or
+-- milliseconds until the next delayed job or -1, how many children the job has}. The first is 0 when nothing was taken: because there is nothing, or
 -- because delayed jobs are due, which must be promoted first.
 --
 -- Taking is not yet owning: start.lua decides that. An entry taken by a worker that dies in between is idle, and
@@ -67,7 +67,7 @@ for queue = 1, QUEUES do
     if idle[1] then
       local claimed = redis.call('XAUTOCLAIM', KEYS[queue], GROUP, CONSUMER, LEASE_MS, idle[1][1], 'COUNT', 1)[2][1]
       if claimed then
-        return { queue, claimed[1], claimed[2][2], lasts, {}, -1 }
+        return { queue, claimed[1], claimed[2][2], lasts, {}, -1, tonumber(claimed[2][4] or '0') }
       end
     end
   end
@@ -89,7 +89,7 @@ for tag = 1, TAGS do
   end
 end
 if #due > 0 then
-  return { 0, false, false, lasts, due, next_ms }
+  return { 0, false, false, lasts, due, next_ms, 0 }
 end
 
 local turn = tonumber(redis.call('HGET', TURNS, WHO) or '0')
@@ -99,9 +99,9 @@ for level = 1, LEVELS do
   queue = queue or oldest(level)
 end
 if not queue then
-  return { 0, false, false, lasts, due, next_ms }
+  return { 0, false, false, lasts, due, next_ms, 0 }
 end
 redis.call('HSET', TURNS, WHO, (turn + 1) % turns)
 redis.call('PEXPIRE', TURNS, TURNS_KEPT_MS)
 local entry = redis.call('XREADGROUP', 'GROUP', GROUP, CONSUMER, 'COUNT', 1, 'STREAMS', KEYS[queue], '>')[1][2][1]
-return { queue, entry[1], entry[2][2], lasts, due, next_ms }
+return { queue, entry[1], entry[2][2], lasts, due, next_ms, tonumber(entry[2][4] or '0') }

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.adapters.clock import SystemClock
-from service.adapters.redis_jobs import RedisJobQueue, _place, connect
+from service.adapters.redis_jobs import RedisJobQueue, connect
+from service.adapters.redis_values import fields_of, place_of
 from service.core.errors import NotReady
 from service.core.types import JobState
 from tests.service.adapters.job_queues import a_job, running
@@ -48,11 +49,10 @@ async def test_repeated_call_of_a_lost_answer_changes_nothing(redis_harness):
     """A client that repeats submit or start after losing the answer gets the same answer, not a second effect."""
     queue = redis_harness.queue
     job = a_job(max_attempts=1)
-    place, queues = _place(job), [*queue._queues("default"), "{axon}", "{axon}"]
-    fields = ("spec", "{}", "tag", "default", "max_attempts", "1", "priority", "normal", "owner", "")
-    args = ("nonce", 10, "1.5", "", "", "", 10, *fields, "idempotency_key", "")
-    first = await queue._call("submit", place, *args, more_keys=queues)
-    assert await queue._call("submit", place, *args, more_keys=queues) == first
+    place, keys = place_of(job), ["{axon}", "{axon}"]
+    args = ("nonce", 10, "1.5", "", "", "", 10, 0, len(fields_of(job)), *fields_of(job))
+    first = await queue._call("submit", place, *args, more_keys=keys)
+    assert await queue._call("submit", place, *args, more_keys=keys) == first
     (entry,) = await redis_harness.client.xreadgroup(
         "workers", "axon", {f"{redis_harness.prefix}:queue:default:normal": ">"}, count=1
     )
