@@ -164,8 +164,8 @@ class JobQueue(Protocol):
     async def submit(self, job: Job, children: Sequence[Job] = ()) -> Job:
         """Store a queued job and make it claimable; returns it as stored.
 
-        With the children of a sweep: all of them at once or none, named by `child_id`, with the tag of their parent. The
-        parent becomes claimable when the last of them has ended; one to be cancelled by then is cancelled instead.
+        With the children of a sweep: all of them at once or none, named by `child_id`, with the tag of their parent. It
+        becomes claimable when the last of them has ended; one to be cancelled by then is cancelled instead.
 
         With an idempotency key that the same owner has used for the same request, returns the job of then instead.
         Raises `Conflict` on a known id, or a key used for another request; `Overloaded` when the queue is full.

@@ -188,11 +188,11 @@ async def test_failed_sweep_is_requeued_as_a_whole(queue):
 async def test_sweep_counts_against_the_bounds(harness):
     """Per tag by the children, which are queued; of all tags with the parent; all or nothing is stored."""
     queue = harness.with_options(max_jobs=3, max_unfinished=7)
-    with pytest.raises(Overloaded, match="at most 3.*4 beside 0"):
+    with pytest.raises(Overloaded, match=r"at most 3.*4 beside 0"):
         await queue.submit(*a_sweep(4))
     assert await queue.find() == []
     await queue.submit(*a_sweep(3))
-    with pytest.raises(Overloaded, match="at most 3.*1 beside 3"):
+    with pytest.raises(Overloaded, match=r"at most 3.*1 beside 3"):
         await queue.submit(a_job())
     await queue.submit(*a_sweep(2, "other", tag="gpu"))
     with pytest.raises(Overloaded, match="all tags"):
