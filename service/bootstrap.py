@@ -21,7 +21,9 @@ from service.adapters.clock import SystemClock
 from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.file_uploads import FileUploadStore
 from service.adapters.kept_process import KeptProcess
+from service.adapters.redis_dataset_uses import RedisDatasetUses
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.adapters.redis_webhooks import RedisWebhookStore
 from service.core.errors import InvalidRequest, NotReady
@@ -31,6 +33,7 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.api.rest.server import Server
+    from service.core.datasets import DatasetUses
     from service.core.webhook_delivery import WebhookStore
 
 _log = logging.getLogger(__name__)
@@ -111,26 +114,37 @@ def build_queue(settings: Settings, url: str) -> RedisJobQueue:
 class Api:
     """REST and gRPC over one core, in one process and on one event loop."""
 
-    def __init__(self, settings: Settings, queue: JobQueue, engine: Engine, webhooks: WebhookStore | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        queue: JobQueue,
+        engine: Engine,
+        webhooks: WebhookStore | None,
+        uses: DatasetUses,
+    ) -> None:
         from service.adapters.dataset_files import FileDatasetReader  # imports JAX
         from service.api.rest.context import Context
         from service.core.datasets import DatasetService
         from service.core.inference import InferenceService
         from service.core.jobs import JobService
         from service.core.registry import Registry
+        from service.core.uploads import UploadService
 
         self._settings = settings
         clock, limits = SystemClock(), settings.limits()
         reader = FileDatasetReader(timeout_s=settings.convert_s, memory_bytes=settings.max_convert_bytes)
         self._models = FileModelStore(settings.data_dir, clock)
         self._datasets = FileDatasetStore(settings.data_dir)
+        self._unfinished = FileUploadStore(settings.data_dir)
         self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock)
         self._stopping = asyncio.Event()
+        self._uploads = UploadService(self._unfinished, clock, limits)
         self._context = Context(
             self.registry,
-            DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits),
+            DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits, uses, self._uploads),
             JobService(queue, self._datasets, engine, clock, limits, webhooks),
+            self._uploads,
             limits,
             self._stopping,
         )
@@ -160,7 +174,7 @@ class Api:
         from service.api.grpc.server import build_server
 
         use = self._context
-        servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.limits, use.stopping)
+        servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
         largest = self._settings.max_request_bytes
         return build_server(self._inference, extra_servicers=servicers, max_message_bytes=largest)
 
@@ -176,6 +190,7 @@ class Api:
         await self._grpc.start()
         self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
         self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
+        self._tasks.append(asyncio.create_task(self._uploads.run(self._stopping)))
         return Endpoints(settings.host, listener.getsockname()[1], grpc_port)
 
     async def wait_ready(self) -> None:
@@ -197,13 +212,15 @@ class Api:
         await self.registry.close()
         self._models.close()
         self._datasets.close()
+        self._unfinished.close()
 
 
 async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
     """`axon serve`: the API alone, over a queue that runs elsewhere."""
     queue = build_queue(settings, _redis_url(settings))
     webhooks = RedisWebhookStore(connect(_redis_url(settings))) if settings.webhook_hosts else None
-    api = Api(settings, queue, build_engine(settings), webhooks)
+    uses = RedisDatasetUses(connect(_redis_url(settings)))
+    api = Api(settings, queue, build_engine(settings), webhooks, uses)
     sending = None if webhooks is None else asyncio.create_task(_send_webhooks(settings, queue, webhooks, stop))
     try:
         endpoints = await api.start()
@@ -218,6 +235,7 @@ async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Rep
         if sending is not None:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+        await uses.close()
         await queue.close()
 
 

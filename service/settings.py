@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     max_dataset_bytes: int = Field(default=_LIMITS.max_dataset_bytes, ge=1)
     """Largest data set, as uploaded and as stored."""
 
+    max_uploads_bytes: int = Field(default=_LIMITS.max_uploads_bytes, ge=1)
+    """What all unfinished uploads together may announce; more get 429."""
+
+    upload_ttl_s: float = Field(default=_LIMITS.upload_ttl_s, gt=0)
+    """How long an unfinished upload is kept without a further byte, in seconds."""
+
     max_dataset_rows: int = Field(default=_LIMITS.max_dataset_rows, ge=1)
     """Most rows of a data set."""
 
@@ -151,6 +157,8 @@ class Settings(BaseSettings):
             max_graph_bytes=self.max_graph_bytes,
             max_bundle_bytes=self.max_bundle_bytes,
             max_dataset_bytes=self.max_dataset_bytes,
+            max_uploads_bytes=self.max_uploads_bytes,
+            upload_ttl_s=self.upload_ttl_s,
             max_dataset_rows=self.max_dataset_rows,
             max_dataset_columns=self.max_dataset_columns,
             max_job_spec_bytes=self.max_job_spec_bytes,

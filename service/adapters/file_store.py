@@ -3,7 +3,7 @@
     models/<name>/state.json                 desired state; changed under `lock`, replaced by rename
     models/<name>/versions/<v>/bundle.axon   a published version: the folder is prepared in tmp/, synced, renamed
     models/<name>/versions/<v>/manifest.json
-    datasets/<id>/<column>.npy, manifest.json
+    datasets/<id>/<column>.npy, manifest.json, lock; columns of the same content are one file with several names
     tmp/                                     scratch; what a dead process left there goes at the next start
 
 `state.json` is the truth: a version folder that it calls removed is invisible even before it is gone. The folder of a
@@ -13,6 +13,7 @@ deleted model keeps its `state.json`, so that no number is ever given again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import time
@@ -274,6 +275,7 @@ class FileDatasetStore:
     def add(self, folder: Path, dataset: Dataset) -> Dataset:
         """Move a prepared folder in, atomically; the same id returns the stored one."""
         target = self._datasets / check_name(dataset.id, "data set")
+        self._share(folder, dataset)
         for column in dataset.columns:
             sync(folder / f"{check_name(column.name, 'column')}.npy")
         write_json(folder / MANIFEST, _dataset_to_json(dataset))
@@ -293,7 +295,7 @@ class FileDatasetStore:
         try:
             return _dataset_from_json(json.loads((folder / MANIFEST).read_bytes()), folder)
         except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"there is no data set {dataset_id!r}") from None
+            raise _no_dataset(dataset_id) from None
 
     def all(self) -> list[Dataset]:
         """All, oldest first."""
@@ -307,6 +309,46 @@ class FileDatasetStore:
         """Remove it; raises `NotFound`. Whoever has its files mapped keeps them."""
         self.get(dataset_id)
         self._scratch.discard(self._datasets / dataset_id)
+
+    def hold(self, dataset_id: str, *, alone: bool) -> Callable[[], None] | None:
+        """Keep it from being deleted, or `alone` from being held by anyone, until the result is called.
+
+        A lock on a file beside its columns, which ends with the process; None while another's forbids it.
+        """
+        self.get(dataset_id)
+        try:
+            descriptor = os.open(self._datasets / dataset_id / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            raise _no_dataset(dataset_id) from None
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            self.get(dataset_id)  # it may have gone before the lock was had
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except NotFound:
+            os.close(descriptor)
+            raise
+        return lambda: os.close(descriptor)
+
+    def _share(self, folder: Path, dataset: Dataset) -> None:
+        """Take the files of a stored data set with the same content in the place of one's own: links to them.
+
+        The file system counts them: a deletion takes away only the links of its own data set.
+        """
+        for other in self.all():
+            if other.sha256 != dataset.sha256 or other.id == dataset.id:
+                continue
+            with contextlib.suppress(OSError):  # deleted meanwhile, or a file system without links: keep one's own
+                for column in dataset.columns:
+                    file = f"{check_name(column.name, 'column')}.npy"
+                    os.link(other.path / file, folder / f"{file}.link")
+                    os.replace(folder / f"{file}.link", folder / file)
+            return
+
+
+def _no_dataset(dataset_id: str) -> NotFound:
+    return NotFound(f"there is no data set {dataset_id!r}")
 
 
 def _no_model(name: str) -> NotFound:

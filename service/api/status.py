@@ -26,6 +26,7 @@ from service.core.errors import (
     StaleLease,
     TooLarge,
     Unsupported,
+    WrongOffset,
 )
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ STATUS: dict[type[BaseException], Status] = {
     PermissionDenied: Status(HTTPStatus.FORBIDDEN, StatusCode.PERMISSION_DENIED),
     NotFound: Status(HTTPStatus.NOT_FOUND, StatusCode.NOT_FOUND),
     Conflict: Status(HTTPStatus.CONFLICT, StatusCode.ALREADY_EXISTS),
+    WrongOffset: Status(HTTPStatus.CONFLICT, StatusCode.ABORTED),
     TooLarge: Status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, StatusCode.RESOURCE_EXHAUSTED),
     Overloaded: Status(HTTPStatus.TOO_MANY_REQUESTS, StatusCode.RESOURCE_EXHAUSTED),
     Unsupported: Status(HTTPStatus.NOT_IMPLEMENTED, StatusCode.UNIMPLEMENTED),
@@ -62,13 +64,17 @@ STATUS: dict[type[BaseException], Status] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What the client gets to read; `request_id` finds the log entry of an unplanned one."""
+    """What the client gets to read; `request_id` finds the log entry of an unplanned one.
+
+    `offset` is where an upload goes on.
+    """
 
     status: Status
     message: str
     problems: Sequence[Problem] = ()
     retry_after_s: float | None = None
     request_id: str | None = None
+    offset: int | None = None
 
 
 def status_of(error: BaseException) -> Status:
@@ -80,7 +86,8 @@ def failure_of(error: BaseException) -> Failure:
     """What to tell the client. An unplanned error is logged under a fresh request id and shows no details."""
     if isinstance(error, ServiceError):
         problems = error.problems if isinstance(error, InvalidRequest) else ()
-        return Failure(status_of(error), str(error), problems, error.retry_after_s)
+        offset = error.offset if isinstance(error, WrongOffset) else None
+        return Failure(status_of(error), str(error), problems, error.retry_after_s, offset=offset)
     request_id = secrets.token_hex(8)
     _log.error("request %s: unplanned error", request_id, exc_info=error)
     return Failure(

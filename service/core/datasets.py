@@ -6,11 +6,12 @@ A column is a `.npy` file (C order, little-endian); a data set is immutable and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import AsyncIterable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,18 +19,22 @@ from typing import Protocol
 import numpy as np
 
 from service.core.column_statistics import Collector
-from service.core.errors import InvalidRequest
+from service.core.errors import Conflict, InvalidRequest, NotFound
 from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore
+from service.core.retry import Backoff
 from service.core.types import Column, Dataset
-from service.core.uploads import receive
+from service.core.uploads import UploadService, check_upload_id, receive
 
 ALL_BUT_TARGET = ("*",)
 MAX_CONVERSIONS = 2
 MAX_LABELS = 2**16
 _CHUNK = 4 * 2**20
 _SNIFFED = 2**16
+_HOLD_PAUSE_S = 0.1
+_HOLD_TRIES = 100
+_LISTED_JOBS = 20
 _TABLE = frozenset({"features", "features_name", "target", "categories"})
 OPTIONS: Mapping[str, frozenset[str]] = {
     "npz": frozenset({"columns"}),
@@ -97,6 +102,37 @@ class DatasetReader(Protocol):
         """
 
 
+class DatasetUses(Protocol):
+    """Who needs a data set: the queue knows."""
+
+    async def using(self, dataset_id: str) -> list[str]:
+        """Ids of the jobs that train on it and have not ended; raises `NotReady`."""
+
+
+@contextlib.asynccontextmanager
+async def holding(store: DatasetStore, dataset_id: str, *, alone: bool = False) -> AsyncIterator[None]:
+    """Keep a data set as it is: whoever queues a job for it holds it, whoever deletes it does so `alone`.
+
+    A job is queued within its hold; a deletion looks for jobs, and deletes, within its own. So either the job finds
+    the data set gone before it is accepted, or the deletion finds the job. Raises `NotFound`, and `Conflict` when
+    another does not let go of it.
+    """
+    backoff = Backoff(_HOLD_PAUSE_S, _HOLD_PAUSE_S)
+    for _ in range(_HOLD_TRIES):
+        # Neither waits: in a thread, the lock of a caller that is cancelled meanwhile would be nobody's.
+        release = store.hold(dataset_id, alone=alone)
+        if release is not None:
+            break
+        await asyncio.sleep(backoff.delay_s(1))
+    else:
+        busy = "jobs are being queued for it" if alone else "it is being deleted"
+        raise Conflict(f"data set {dataset_id}: {busy}; try again")
+    try:
+        yield
+    finally:
+        release()
+
+
 class DatasetService:
     """Data sets as clients see them; REST and gRPC call nothing else."""
 
@@ -107,8 +143,12 @@ class DatasetService:
         reader: DatasetReader,
         clock: Clock,
         limits: Limits,
+        uses: DatasetUses,
+        uploads: UploadService,
     ) -> None:
         self._store = store
+        self._uses = uses
+        self._uploads = uploads
         self._scratch = scratch
         self._reader = reader
         self._clock = clock
@@ -127,25 +167,36 @@ class DatasetService:
 
         Nothing stays of a refused one. Raises `InvalidRequest`, `TooLarge`.
         """
-        if kind is not None and kind not in FORMATS:
-            raise InvalidRequest(f"format: expected one of {', '.join(FORMATS)}, got {kind[:80]!r}")
         options = options or DatasetOptions()
-        if kind is not None:
-            _check_options(kind, options)
-        if name is not None:
-            check_name(name, "data set")
-        check_name(options.features_name, "column")
-        scratch = await asyncio.to_thread(self._scratch)
-        try:
+        _check_request(kind, name, options)
+        async with self._folder() as scratch:
             source = scratch / "upload"
-            size = await receive(chunks, source, limit_bytes=self._limits.max_dataset_bytes, what="data set")
-            if kind is None:
-                kind = sniff(await asyncio.to_thread(_head, source), size)
-                _check_options(kind, options)
-            async with self._converting:
-                return await asyncio.to_thread(self._ingest, source, scratch / "columns", kind, name, options)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+            await receive(chunks, source, limit_bytes=self._limits.max_dataset_bytes, what="data set")
+            return await self._convert(source, scratch, kind, name, options, f"ds-{secrets.token_hex(8)}")
+
+    async def add_upload(
+        self,
+        upload_id: str,
+        kind: str | None = None,
+        *,
+        name: str | None = None,
+        options: DatasetOptions | None = None,
+    ) -> Dataset:
+        """Store what a whole upload holds, which ends it; a repetition gives the data set of the first time.
+
+        A refused one may be tried again in another way. Raises as `add` and `UploadService.taken` do.
+        """
+        options = options or DatasetOptions()
+        _check_request(kind, name, options)
+        dataset_id = "ds-" + check_upload_id(upload_id).removeprefix("up-")
+        try:
+            taking = self._uploads.taken(upload_id, limit_bytes=self._limits.max_dataset_bytes, what="data set")
+            async with taking as source, self._folder() as scratch:
+                return await self._convert(source, scratch, kind, name, options, dataset_id)
+        except NotFound:
+            with contextlib.suppress(NotFound):  # the answer to the first time may have been lost
+                return await self.get(dataset_id)
+            raise
 
     async def get(self, dataset_id: str) -> Dataset:
         """One data set; raises `NotFound`."""
@@ -156,15 +207,51 @@ class DatasetService:
         return await asyncio.to_thread(self._store.all)
 
     async def delete(self, dataset_id: str) -> None:
-        """Remove it; raises `NotFound`. A job that reads it already has it mapped and goes on."""
-        await asyncio.to_thread(self._store.delete, dataset_id)
+        """Remove it; raises `NotFound`, `Conflict` while unfinished jobs need it, `NotReady` without the queue."""
+        async with holding(self._store, dataset_id, alone=True):
+            if jobs := await self._uses.using(dataset_id):
+                listed = ", ".join(jobs[:_LISTED_JOBS]) + (", ..." if len(jobs) > _LISTED_JOBS else "")
+                raise Conflict(
+                    f"data set {dataset_id}: expected no unfinished jobs that need it, got {len(jobs)}: {listed}"
+                )
+            await asyncio.to_thread(self._store.delete, dataset_id)
 
-    def _ingest(self, source: Path, folder: Path, kind: str, name: str | None, options: DatasetOptions) -> Dataset:
+    @contextlib.asynccontextmanager
+    async def _folder(self) -> AsyncIterator[Path]:
+        scratch = await asyncio.to_thread(self._scratch)
+        try:
+            yield scratch
+        finally:
+            await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+    async def _convert(
+        self, source: Path, scratch: Path, kind: str | None, name: str | None, options: DatasetOptions, dataset_id: str
+    ) -> Dataset:
+        if kind is None:
+            kind = await asyncio.to_thread(_sniffed, source)
+            _check_options(kind, options)
+        arguments = (source, scratch / "columns", kind, name, options, dataset_id)
+        async with self._converting:
+            return await asyncio.to_thread(self._ingest, *arguments)
+
+    def _ingest(
+        self, source: Path, folder: Path, kind: str, name: str | None, options: DatasetOptions, dataset_id: str
+    ) -> Dataset:
         folder.mkdir()
         columns, rows, size, digest = _measure(folder, self._reader.read(source, folder, kind, options, self._limits))
-        dataset_id = f"ds-{secrets.token_hex(6)}"
         dataset = Dataset(dataset_id, name or dataset_id, rows, columns, digest, size, self._clock.time(), folder)
         return self._store.add(folder, dataset)
+
+
+def _check_request(kind: str | None, name: str | None, options: DatasetOptions) -> None:
+    """What can be refused before a file is there."""
+    if kind is not None and kind not in FORMATS:
+        raise InvalidRequest(f"format: expected one of {', '.join(FORMATS)}, got {kind[:80]!r}")
+    if kind is not None:
+        _check_options(kind, options)
+    if name is not None:
+        check_name(name, "data set")
+    check_name(options.features_name, "column")
 
 
 def _check_options(kind: str, options: DatasetOptions) -> None:
@@ -174,9 +261,9 @@ def _check_options(kind: str, options: DatasetOptions) -> None:
             raise InvalidRequest(f"{field.name}: expected with format {fitting} only, got it with {kind}")
 
 
-def _head(source: Path) -> bytes:
+def _sniffed(source: Path) -> str:
     with source.open("rb") as file:
-        return file.read(_SNIFFED)
+        return sniff(file.read(_SNIFFED), source.stat().st_size)
 
 
 def _measure(folder: Path, columns: Sequence[Column]) -> tuple[tuple[Column, ...], int, int, str]:

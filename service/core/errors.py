@@ -6,6 +6,7 @@
     ├── PermissionDenied      not allowed
     ├── NotFound              no such model, version, data set, job
     ├── Conflict              it exists already, or its state forbids this
+    │   └── WrongOffset       an upload goes on elsewhere; carries where
     ├── TooLarge              a limit on size is exceeded
     ├── Overloaded            a queue or quota is full; retry later
     ├── Unsupported           a known request that this server does not offer
@@ -77,6 +78,14 @@ class NotFound(ServiceError):
 
 class Conflict(ServiceError):
     """It exists already, or its state forbids the request."""
+
+
+class WrongOffset(Conflict):
+    """An upload goes on at byte `offset`, not where the request would."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        self.offset = offset
+        super().__init__(message)
 
 
 class TooLarge(ServiceError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from service.core.datasets import holding
 from service.core.datatypes import DATATYPES
 from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge, shown
 from service.core.idempotency import check_key
@@ -100,7 +102,8 @@ class JobService:
         spec, key = _split_key(spec, idempotency_key)
         job = await self._job(spec, key)
         await self._announce(job)
-        stored = await self._queue.submit(job)
+        async with self._dataset_of(job):
+            stored = await self._queue.submit(job)
         return Submission(stored, created=stored.id == job.id)
 
     async def requeue(self, job_id: str) -> Submission:
@@ -112,8 +115,19 @@ class JobService:
             raise Conflict(f"job {job_id}: expected a failed one to queue it again, got {old.state}")
         job = replace(await self._job(dict(old.spec), ""), requeued_from=old.id)
         await self._announce(job)
-        stored = await self._queue.requeue(old.id, job)
+        async with self._dataset_of(job):
+            stored = await self._queue.requeue(old.id, job)
         return Submission(stored, created=stored.id == job.id)
+
+    @contextlib.asynccontextmanager
+    async def _dataset_of(self, job: Job) -> AsyncIterator[None]:
+        """Hold a job's data set, so that it is there when the job has been queued; raises `InvalidRequest`."""
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(holding(self._datasets, job.spec["dataset"]))
+            except NotFound:
+                raise _no_dataset(job.spec["dataset"]) from None
+            yield
 
     async def _announce(self, job: Job) -> None:
         """Have its webhooks sent, before it is stored: a crash in between must not lose them."""
@@ -175,8 +189,7 @@ class JobService:
         try:
             dataset = self._datasets.get(spec.dataset)
         except NotFound:
-            problem = Problem("dataset", "the id of a stored data set", repr(spec.dataset))
-            raise InvalidRequest.from_problems("job spec", [problem]) from None
+            raise _no_dataset(spec.dataset) from None
         graph = json.dumps(spec.graph).encode()
         try:
             report = self._engine.check_graph(graph)
@@ -200,6 +213,12 @@ class JobService:
         problems += _misfits(spec, report, dataset)
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)
+
+
+def _no_dataset(dataset_id: str) -> InvalidRequest:
+    return InvalidRequest.from_problems(
+        "job spec", [Problem("dataset", "the id of a stored data set", repr(dataset_id))]
+    )
 
 
 def _not_allowed(url: str, hosts: Sequence[str]) -> list[Problem]:

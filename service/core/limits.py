@@ -17,7 +17,8 @@ MAX_REASON_CHARS = 8000
 class Limits:
     """Sizes in bytes unless named otherwise; the settings of the same names fill it.
 
-    `webhook_hosts` are those that jobs may have told of their events.
+    `max_uploads_bytes` is what all unfinished uploads together may announce; one that got nothing for `upload_ttl_s`
+    seconds goes. `webhook_hosts` are those that jobs may have told of their events.
 
     `serving` is how a version is served that does not say, and the most that one may ask for.
     """
@@ -25,6 +26,8 @@ class Limits:
     max_graph_bytes: int = 8 * 2**20
     max_bundle_bytes: int = 4 * 2**30
     max_dataset_bytes: int = 8 * 2**30
+    max_uploads_bytes: int = 32 * 2**30
+    upload_ttl_s: float = 86_400.0
     max_dataset_rows: int = 100_000_000
     max_dataset_columns: int = 4096
     max_job_spec_bytes: int = 1 * 2**20

@@ -14,6 +14,7 @@ from typing import Any
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.api.rest import v2
 from service.api.rest.app import create_app
@@ -26,6 +27,7 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
+from service.core.uploads import UploadService
 from tests.service.fake_engine import FakeEngine
 
 
@@ -48,12 +50,16 @@ class Background:
 
 
 @contextlib.contextmanager
-def server(root: Path, make_queue: Callable[[], Any] | None = None) -> Iterator[Background]:
+def server(
+    root: Path, make_queue: Callable[[], Any] | None = None, limits: Limits | None = None
+) -> Iterator[Background]:
     """Serve on a free port until the block ends; `make_queue` is called on the server's loop."""
     listener = socket.create_server(("127.0.0.1", 0))
     started: list[Background] = []
     ready, stop = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(_serve(root, listener, started, ready, stop, make_queue)))
+    thread = threading.Thread(
+        target=lambda: asyncio.run(_serve(root, listener, started, ready, stop, make_queue, limits or Limits()))
+    )
     thread.start()
     try:
         assert ready.wait(30)
@@ -64,6 +70,13 @@ def server(root: Path, make_queue: Callable[[], Any] | None = None) -> Iterator[
         assert not thread.is_alive()
 
 
+class _Nobody:
+    """No job needs a data set."""
+
+    async def using(self, dataset_id: str) -> list[str]:
+        return []
+
+
 async def _serve(
     root: Path,
     listener: socket.socket,
@@ -71,17 +84,22 @@ async def _serve(
     ready: threading.Event,
     stop: threading.Event,
     make_queue: Callable[[], Any] | None,
+    limits: Limits,
 ) -> None:
-    clock, engine, limits = SystemClock(), FakeEngine(), Limits()
+    clock, engine = SystemClock(), FakeEngine()
     models, datasets = FileModelStore(root, clock), FileDatasetStore(root)
     queue = MemoryJobQueue(clock) if make_queue is None else make_queue()
+    unfinished = FileUploadStore(root)
+    uploads = UploadService(unfinished, clock, limits)
+    uses = _Nobody() if make_queue else queue
     registry = Registry(models, engine, clock, ServingConfig())
     inference = InferenceService(registry, "axon", "0", clock)
     stopping = asyncio.Event()
     context = Context(
         registry,
-        DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits),
+        DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits, uses, uploads),
         JobService(queue, datasets, engine, clock, limits),
+        uploads,
         limits,
         stopping,
     )
@@ -102,3 +120,4 @@ async def _serve(
     await registry.close()
     models.close()
     datasets.close()
+    unfinished.close()

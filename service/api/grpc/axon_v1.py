@@ -23,7 +23,7 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import StoredVersion
-from service.core.uploads import check_size
+from service.core.uploads import UploadService, check_size
 
 _M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest)
 _CHUNK = 2**20
@@ -32,7 +32,12 @@ _CONTENTS = {pb.DownloadRequest.CONTENT_BUNDLE: None, pb.DownloadRequest.CONTENT
 
 
 def servicers(
-    registry: Registry, datasets: DatasetService, jobs: JobService, limits: Limits, stopping: asyncio.Event
+    registry: Registry,
+    datasets: DatasetService,
+    jobs: JobService,
+    uploads: UploadService,
+    limits: Limits,
+    stopping: asyncio.Event,
 ) -> tuple[Servicer, ...]:
     """The three services for `build_server`; `stopping` ends streams that would otherwise last."""
     return (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, FastAPI
 
-from service.api.rest import errors, v1_datasets, v1_jobs, v1_models
+from service.api.rest import errors, v1_datasets, v1_jobs, v1_models, v1_uploads
 from service.api.rest.context import Context
 
 _DESCRIPTION = """Submit neural networks as data, train them through a queue, and get batched predictions.
@@ -20,6 +20,6 @@ def create_app(context: Context, routers: Sequence[APIRouter] = (), *, version: 
     app = FastAPI(title="Axon", version=version, description=_DESCRIPTION, docs_url="/docs", redoc_url=None)
     app.state.context = context
     errors.install(app)
-    for router in (*routers, v1_models.routes, v1_datasets.routes, v1_jobs.routes):
+    for router in (*routers, v1_models.routes, v1_datasets.routes, v1_uploads.routes, v1_jobs.routes):
         app.include_router(router)
     return app

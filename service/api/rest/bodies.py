@@ -24,8 +24,7 @@ _FRAMING = 65_536  # boundaries and headers of a few parts
 
 async def body_chunks(request: Request, *, limit_bytes: int, what: str) -> AsyncIterator[bytes]:
     """The body in pieces; raises `TooLarge` from the announced length, or as soon as more has come."""
-    announced = request.headers.get("content-length", "0")
-    check_size(int(announced) if announced.isdecimal() else 0, limit_bytes=limit_bytes, what=what)
+    check_size(announced_bytes(request), limit_bytes=limit_bytes, what=what)
     total = 0
     try:
         async for chunk in request.stream():
@@ -34,6 +33,12 @@ async def body_chunks(request: Request, *, limit_bytes: int, what: str) -> Async
             yield chunk
     except ClientDisconnect:
         raise Cancelled(f"{what}: the client went away in mid-upload") from None
+
+
+def announced_bytes(request: Request) -> int:
+    """The length that the client announced; 0 when it did not."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isascii() and announced.isdecimal() and len(announced) <= 19 else 0
 
 
 async def read_json(request: Request, *, limit_bytes: int, what: str) -> Json:

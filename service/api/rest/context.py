@@ -12,6 +12,7 @@ from service.core.datasets import DatasetService
 from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
+from service.core.uploads import UploadService
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Context:
     registry: Registry
     datasets: DatasetService
     jobs: JobService
+    uploads: UploadService
     limits: Limits
     stopping: asyncio.Event
     heartbeat_s: float = 15.0

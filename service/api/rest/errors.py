@@ -30,10 +30,13 @@ def error_body(failure: Failure) -> bytes:
 
 
 def error_headers(failure: Failure) -> Headers:
-    """Content-Type, and Retry-After in whole seconds where a retry is useful."""
-    if failure.retry_after_s is None:
-        return [JSON_TYPE]
-    return [JSON_TYPE, (b"retry-after", b"%d" % max(1, math.ceil(failure.retry_after_s)))]
+    """Content-Type, Retry-After in whole seconds where a retry is useful, Upload-Offset where an upload goes on."""
+    headers = [JSON_TYPE]
+    if failure.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(failure.retry_after_s))))
+    if failure.offset is not None:
+        headers.append((b"upload-offset", b"%d" % failure.offset))
+    return headers
 
 
 def error_response(error: BaseException) -> Response:

@@ -25,6 +25,7 @@ from service.core.types import (
     TensorSpec,
     WorkerInfo,
 )
+from service.core.uploads import Upload
 
 
 class Tensor(BaseModel):
@@ -189,6 +190,37 @@ class ColumnDetail(ColumnInfo):
             shape=list(column.shape),
             labels=list(column.labels) or None,
             statistics=None if known is None else Statistics.from_core(known, column.labels),
+        )
+
+
+class UploadRequest(BaseModel):
+    """A file to come: its `length` in bytes and, if known, its `sha256`, 64 hexadecimal digits in lower case."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    length: int = Field(ge=1, lt=2**63)
+    sha256: str | None = None
+
+
+class UploadInfo(BaseModel):
+    """An upload of which the first `offset` bytes are here; it goes at `expires_at` unless another byte comes."""
+
+    id: str
+    length: int
+    offset: int
+    sha256: str | None
+    created_at: float
+    expires_at: float
+
+    @classmethod
+    def from_core(cls, upload: Upload, expires_at: float) -> UploadInfo:
+        return cls(
+            id=upload.id,
+            length=upload.length,
+            offset=upload.offset,
+            sha256=upload.sha256,
+            created_at=upload.created_at,
+            expires_at=expires_at,
         )
 
 

@@ -62,11 +62,15 @@ async def add_dataset(
     options: Annotated[DatasetOptions, Depends(_options)],
     name: str | None = None,
     kind: Annotated[str | None, Query(alias="format")] = None,
+    upload: str | None = None,
 ) -> DatasetDetail:
     """Store a data set: npz, safetensors, csv, parquet, arrow, images (a zip of a folder per class) or text.
 
-    Without `format` the content's first bytes tell it, where they do. Nothing is ever unpickled.
+    Without `format` the content's first bytes tell it, where they do. Nothing is ever unpickled. With `upload` the
+    content is that of a whole upload under `/v1/uploads` and not the body; a repetition gives the same data set.
     """
+    if upload is not None:
+        return DatasetDetail.from_core(await use.datasets.add_upload(upload, kind, name=name, options=options))
     chunks = body_chunks(request, limit_bytes=use.limits.max_dataset_bytes, what="data set")
     return DatasetDetail.from_core(await use.datasets.add(chunks, kind, name=name, options=options))
 
@@ -85,7 +89,7 @@ async def get_dataset(dataset_id: str, use: Use) -> DatasetDetail:
 
 @routes.delete("/datasets/{dataset_id}", status_code=204)
 async def delete_dataset(dataset_id: str, use: Use) -> None:
-    """Delete a data set; a job that reads it already goes on."""
+    """Delete a data set; refused with their ids while unfinished jobs need it."""
     await use.datasets.delete(dataset_id)
 
 

@@ -18,7 +18,7 @@ from service.core.bundle_files import member_chunks, member_size
 from service.core.errors import InvalidRequest, NotFound
 from service.core.names import parse_version
 from service.core.types import GraphForm, StoredVersion
-from service.core.uploads import receive
+from service.core.uploads import link, receive
 
 routes = APIRouter(prefix="/v1", tags=["Models"])
 
@@ -98,12 +98,23 @@ async def submit_version(
     load: bool = True,
     alias: str | None = None,
     seed: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    upload: str | None = None,
 ) -> VersionInfo:
     """Store a new version: a bundle (the body, or part `bundle`), or parts `graph` (JSON) and `params` (safetensors).
 
     A graph without parameters is initialised with `seed`. With `load` the reply comes when the version is ready; with
-    `alias` it is loaded and then gets that alias.
+    `alias` it is loaded and then gets that alias. With `upload` the bundle is that of a whole upload under
+    `/v1/uploads` and not the body.
     """
+    if upload is not None:
+        limit = use.limits.max_bundle_bytes
+        async with (
+            use.uploads.taken(upload, limit_bytes=limit, what="bundle") as whole,
+            use.registry.scratch() as folder,
+        ):
+            await asyncio.to_thread(link, whole, folder / "bundle")
+            stored = await use.registry.submit(name, folder / "bundle", load=load, alias=alias)
+        return await _version(use, stored)
     async with use.registry.scratch() as folder:
         parts = await _receive(request, folder, use)
         if "bundle" in parts:

@@ -13,6 +13,7 @@ import pytest
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.api.rest.app import create_app
 from service.api.rest.context import Context
@@ -21,6 +22,7 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
+from service.core.uploads import UploadService
 from tests.service.fake_engine import FakeEngine
 
 LIMITS = Limits(max_graph_bytes=1000, max_bundle_bytes=200_000, max_dataset_bytes=200_000, max_job_spec_bytes=5000)
@@ -48,11 +50,14 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     clock, engine = SystemClock(), FakeEngine()
     models, datasets = FileModelStore(tmp_path, clock), FileDatasetStore(tmp_path)
     queue = MemoryJobQueue(clock)
+    unfinished = FileUploadStore(tmp_path)
+    uploads = UploadService(unfinished, clock, LIMITS)
     registry = Registry(models, engine, clock, ServingConfig())
     context = Context(
         registry,
-        DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, LIMITS),
+        DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, LIMITS, queue, uploads),
         JobService(queue, datasets, engine, clock, LIMITS),
+        uploads,
         LIMITS,
         asyncio.Event(),
         heartbeat_s=0.05,
@@ -64,3 +69,4 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     await registry.close()
     models.close()
     datasets.close()
+    unfinished.close()

@@ -16,6 +16,7 @@ from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.engine_runtime import EngineRuntime
 from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.api.rest.app import create_app
 from service.api.rest.context import Context
@@ -25,6 +26,7 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
+from service.core.uploads import UploadService
 from tests.engine.bundle.hostile_bundles import good, packed
 from tests.engine.bundle.hostile_corpus import CORPUS
 
@@ -51,11 +53,14 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     """An application with the real engine, without a socket."""
     clock, limits, engine = SystemClock(), Limits(), EngineRuntime(device="cpu")
     models, datasets = FileModelStore(tmp_path, clock), FileDatasetStore(tmp_path)
+    queue, unfinished = MemoryJobQueue(clock), FileUploadStore(tmp_path)
+    uploads = UploadService(unfinished, clock, limits)
     registry = Registry(models, engine, clock, ServingConfig(max_batch_size=4))
     context = Context(
         registry,
-        DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits),
-        JobService(MemoryJobQueue(clock), datasets, engine, clock, limits),
+        DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits, queue, uploads),
+        JobService(queue, datasets, engine, clock, limits),
+        uploads,
         limits,
         asyncio.Event(),
     )
@@ -65,6 +70,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     await registry.close()
     models.close()
     datasets.close()
+    unfinished.close()
 
 
 async def test_a_bundle_with_a_program_is_served(server: Server, tmp_path: Path):

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -35,10 +36,26 @@ def store(tmp_path: Path):
     store.close()
 
 
+class Jobs:
+    """The unfinished jobs that need a data set."""
+
+    def __init__(self, *ids: str) -> None:
+        self.ids = list(ids)
+
+    async def using(self, dataset_id: str) -> list[str]:
+        return self.ids
+
+
+def over(store: FileDatasetStore, reader: FileDatasetReader | None = None, limits: Limits = LIMITS) -> DatasetService:
+    """The service over the real reader, without uploads that may be interrupted."""
+    nothing: Any = None
+    return DatasetService(store, store.scratch, reader or FileDatasetReader(), SystemClock(), limits, Jobs(), nothing)
+
+
 @pytest.fixture
 def service(store):
-    """The service over the real reader, with small limits."""
-    return DatasetService(store, store.scratch, FileDatasetReader(), SystemClock(), LIMITS)
+    """The service with small limits."""
+    return over(store)
 
 
 async def chunks(data: bytes, size: int = 1000) -> AsyncIterator[bytes]:
@@ -220,7 +237,7 @@ async def test_csv_type_is_decided_by_all_rows(store):
     rows = 900_000
     text = "a,b\n" + "1,2\n" * (rows - 1) + "2.5,\n"
     limits = replace(LIMITS, max_dataset_bytes=20_000_000, max_dataset_rows=rows)
-    service = DatasetService(store, store.scratch, FileDatasetReader(), SystemClock(), limits)
+    service = over(store, limits=limits)
     dataset = await service.add(chunks(text.encode(), 100_000), "csv")
     assert dataset.rows == rows
     assert column(dataset, "a")[-1] == np.float32(2.5)
@@ -398,7 +415,7 @@ async def test_batch_that_expands_ends_its_reader_alone(store, tmp_path):
         writer.write_batch(batch)
     limits = replace(LIMITS, max_dataset_bytes=2**30, max_dataset_rows=2**30)
     reader = FileDatasetReader(memory_bytes=2**29)
-    service = DatasetService(store, store.scratch, reader, SystemClock(), limits)
+    service = over(store, reader, limits)
     small = await service.add(chunks(written("parquet")))
     await service.delete(small.id)
     with pytest.raises(TooLarge, match="bytes of memory"):
@@ -408,7 +425,7 @@ async def test_batch_that_expands_ends_its_reader_alone(store, tmp_path):
 
 async def test_reader_that_takes_too_long_is_ended(store, tmp_path):
     """The bound on time holds from the start of the process."""
-    service = DatasetService(store, store.scratch, FileDatasetReader(timeout_s=0.01), SystemClock(), LIMITS)
+    service = over(store, FileDatasetReader(timeout_s=0.01))
     with pytest.raises(TooLarge, match=r"read within 0.01 s"):
         await service.add(chunks(written("parquet")))
     assert_nothing_left(store, tmp_path)

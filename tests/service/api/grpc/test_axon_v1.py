@@ -49,7 +49,7 @@ async def stubs(server) -> AsyncIterator[Stubs]:
     """A gRPC server over the application's parts, and stubs of it."""
     use = server.context
     inference = InferenceService(use.registry, "axon", "0", RealClock())
-    servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.limits, use.stopping)
+    servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
     running = build_server(inference, extra_servicers=servicers, max_message_bytes=2**20)
     port = running.add_insecure_port("127.0.0.1:0")
     await running.start()
