@@ -221,8 +221,8 @@ class Job:
     attempts were used up, until another one was queued in its place: `requeued_as`, whose `requeued_from` it is.
     `ttl_s` is how long it can be read after its end, if that is less than the server's bound; `ran_s` how long the
     attempts have run that have ended.
-    A sweep is a job with `children`, so many jobs of their own that each name it as their `parent`; it stays queued, and
-    nobody can claim it, until the last of them has ended.
+    A sweep is a job with `children`, so many jobs of their own that each name it as their `parent`; it stays queued,
+    and nobody can claim it, until the last of them has ended.
     """
 
     id: str
