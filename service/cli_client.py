@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli_views import clock_time, show_columns, show_table, show_training, tensors
+from service.cli_views import clock_time, show_columns, show_table, show_training, show_upload, tensors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,10 +254,17 @@ def add_dataset(
     size: Annotated[str, typer.Option(help="Images: height,width that all are resized to.")] = "",
     mode: Annotated[str, typer.Option(help="Images: L, RGB or RGBA.")] = "",
     unit: Annotated[str, typer.Option(help="Text: bytes, characters or basic_english.")] = "",
+    resume: Annotated[str | None, typer.Option(help="Go on with this upload of the same file.")] = None,
     url: Url = LOCAL,
 ) -> None:
-    """Store npz, safetensors, CSV, Parquet, Arrow, text or a zip of class folders; prints the data set's id."""
-    with _client(url) as client:
+    """Store npz, safetensors, CSV, Parquet, Arrow, text or a zip of class folders; prints the data set's id.
+
+    A file above 64 MiB is sent in pieces and outlives a broken connection; --resume goes on after a broken command.
+    """
+    with _client(url) as client, show_upload(file.name) as progress:
+        if resume is None and file.stat().st_size > client.piece_bytes:
+            resume = client.announce(file)
+            typer.echo(f"upload {resume}", err=True)
         dataset = client.add_dataset_file(
             file,
             name=name,
@@ -270,6 +277,8 @@ def add_dataset(
             size=size,
             mode=mode,
             unit=unit,
+            resume=resume,
+            progress=progress,
         )
     typer.echo(dataset["id"])
 

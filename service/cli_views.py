@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from service.client import Event
 
 _PIPED_WIDTH = 10_000
@@ -70,6 +73,42 @@ def show_columns(columns: Iterable[Mapping[str, Any]]) -> None:
             )
         )
     show_table(("column", "type", "count", "missing", "min", "max", "mean", "std", "classes"), rows)
+
+
+@contextlib.contextmanager
+def show_upload(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the error output's terminal, from the first report of bytes sent and their total."""
+    bars: list[Progress] = []
+
+    def show(sent: int, total: int) -> None:
+        if not bars:
+            bars.append(_bar(name, total))
+        for task in bars[0].task_ids:
+            bars[0].update(task, completed=sent)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.stop()
+
+
+def _bar(name: str, total: int) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True, markup=False)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    bar.add_task(name, total=total)
+    bar.start()
+    return bar
 
 
 def metrics_of(data: Mapping[str, Any]) -> str:

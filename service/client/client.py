@@ -15,14 +15,14 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from service.client import tensors
+from service.client import tensors, uploads
 from service.client.errors import ClientError
-from service.client.events import Event, parse
+from service.client.events import FINAL_STATES, Event, parse
+from service.client.retries import Patience
 
 Json = dict[str, Any]
-_RETRIED = frozenset({429, 502, 503, 504})
-_MAX_PAUSE_S = 5.0
 _POLL_S = 0.1
+_LONG_POLL_S = 30.0
 
 
 class Client:
@@ -36,9 +36,15 @@ class Client:
         base_url: str = "http://127.0.0.1:8000",
         *,
         timeout_s: float = 300.0,
+        piece_bytes: int = uploads.PIECE_BYTES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout_s` bounds one reply (loading a model compiles it first); `transport` stands in for the network."""
+        """`timeout_s` bounds one reply (loading a model compiles it first); `transport` stands in for the network.
+
+        Files longer than `piece_bytes` are sent in pieces, and go on where a connection broke.
+        """
+        self.piece_bytes = piece_bytes
+        self._timeout_s = timeout_s
         timeout = httpx.Timeout(timeout_s, connect=10.0)
         self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport)
 
@@ -80,11 +86,15 @@ class Client:
         """Store a new version from a bundle (a path, or its bytes) or from a graph.
 
         `params` are safetensors; without them a graph is initialised with `seed`. With `load` it is ready on return.
+        A long bundle file is sent as `upload` does.
         """
         if (bundle is None) == (graph is None):
             raise TypeError("submit: expected either bundle or graph")
         query: dict[str, Any] = {"load": load, "seed": seed} | ({} if alias is None else {"alias": alias})
         path = f"/v1/models/{_quoted(name)}/versions"
+        if isinstance(bundle, Path | str) and Path(bundle).stat().st_size > self.piece_bytes:
+            query["upload"] = self.upload(bundle)
+            return self._json("POST", path, params=query)
         if bundle is not None:
             with io.BytesIO(bundle) if isinstance(bundle, bytes) else Path(bundle).open("rb") as file:
                 return self._json("POST", path, params=query, content=file)
@@ -204,9 +214,13 @@ class Client:
         features_name: str = "features",
         target: Sequence[str] = (),
         categories: Sequence[str] = (),
+        resume: str | None = None,
+        progress: uploads.Progress | None = None,
         **options: str,
     ) -> Json:
         """Store a file; without `format` its suffix tells it, or else the server asks its content.
+
+        A long file is sent as `upload` does, with its `resume` and `progress`.
 
         Of tables (`csv`, `parquet`, `arrow`) `features` are packed into one column (`["*"]`: all but `target`), and
         `categories` are texts that become numbers. `options` are those of other formats as `POST /v1/datasets` takes
@@ -217,6 +231,10 @@ class Client:
         query |= {"features": ",".join(features), "target": ",".join(target), "categories": ",".join(categories)}
         query["features_name"] = features_name if features else None
         query = {key: value for key, value in query.items() if value}
+        if resume is not None or path.stat().st_size > self.piece_bytes:
+            query["upload"] = self.upload(path, resume=resume, progress=progress)
+            dataset: Json = uploads.use_whole(self._call, "/v1/datasets", query).json()
+            return dataset
         with path.open("rb") as file:
             return self._json("POST", "/v1/datasets", params=query, content=file)
 
@@ -231,6 +249,30 @@ class Client:
     def delete_dataset(self, dataset_id: str) -> None:
         """Delete a data set."""
         self._call("DELETE", f"/v1/datasets/{_quoted(dataset_id)}")
+
+    # Uploads
+
+    def announce(self, path: Path | str) -> str:
+        """Make an upload for a file, whose sha256 the server will compare; returns the id to `resume` it by."""
+        return uploads.announce(self._call, Path(path))
+
+    def upload(self, path: Path | str, *, resume: str | None = None, progress: uploads.Progress | None = None) -> str:
+        """Send a file in pieces, each again from where it broke off; returns the id of the upload, which is whole.
+
+        `resume` goes on with an earlier one; `progress` is called with the bytes sent and their total. Raises
+        `ClientError` after two minutes in which nothing arrived.
+        """
+        upload_id = self.announce(path) if resume is None else resume
+        uploads.send(self._call, _quoted(upload_id), Path(path), piece_bytes=self.piece_bytes, progress=progress)
+        return upload_id
+
+    def upload_state(self, upload_id: str) -> Json:
+        """How much of an upload the server has, and until when it is kept."""
+        return self._json("GET", f"/v1/uploads/{_quoted(upload_id)}")
+
+    def delete_upload(self, upload_id: str) -> None:
+        """End an upload that is not wanted any more."""
+        self._call("DELETE", f"/v1/uploads/{_quoted(upload_id)}")
 
     # Training
 
@@ -248,9 +290,10 @@ class Client:
         query: dict[str, Any] = {"limit": limit, "dead": dead} | ({} if state is None else {"state": state})
         return list(self._json("GET", "/v1/jobs", params=query)["jobs"])
 
-    def job(self, job_id: str) -> Json:
-        """One job."""
-        return self._json("GET", f"/v1/jobs/{_quoted(job_id)}")
+    def job(self, job_id: str, *, wait_s: float = 0.0, state: str | None = None) -> Json:
+        """One job; with `wait_s` as soon as its state is another than `state` (or than now), or after that time."""
+        query: dict[str, Any] = {"wait_s": wait_s} | ({} if state is None else {"state": state})
+        return self._json("GET", f"/v1/jobs/{_quoted(job_id)}", params=query)
 
     def metrics(self, job_id: str) -> Json:
         """A job's loss and metrics over its steps and epochs."""
@@ -273,26 +316,34 @@ class Client:
 
         A lost connection is taken up again where it broke; raises `ClientError` after `patience_s` without the server.
         """
-        pause_s, lost_at = 0.1, time.monotonic()
+        patience = Patience(patience_s)
         while True:
             try:
                 for event in self._events(job_id, after):
-                    after, pause_s, lost_at = event.id, 0.1, time.monotonic()
+                    after = event.id
+                    patience.went_well()
                     yield event
                     if event.final:
                         return
+                patience.pause()
             except ClientError as error:
-                gone = error.status not in _RETRIED and error.status != 0
-                if gone or time.monotonic() - lost_at > patience_s:
-                    raise
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+                patience.after(error)
 
-    def wait(self, job_id: str) -> Json:
-        """Wait until a job has ended; returns it, however it ended."""
-        for _ in self.watch(job_id):
-            pass
-        return self.job(job_id)
+    def wait(self, job_id: str, *, patience_s: float = 60.0) -> Json:
+        """Wait until a job has ended; returns it, however it ended.
+
+        Asks again when the server is away; raises `ClientError` after `patience_s` without it.
+        """
+        patience, wait_s = Patience(patience_s), min(_LONG_POLL_S, self._timeout_s / 2)
+        while True:
+            try:
+                job = self.job(job_id, wait_s=wait_s)
+            except ClientError as error:
+                patience.after(error)
+                continue
+            if job["state"] in FINAL_STATES:
+                return job
+            patience.went_well()
 
     def _events(self, job_id: str, after: str) -> Iterator[Event]:
         path, headers = f"/v1/jobs/{_quoted(job_id)}/events", {"Last-Event-ID": after}
