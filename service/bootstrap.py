@@ -128,6 +128,7 @@ class Api:
         from service.core.inference import InferenceService
         from service.core.jobs import JobService
         from service.core.registry import Registry
+        from service.core.starts import Starts
         from service.core.uploads import UploadService
 
         self._settings = settings
@@ -139,11 +140,12 @@ class Api:
         self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock)
         self._stopping = asyncio.Event()
+        starts = Starts(self._models, FileCheckpointStore(settings.data_dir), queue)
         self._uploads = UploadService(self._unfinished, clock, limits)
         self._context = Context(
             self.registry,
             DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits, uses, self._uploads),
-            JobService(queue, self._datasets, engine, clock, limits, webhooks),
+            JobService(queue, self._datasets, engine, clock, limits, webhooks, starts=starts),
             self._uploads,
             limits,
             self._stopping,

@@ -14,7 +14,7 @@ from engine.model.layers.basics import rebuild
 from engine.model.model import Model
 from engine.model.state import ModelState
 from engine.model.walk import LayerInfo, abstract
-from engine.optim import Spec, from_spec
+from engine.optim import Spec, from_spec, multiply_scale
 from engine.train.objectives import Losses, objective
 
 
@@ -53,3 +53,11 @@ def check_optimizer(optimizer: Spec, state: ModelState) -> None:
     Raises: `OptionError`: an unknown name, a value outside its domain, or a path that is not there.
     """
     jax.eval_shape(from_spec(optimizer).init, state.trainable())
+
+
+def check_reduction(optimizer: Spec, state: ModelState) -> None:
+    """Check that the learning rate of an optimizer can be reduced; leaves may be abstract.
+
+    Raises: `OptionError`: it has a schedule, or is not to be built.
+    """
+    jax.eval_shape(lambda trainable: multiply_scale(from_spec(optimizer).init(trainable), 1.0), state.trainable())

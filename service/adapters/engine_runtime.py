@@ -85,7 +85,7 @@ class EngineRuntime:
 
     def check_training(
         self,
-        graph: bytes,
+        source: bytes | Path,
         *,
         loss: Mapping[str, Json],
         optimizer: Mapping[str, Json],
@@ -93,14 +93,18 @@ class EngineRuntime:
         precision: str | None = None,
         loss_scale: Mapping[str, Json] | None = None,
         exposed: bool | Sequence[str] = False,
+        marks: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
+        reduces: bool = False,
     ) -> list[Problem]:
-        """What is wrong with how a valid graph is to be trained and served, by its place in the job."""
-        from engine.train import Loop
-        from engine.train.check import check_loss, check_optimizer
+        """What is wrong with how a valid graph or a stored bundle is to be trained and served, by its place in the job.
 
-        with _translated("graph"):
-            marks, model, layers = self._graph(graph)
-            state = engine.bundle.marked(_abstract_state(layers), marks)
+        `marks` are pairs of patterns to freeze and to unfreeze, the job's own last.
+        """
+        from engine.train import Loop
+        from engine.train.check import check_loss, check_optimizer, check_reduction
+
+        model, layers, state = self._trained(source)
+        state, problems = _with_marks(state, marks)
         untrained: Loop = engine.train.trainer(model, "mean_squared_error", "sgd")
         attempts: list[tuple[str, str, Callable[[], object]]] = [
             ("loss", "a known loss with options in their domain", lambda: check_loss(model, loss, layers, state)),
@@ -114,7 +118,11 @@ class EngineRuntime:
         if loss_scale is not None:
             scale = partial(engine.optim.loss_scale.from_spec, loss_scale)
             attempts.append(("loss_scale", "a known loss scale with options in their domain", scale))
-        return [Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))]
+        if reduces:
+            attempts.append(("reduce_on_plateau", "a learning rate", lambda: check_reduction(optimizer, state)))
+        return problems + [
+            Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))
+        ]
 
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle completely; raises `InvalidModel` with every problem.
@@ -193,6 +201,16 @@ class EngineRuntime:
         engine.bundle.check_marks(layers, value)
         return value, model, layers
 
+    def _trained(self, source: bytes | Path) -> tuple[Model, list[LayerInfo], engine.ModelState]:
+        """Model, layers and state of a graph's JSON (abstract) or of a stored bundle."""
+        if isinstance(source, Path):
+            with _translated("start"):
+                bundle = self._stored(source)
+                return bundle.model, engine.bundle.check_size(bundle.model, self._limits), bundle.state
+        with _translated("graph"):
+            value, model, layers = self._graph(source)
+            return model, layers, engine.bundle.marked(_abstract_state(layers), value)
+
     def _stored(self, path: Path) -> Bundle:
         """A bundle that `check_bundle` has accepted."""
         return engine.bundle.read(path, limits=self._limits, trusted=True)
@@ -217,6 +235,23 @@ def _abstract_state(layers: Sequence[LayerInfo]) -> engine.ModelState:
         {path: leaf for path, leaf in leaves.items() if (path in trained) is kind} for kind in (True, False)
     )
     return engine.ModelState(unflatten(parameters), unflatten(state))
+
+
+def _with_marks(
+    state: engine.ModelState, marks: Sequence[tuple[Sequence[str], Sequence[str]]]
+) -> tuple[engine.ModelState, list[Problem]]:
+    """A state frozen and unfrozen by patterns, and what is wrong with them; those before the last are a start's."""
+    from engine.train.freezing import freeze, unfreeze
+
+    problems = []
+    for index, (frozen, unfrozen) in enumerate(marks):
+        own = index == len(marks) - 1
+        for name, change, patterns in (("unfreeze", unfreeze, unfrozen), ("freeze", freeze, frozen)):
+            try:
+                state = change(state, patterns)
+            except EngineError as error:
+                problems.append(Problem(name if own else "start", "patterns that fit parameters or layers", str(error)))
+    return state, problems
 
 
 def _refusal(check: Callable[[], object]) -> EngineError | None:

@@ -270,7 +270,8 @@ class MemoryJobQueue:
     async def using(self, dataset_id: str) -> list[str]:
         """Ids of the jobs that train on a data set and have not ended."""
         jobs = [entry.job for entry in self._entries.values()]
-        return [job.id for job in jobs if not job.state.final and job.spec.get("dataset") == dataset_id]
+        names = ("dataset", "validation_dataset")
+        return [j.id for j in jobs if not j.state.final and dataset_id in [j.spec.get(name) for name in names]]
 
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""

@@ -55,4 +55,7 @@ class RedisDatasetUses:
 
 def _names(spec: str, dataset_id: str) -> bool:
     # Most do not even hold the text, and graphs are long.
-    return dataset_id in spec and json.loads(spec)["dataset"] == dataset_id
+    if dataset_id not in spec:
+        return False
+    found = json.loads(spec)
+    return dataset_id in (found["dataset"], found.get("validation_dataset"))

@@ -25,8 +25,10 @@ def scope(job: Job) -> str:
 
 
 def fingerprint(job: Job) -> str:
-    """Equal for equal requests, defaults filled in."""
-    return _sha256(json.dumps(job.spec, sort_keys=True, separators=(",", ":")))
+    """Equal for equal requests, defaults filled in; what a start was resolved to is no part of it."""
+    start = job.spec.get("start")
+    asked = start.get("asked", start) if isinstance(start, dict) else start
+    return _sha256(json.dumps({**job.spec, "start": asked}, sort_keys=True, separators=(",", ":")))
 
 
 def _sha256(text: str) -> str:

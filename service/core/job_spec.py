@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from service.core.errors import InvalidRequest, Problem
+from service.core.experiment_spec import (
+    EarlyStopping,
+    ReduceOnPlateau,
+    Start,
+    Watched,
+    known_metrics,
+    read_early_stopping,
+    read_keep,
+    read_patterns,
+    read_plateau,
+    read_start,
+    read_watched,
+    unknown_metrics,
+)
 from service.core.serving_spec import parse_serving
 from service.core.spec_reader import (
     MAX_TEXT,
@@ -31,6 +45,8 @@ MAX_EPOCHS = 100_000
 MAX_BATCH_SIZE = 65_536
 MAX_ATTEMPTS = 20
 MAX_METRICS = 32
+MAX_ACCUMULATED = 65_536
+MAX_DEVICES = 4096
 DEFAULT_CHECKPOINT_EVERY_S = 10.0
 DEFAULT_TAG = "default"
 DEFAULT_MAX_ATTEMPTS = 3
@@ -39,14 +55,25 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class OnSuccess:
-    """What happens to the new version: it gets `alias` (and is then loaded as well), or is only loaded."""
+    """What happens to the new version: it gets `alias` (and is then loaded as well), or is only loaded.
+
+    With `if_better` it gets the alias only where that metric is better than that of the version which has it.
+    """
 
     alias: str | None = None
     load: bool = False
+    if_better: Watched | None = None
 
     def to_json(self) -> dict[str, Json]:
         """The object of the wire."""
-        return {"alias": self.alias, "load": self.load}
+        better = None if self.if_better is None else self.if_better.to_json()
+        return {"alias": self.alias, "load": self.load, "if_better": better}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Json]) -> OnSuccess:
+        """What `to_json` gave; a job that was queued by an older version has no `if_better`."""
+        better = value.get("if_better")
+        return cls(value.get("alias"), value.get("load", False), None if better is None else Watched(**better))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +86,14 @@ class JobSpec:
     layers, in place of those in the graph; `loss_scale` is used in training alone. `owner` is a label.
     `time_limit_s` bounds the time that all attempts run together, `ttl_s` how long the ended job can be read.
     `webhook` says who is told of its events; it is no part of what is trained.
+
+    Either `graph` or `start` is there. `freeze` and `unfreeze` are patterns of parameters or layers, `keep` the metric
+    by which the best epoch's parameters are published (None: the last ones), `accumulate_steps` how many batches make
+    one step of the optimizer, `devices` how many of the slot's devices share every batch.
     """
 
     model: str
-    graph: Mapping[str, Json]
+    graph: Mapping[str, Json] | None
     dataset: str
     target: str
     loss: Choice
@@ -86,29 +117,70 @@ class JobSpec:
     time_limit_s: float | None = None
     ttl_s: float | None = None
     webhook: Webhook | None = None
+    start: Start | None = None
+    freeze: tuple[str, ...] = ()
+    unfreeze: tuple[str, ...] = ()
+    validation_dataset: str | None = None
+    early_stopping: EarlyStopping | None = None
+    reduce_on_plateau: ReduceOnPlateau | None = None
+    keep: Watched | None = None
+    accumulate_steps: int = 1
+    devices: int | None = None
+    shard_params: bool = False
+
+    @property
+    def validated(self) -> bool:
+        """Whether every epoch ends with a validation."""
+        return self.validation_dataset is not None or self.validation_fraction > 0
+
+    @property
+    def stepping(self) -> dict[str, Json]:
+        """The optimizer, with the accumulation of gradients around it."""
+        optimizer = self.optimizer.to_json()
+        if self.accumulate_steps == 1:
+            return optimizer
+        return {"name": "accumulate_gradients", "steps": self.accumulate_steps, "inner": optimizer}
 
     def to_json(self) -> dict[str, Json]:
         """The complete request; `parse_spec` of it gives an equal value."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {
+        parts = ("loss_scale", "webhook", "start", "early_stopping", "reduce_on_plateau")
+        objects = {name: None if plain[name] is None else plain[name].to_json() for name in parts}
+        lists = {name: list(plain[name]) for name in ("metrics", "freeze", "unfreeze")}
+        return {**plain, **objects, **lists} | {
             "loss": self.loss.to_json(),
             "optimizer": self.optimizer.to_json(),
-            "metrics": list(self.metrics),
             "on_success": self.on_success.to_json(),
-            "loss_scale": None if self.loss_scale is None else self.loss_scale.to_json(),
             "priority": str(self.priority),
-            "webhook": None if self.webhook is None else self.webhook.to_json(),
+            "keep": "last" if self.keep is None else self.keep.to_json(),
         }
 
 
 def parse_spec(value: Json) -> JobSpec:
     """Read a job's JSON; raises `InvalidRequest` with every problem found, unknown keys included."""
+    return _parse(value, read_start)
+
+
+def stored_spec(value: Mapping[str, Json]) -> JobSpec:
+    """Read the request of a job that was queued, in which `start` is resolved; older ones lack the newer fields."""
+
+    def start(read: Reader) -> Start | None:
+        found = read.take("start", "an object", lambda _: True, None)
+        return None if found is None else Start.from_json(found)
+
+    return _parse(value, start)
+
+
+def _parse(value: Json, start_of: Callable[[Reader], Start | None]) -> JobSpec:
     problems: list[Problem] = []
     read = Reader(value, "", problems)
+    start = start_of(read)
+    graph = read.take("graph", "an object in the format axon.graph", _is_graph, None)
     steps = read.take("checkpoint_every_steps", "a whole number of 1 or more", is_integer(1, 2**31), None)
     spec = JobSpec(
         model=read.take("model", NAME, is_name),
-        graph=read.take("graph", "an object in the format axon.graph", _is_graph),
+        graph=graph,
+        start=start,
         dataset=read.take("dataset", "the id of a data set", is_name),
         inputs=read.take("inputs", "an object {model input: column}", _is_columns, None),
         target=read.take("target", "the name of a column", is_text),
@@ -127,21 +199,75 @@ def parse_spec(value: Json) -> JobSpec:
         serving=_serving(read),
         precision=read.take("precision", NAME, is_name, None),
         loss_scale=choice(read, "loss_scale", None),
+        **_experiment(read),
         **_queueing(read),
     )
     read.finish()
+    _check_together(read, spec)
     if problems:
         raise InvalidRequest.from_problems("job spec", problems)
     return spec
 
 
+def _experiment(read: Reader) -> dict[str, Any]:
+    """What is tried with the model and the data."""
+    early_stopping = read_early_stopping(read)
+    accumulated = f"a whole number of 1 to {MAX_ACCUMULATED}"
+    return {
+        "freeze": read_patterns(read, "freeze"),
+        "unfreeze": read_patterns(read, "unfreeze"),
+        "validation_dataset": read.take("validation_dataset", "the id of a data set", is_name, None),
+        "early_stopping": early_stopping,
+        "reduce_on_plateau": read_plateau(read),
+        "keep": read_keep(read, early_stopping),
+        "accumulate_steps": read.take("accumulate_steps", accumulated, is_integer(1, MAX_ACCUMULATED), 1),
+        "devices": read.take("devices", "a whole number of 1 or more", is_integer(1, MAX_DEVICES), None),
+        "shard_params": read.take("shard_params", "true or false", lambda v: isinstance(v, bool), False),
+    }
+
+
+def _check_together(read: Reader, spec: JobSpec) -> None:
+    """Note the problems between fields; those with a problem of their own are left alone."""
+    if not read.problem_in("graph", "start") and not read.refused:
+        if spec.graph is None and spec.start is None:
+            read.note("graph", "an object in the format axon.graph, or a start", "nothing")
+        elif spec.graph is not None and spec.start is not None:
+            read.note("start", "none beside a graph", "both")
+    if not read.problem_in("validation_dataset", "validation_fraction"):
+        if spec.validation_dataset is not None and spec.validation_fraction > 0:
+            read.note("validation_dataset", "none beside a validation_fraction above 0", "both")
+        _check_metrics(read, spec)
+    if spec.shard_params is True and spec.devices is None and not read.problem_in("devices"):
+        read.note("shard_params", "devices, over which to split the parameters", "none")
+    if spec.devices and not read.problem_in("devices", "batch_size") and spec.batch_size % spec.devices:
+        read.note("batch_size", f"a multiple of devices, {spec.devices}", str(spec.batch_size))
+    if spec.on_success.if_better is not None and spec.on_success.alias is None and not read.problem_in("on_success"):
+        read.note("on_success.if_better", "an alias, which moves if the version is better", "none")
+
+
+def _check_metrics(read: Reader, spec: JobSpec) -> None:
+    if read.problem_in("metrics", "loss_scale"):
+        return
+    known = known_metrics(spec.metrics, validated=spec.validated, scaled=spec.loss_scale is not None)
+    watched = {
+        "early_stopping.metric": spec.early_stopping,
+        "reduce_on_plateau.metric": spec.reduce_on_plateau,
+        "keep.metric": None if read.problem_in("early_stopping") else spec.keep,
+        "on_success.if_better": spec.on_success.if_better,
+    }
+    found = unknown_metrics(watched, known)
+    same = spec.keep is not None and spec.early_stopping is not None and spec.keep.metric == spec.early_stopping.metric
+    read.problems += [problem for problem in found if not (same and problem.path == "keep.metric")]
+
+
 def _on_success(read: Reader) -> OnSuccess:
-    inner = read.nested("on_success", 'an object {"alias": ..., "load": ...}', None)
+    inner = read.nested("on_success", 'an object {"alias": ..., "load": ..., "if_better": ...}', None)
     if inner is None:
         return OnSuccess()
     result = OnSuccess(
         alias=inner.take("alias", NAME + ", not only digits", is_alias, None),
         load=inner.take("load", "true or false", lambda v: isinstance(v, bool), False),
+        if_better=read_watched(inner, "if_better"),
     )
     inner.finish()
     return result
@@ -178,11 +304,13 @@ def _webhook(read: Reader) -> Webhook | None:
 
 
 def public(spec: Mapping[str, Json]) -> dict[str, Json]:
-    """A request as it is shown and published: without the secret of its webhook."""
-    found = spec.get("webhook")
-    if not isinstance(found, dict):
-        return dict(spec)
-    return {**spec, "webhook": {**found, "secret": "(hidden)" if found.get("secret") else ""}}
+    """A request as it is shown and published: without the secret of its webhook, its start as one may ask for it."""
+    shown, webhook, start = dict(spec), spec.get("webhook"), spec.get("start")
+    if isinstance(webhook, dict):
+        shown["webhook"] = {**webhook, "secret": "(hidden)" if webhook.get("secret") else ""}
+    if isinstance(start, dict):
+        shown["start"] = Start.from_json(start).public()
+    return shown
 
 
 def _serving(read: Reader) -> Mapping[str, Json] | None:

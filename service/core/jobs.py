@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -16,17 +17,28 @@ from service.core.datasets import holding
 from service.core.datatypes import DATATYPES
 from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge, shown
 from service.core.idempotency import check_key
-from service.core.job_spec import JobSpec, OnSuccess, parse_spec
+from service.core.job_spec import JobSpec, OnSuccess, parse_spec, stored_spec
 from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore, Engine, JobQueue
 from service.core.progress import JobProgress
 from service.core.serving_spec import above
+from service.core.starts import Starts, stored_report
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
 from service.core.webhook_delivery import WebhookStore
 from service.core.webhooks import allowed
 
-__all__ = ["MOVES", "JobService", "JobSpec", "OnSuccess", "Submission", "check_move", "input_columns", "parse_spec"]
+__all__ = [
+    "MOVES",
+    "JobService",
+    "JobSpec",
+    "OnSuccess",
+    "Submission",
+    "check_move",
+    "input_columns",
+    "parse_spec",
+    "stored_spec",
+]
 
 MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
@@ -83,8 +95,11 @@ class JobService:
         clock: Clock,
         limits: Limits,
         webhooks: WebhookStore | None = None,
+        *,
+        starts: Starts,
     ) -> None:
         """`webhooks` is needed where the limits name hosts for them."""
+        self._starts = starts
         self._webhooks = webhooks
         self._queue = queue
         self._datasets = datasets
@@ -113,7 +128,7 @@ class JobService:
             return Submission(await self._queue.get(old.requeued_as), created=False)
         if old.state is not JobState.FAILED:
             raise Conflict(f"job {job_id}: expected a failed one to queue it again, got {old.state}")
-        job = replace(await self._job(dict(old.spec), ""), requeued_from=old.id)
+        job = replace(await self._checked_job(stored_spec(old.spec), ""), requeued_from=old.id)
         await self._announce(job)
         async with self._dataset_of(job):
             stored = await self._queue.requeue(old.id, job)
@@ -121,12 +136,15 @@ class JobService:
 
     @contextlib.asynccontextmanager
     async def _dataset_of(self, job: Job) -> AsyncIterator[None]:
-        """Hold a job's data set, so that it is there when the job has been queued; raises `InvalidRequest`."""
+        """Hold a job's data sets, so that they are there when the job has been queued; raises `InvalidRequest`."""
         async with contextlib.AsyncExitStack() as held:
-            try:
-                await held.enter_async_context(holding(self._datasets, job.spec["dataset"]))
-            except NotFound:
-                raise _no_dataset(job.spec["dataset"]) from None
+            for name in ("dataset", "validation_dataset"):
+                if (dataset_id := job.spec[name]) is None:
+                    continue
+                try:
+                    await held.enter_async_context(holding(self._datasets, dataset_id))
+                except NotFound:
+                    raise _no_dataset(dataset_id, name) from None
             yield
 
     async def _announce(self, job: Job) -> None:
@@ -136,6 +154,11 @@ class JobService:
 
     async def _job(self, spec: Json, key: str) -> Job:
         parsed = parse_spec(spec)
+        if parsed.start is not None:
+            parsed = replace(parsed, start=await self._starts.resolve(parsed.start))
+        return await self._checked_job(parsed, key)
+
+    async def _checked_job(self, parsed: JobSpec, key: str) -> Job:
         plain = parsed.to_json()
         size = len(json.dumps(plain))
         if size > self._limits.max_job_spec_bytes:
@@ -186,39 +209,55 @@ class JobService:
 
     def _check(self, spec: JobSpec) -> None:
         """Blocking: the graph through the engine, then the data set's columns against it."""
-        try:
-            dataset = self._datasets.get(spec.dataset)
-        except NotFound:
-            raise _no_dataset(spec.dataset) from None
-        graph = json.dumps(spec.graph).encode()
-        try:
-            report = self._engine.check_graph(graph)
-        except InvalidModel as error:
-            problems = [Problem(f"graph.{p.path}", p.expected, p.got) for p in error.problems]
-            if not problems:
-                raise
-            raise InvalidModel.from_problems("job spec", problems) from error
+        dataset, validation = self._dataset("dataset", spec.dataset), None
+        if spec.validation_dataset is not None:
+            validation = self._dataset("validation_dataset", spec.validation_dataset)
+        source, report = self._source(spec)
         problems = self._engine.check_training(
-            graph,
+            source,
             loss=spec.loss.to_json(),
-            optimizer=spec.optimizer.to_json(),
+            optimizer=spec.stepping,
             metrics=spec.metrics,
             precision=spec.precision,
             loss_scale=None if spec.loss_scale is None else spec.loss_scale.to_json(),
             exposed=(spec.serving or {}).get("expose_intermediate", False),
+            marks=(*(() if spec.start is None else spec.start.marks), (spec.freeze, spec.unfreeze)),
+            reduces=spec.reduce_on_plateau is not None,
         )
         problems += above(spec.serving or {}, self._limits.serving)
         if spec.webhook is not None:
             problems += _not_allowed(spec.webhook.url, self._limits.webhook_hosts)
         problems += _misfits(spec, report, dataset)
+        if validation is not None:
+            found = _column_misfits(spec, report, validation)
+            problems += [Problem(f"validation_dataset: {p.path}", p.expected, p.got) for p in found]
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)
 
+    def _dataset(self, path: str, dataset_id: str) -> Dataset:
+        try:
+            return self._datasets.get(dataset_id)
+        except NotFound:
+            raise _no_dataset(dataset_id, path) from None
 
-def _no_dataset(dataset_id: str) -> InvalidRequest:
-    return InvalidRequest.from_problems(
-        "job spec", [Problem("dataset", "the id of a stored data set", repr(dataset_id))]
-    )
+    def _source(self, spec: JobSpec) -> tuple[bytes | Path, BundleReport]:
+        """The graph's JSON or the bundle that a job trains, and what the engine says of it."""
+        stored = None if spec.start is None else self._starts.version(spec.start)
+        if stored is not None:
+            return stored.path, stored_report(stored)
+        where = "graph" if spec.start is None else "start.graph"
+        graph = json.dumps(spec.graph if spec.start is None else spec.start.graph).encode()
+        try:
+            return graph, self._engine.check_graph(graph)
+        except InvalidModel as error:
+            problems = [Problem(f"{where}.{p.path}", p.expected, p.got) for p in error.problems]
+            if not problems:
+                raise
+            raise InvalidModel.from_problems("job spec", problems) from error
+
+
+def _no_dataset(dataset_id: str, path: str = "dataset") -> InvalidRequest:
+    return InvalidRequest.from_problems("job spec", [Problem(path, "the id of a stored data set", repr(dataset_id))])
 
 
 def _not_allowed(url: str, hosts: Sequence[str]) -> list[Problem]:
@@ -249,6 +288,16 @@ def _known(job_id: str) -> str:
 
 
 def _misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Problem]:
+    """Where the data set does not fit the graph, or is too small."""
+    problems = _column_misfits(spec, report, dataset)
+    held_out = round(dataset.rows * spec.validation_fraction)
+    if dataset.rows - held_out < 1 or (held_out < 1 and spec.validation_fraction > 0):
+        expected = "at least one row to train on, and one to validate on where validation_fraction is above 0"
+        problems.append(Problem("dataset", expected, f"{dataset.rows} rows"))
+    return problems
+
+
+def _column_misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Problem]:
     """Where the data set's columns do not fit the graph."""
     columns = {column.name: column for column in dataset.columns}
     inputs = {tensor.name: tensor for tensor in report.inputs}
@@ -266,10 +315,6 @@ def _misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Prob
         problems.append(_no_column("target", spec.target, columns))
     else:
         problems += _target_misfit(spec, columns[spec.target], report.outputs[0])
-    held_out = round(dataset.rows * spec.validation_fraction)
-    if dataset.rows - held_out < 1 or (held_out < 1 and spec.validation_fraction > 0):
-        expected = "at least one row to train on, and one to validate on where validation_fraction is above 0"
-        problems.append(Problem("dataset", expected, f"{dataset.rows} rows"))
     return problems
 
 

@@ -65,7 +65,7 @@ class Engine(Protocol):
 
     def check_training(
         self,
-        graph: bytes,
+        source: bytes | Path,
         *,
         loss: Mapping[str, Json],
         optimizer: Mapping[str, Json],
@@ -73,8 +73,14 @@ class Engine(Protocol):
         precision: str | None = None,
         loss_scale: Mapping[str, Json] | None = None,
         exposed: bool | Sequence[str] = False,
+        marks: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
+        reduces: bool = False,
     ) -> list[Problem]:
-        """What is wrong with how a valid graph is to be trained: unknown names, options outside their domain."""
+        """What is wrong with how a valid graph, or the model of a stored bundle, is to be trained.
+
+        Unknown names, options outside their domain, patterns that fit nothing: `marks` are pairs of patterns to freeze
+        and to unfreeze, applied in turn, the last one the job's own. `reduces`: the learning rate will be changed.
+        """
 
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle file completely (digests, graph, tensors against the graph, limits)."""

@@ -38,9 +38,9 @@ class Reader:
         self._value: dict[str, Json] = value if isinstance(value, dict) else {}
         self._path = path
         self._known: list[str] = []
-        self._refused = not isinstance(value, dict)  # as a whole: its fields are not reported one by one
+        self.refused = not isinstance(value, dict)  # as a whole: its fields are not reported one by one
         self.problems = problems
-        if self._refused:
+        if self.refused:
             problems.append(Problem("(the whole)", "an object", shown(value)))
 
     def take(self, key: str, expected: str, valid: Callable[[Any], bool], default: Any = REQUIRED) -> Any:
@@ -52,7 +52,7 @@ class Reader:
         if key not in self._value or (default is None and self._value[key] is None):
             if default is not REQUIRED:
                 return default
-            if not self._refused:
+            if not self.refused:
                 self.problems.append(Problem(self._path + key, expected, "nothing"))
             return STAND_IN
         value = self._value[key]
@@ -64,7 +64,20 @@ class Reader:
     def nested(self, key: str, expected: str, default: Any = REQUIRED) -> Reader | None:
         """A reader of the object under `key`, to be finished by the caller; None where there is none to be read."""
         value = self.take(key, expected, lambda value: isinstance(value, dict), default)
-        return Reader(value, f"{self._path}{key}.", self.problems) if isinstance(value, dict) else None
+        return self.within(key, value) if isinstance(value, dict) else None
+
+    def within(self, key: str, value: dict[str, Json]) -> Reader:
+        """A reader of an object that was taken under `key`."""
+        return Reader(value, f"{self._path}{key}.", self.problems)
+
+    def note(self, key: str, expected: str, got: str) -> None:
+        """Note a problem of the field `key`, or of the object itself."""
+        self.problems.append(Problem((self._path + key).rstrip("."), expected, got))
+
+    def problem_in(self, *keys: str) -> bool:
+        """Whether a problem was noted in one of these fields."""
+        inside = tuple(f"{self._path}{key}." for key in keys)
+        return any(f"{problem.path}.".startswith(inside) for problem in self.problems)
 
     def rest(self) -> dict[str, Json]:
         """What has not been taken."""

@@ -20,6 +20,7 @@ from service.worker.child import TRAINER, Child
 from service.worker.faults import fault_point
 from service.worker.protocol import TrainerJob
 from service.worker.publish import promote, publish, published
+from service.worker.starting import find_start
 
 T = TypeVar("T")
 
@@ -115,9 +116,9 @@ class Attempt:
                 result = await self._conclude(code)
             if result is not None:
                 done = result
-                await self._insist(lambda: promote(self._place.queue, self._place.store, self._lease, done))
+                told = await self._insist(lambda: promote(self._place.queue, self._place.store, self._lease, done))
                 fault_point("published")
-                await self._settle(JobState.SUCCEEDED, result=result)
+                await self._settle(JobState.SUCCEEDED, result=told)
         except (StaleLease, NotReady):
             raise
         except ServiceError as error:  # the data set, the model or its number is gone: trying again is useless
@@ -127,16 +128,7 @@ class Attempt:
 
     async def _train(self) -> int:
         """Run the trainer to its end; returns its exit status."""
-        dataset = await asyncio.to_thread(self._place.datasets.get, str(self._job.spec["dataset"]))
-        job = TrainerJob(
-            job=self._job.id,
-            attempt=self._lease.attempt,
-            spec=self._job.spec,
-            dataset=str(dataset.path.absolute()),
-            dataset_sha256=dataset.sha256,
-            checkpoint=await self._checkpoint(),
-            work=str(self._folder.absolute()),
-        )
+        job = await self._trainer_job()
         limit_s = self._job.spec.get("time_limit_s")
         if limit_s is not None and self._job.ran_s >= limit_s:
             self._stop(Stop.TIME)
@@ -152,6 +144,33 @@ class Attempt:
         code = await self._child.wait()
         await asyncio.gather(*self._commits)
         return code
+
+    async def _trainer_job(self) -> TrainerJob:
+        """What the trainer needs; raises `NotFound` for what has been deleted since the job was submitted."""
+        place, spec = self._place, self._job.spec
+        dataset = await asyncio.to_thread(place.datasets.get, str(spec["dataset"]))
+        validation, chosen = None, spec.get("validation_dataset")
+        if chosen is not None:
+            validation = await asyncio.to_thread(place.datasets.get, str(chosen))
+        checkpoint = await self._checkpoint()
+        start = await asyncio.to_thread(
+            find_start, place.store, place.checkpoints, spec, resumes=checkpoint is not None
+        )
+        return TrainerJob(
+            job=self._job.id,
+            attempt=self._lease.attempt,
+            spec=spec,
+            dataset=str(dataset.path.absolute()),
+            dataset_sha256=dataset.sha256,
+            checkpoint=checkpoint,
+            work=str(self._folder.absolute()),
+            worker=self._lease.worker,
+            started_at=self._job.started_at,
+            validation=None if validation is None else str(validation.path.absolute()),
+            validation_sha256=None if validation is None else validation.sha256,
+            start_bundle=start.bundle,
+            start_checkpoint=start.checkpoint,
+        )
 
     def _to_be_stopped(self) -> bool:
         return self._stopped is not None

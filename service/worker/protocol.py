@@ -32,10 +32,12 @@ MAX_MESSAGE_BYTES: Final = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class TrainerJob:
-    """The job as its trainer gets it; the paths are local folders.
+    """The job as its trainer gets it; the paths are local folders, or files where said.
 
     `spec` is the validated request; `dataset` is the folder of `.npy` columns; `checkpoint` is where to go on, None at
-    the beginning; `work` is the trainer's own.
+    the beginning; `work` is the trainer's own. `worker` and `started_at` (seconds since the epoch) go into the lineage;
+    `validation` is the folder of the data set to validate on. `start_bundle` is the file of the version that the job
+    starts from, `start_checkpoint` the folder of another job's checkpoint with the parameters.
     """
 
     job: str
@@ -45,6 +47,12 @@ class TrainerJob:
     dataset_sha256: str
     checkpoint: str | None
     work: str
+    worker: str = ""
+    started_at: float | None = None
+    validation: str | None = None
+    validation_sha256: str | None = None
+    start_bundle: str | None = None
+    start_checkpoint: str | None = None
 
     def to_json(self) -> dict[str, Json]:
         """The first line of the trainer's input."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
@@ -19,11 +19,12 @@ from engine.functional.metrics import METRICS
 from engine.train import ArrayData, Loop, LoopState, Status, checkpoint, trainer
 from service.core.datatypes import name_of
 from service.core.job_spec import public
-from service.core.jobs import JobSpec, input_columns, parse_spec
+from service.core.jobs import JobSpec, input_columns, stored_spec
 from service.core.manifests import bundle_manifest
 from service.core.names import check_name
 from service.core.types import BundleReport, Json, TensorSpec
 from service.worker.faults import fault_point
+from service.worker.origin import Origin
 from service.worker.protocol import TrainerJob
 
 PROGRESS_EVERY_S = 0.25
@@ -61,10 +62,9 @@ class Training:
     def __init__(self, job: TrainerJob, reports: Reports) -> None:
         self._job = job
         self._reports = reports
-        self._spec = parse_spec(dict(job.spec))
-        model = bundle.graph_from_json(dict(self._spec.graph))
-        precision = self._spec.precision
-        self._model = model if precision is None else engine.apply_policy(model, precision)
+        self._spec = stored_spec(dict(job.spec))
+        self._origin = Origin(job, self._spec)
+        self._model = self._origin.model
         self._averaged = engine.optim.keeps_averages(self._spec.optimizer.to_json())
         self._inputs, (self._output,) = runtime.signature(self._model)
 
@@ -72,48 +72,80 @@ class Training:
         """Train from the beginning or from the checkpoint; False when stopped before the end."""
         device = jax.devices()[0]
         self._reports.send("started", device=f"{device.platform}: {device.device_kind}")
-        data, class_numbers = read_data(self._spec, Path(self._job.dataset), self._inputs, self._output)
-        validation = None
-        if self._spec.validation_fraction > 0:
-            data, validation = data.split(self._spec.validation_fraction, seed=self._spec.seed)
+        data, validation, class_numbers = self._data()
         watch = Watch(self._spec, self._reports, Path(self._job.work), batches=len(data))
         loop = make_loop(self._spec, self._model, class_numbers=class_numbers)
         if validation is not None:
             loop = loop.validate(validation, averaged=self._averaged)
-        loop = loop.handle_event("iteration_completed", watch.iteration).handle_event("epoch_completed", watch.epoch)
-        begin = None
+        loop = watched(loop, self._spec, watch, averaged=self._averaged)
+        state, begin = self._origin.state(), None
         if self._job.checkpoint is not None:
-            begin = checkpoint.restore(self._job.checkpoint, loop.start(data, self._initial()))
+            begin = checkpoint.restore(self._job.checkpoint, loop.start(data, state))
             self._log(f"going on after step {begin.total_iterations}")
         watch.begin(0 if begin is None else begin.total_iterations)
-        initial = self._initial() if begin is None else None
         fault_point("compiling")
-        final = loop.run(data, initial, epochs=self._spec.epochs, resume=begin)
-        if final.status == "halted":
+        final = loop.run(data, None if begin is not None else state, epochs=self._spec.epochs, resume=begin)
+        if watch.halted:
             return False
+        if final.status == "halted":
+            self._log(f"stopped early, after epoch {len(final.history)} of {self._spec.epochs}")
         self._finish(final)
         return True
 
-    def _initial(self) -> engine.ModelState:
-        """The state to start from, with the frozen and tied parameters of the graph."""
-        state = engine.build(self._model, mode="train")[0](seed=self._spec.seed)
-        return bundle.marked(state, dict(self._spec.graph))
+    def _data(self) -> tuple[ArrayData, ArrayData | None, bool]:
+        """What to train on, what to validate on, and whether the targets are class numbers."""
+        data, class_numbers = read_data(self._spec, Path(self._job.dataset), self._inputs, self._output)
+        if self._spec.validation_fraction > 0:
+            return *data.split(self._spec.validation_fraction, seed=self._spec.seed), class_numbers
+        if self._job.validation is None:
+            return data, None, class_numbers
+        folder = Path(self._job.validation)
+        validation, alike = read_data(self._spec, folder, self._inputs, self._output, shuffle=False)
+        if alike != class_numbers:
+            raise DataError(f"target {self._spec.target!r}: expected class numbers in both data sets or in neither")
+        return data, validation, class_numbers
+
+    def _published(self, final: LoopState) -> tuple[engine.ModelState, int]:
+        """The state to be published, and the epoch (from 0) that it is of."""
+        if self._spec.keep is not None and final.best_model_state is not None:
+            return final.best_model_state, int(final.handler_state["keep_best"]["epoch"])
+        return final.averaged_model_state if self._averaged else final.model_state, len(final.history) - 1
+
+    def _lineage(self, metrics: Mapping[str, Json], epoch: int) -> dict[str, Json]:
+        job, spec = self._job, self._spec
+        start = {} if spec.start is None else spec.start.to_json()
+        parent = {name: start[name] for name in ("model", "version", "job", "checkpoint") if name in start}
+        return {
+            "job": job.job,
+            "parent": parent or None,
+            "dataset": spec.dataset,
+            "dataset_sha256": job.dataset_sha256,
+            "validation_dataset": spec.validation_dataset,
+            "validation_dataset_sha256": job.validation_sha256,
+            "spec": public(spec.to_json()),
+            "metrics": dict(metrics),
+            "epoch": epoch + 1,
+            "attempts": job.attempt,
+            "worker": job.worker,
+            "started_at": job.started_at,
+            "finished_at": time.time(),
+            "engine_version": engine.__version__,
+        }
 
     def _finish(self, final: LoopState) -> None:
         path = Path(self._job.work) / "bundle.axon"
-        metrics = on_host(final.history[-1])
-        lineage = {
-            "job": self._job.job,
-            "dataset": self._spec.dataset,
-            "dataset_sha256": self._job.dataset_sha256,
-            "spec": public(self._spec.to_json()),
-            "metrics": metrics,
-            "attempts": self._job.attempt,
-            "engine_version": engine.__version__,
-        }
-        serving = dict(self._spec.serving or {})
-        state = final.averaged_model_state if self._averaged else final.model_state
-        bundle.write(path, self._model, state, lineage=lineage, serving=serving)
+        state, epoch = self._published(final)
+        lineage = self._lineage(on_host(final.history[epoch]), epoch)
+        serving, origin = self._origin.serving, self._origin
+        bundle.write(
+            path,
+            self._model,
+            state,
+            lineage=lineage,
+            serving=serving,
+            functions=origin.functions,
+            preprocess=origin.preprocess,
+        )
         leaves = jax.tree.leaves(state.parameters)
         report = BundleReport(
             inputs=tuple(map(_tensor_spec, self._inputs)),
@@ -146,6 +178,7 @@ class Watch:
         self._awaited = -1
         self._saved_at = self._told_at = time.monotonic()
         self._told_step: int | None = None
+        self.halted = False
         self._steps_per_s = 0.0
 
     def begin(self, step: int) -> None:
@@ -162,6 +195,7 @@ class Watch:
         if self._reports.stopping:
             if state.total_iterations > self._saved_step:
                 self._save(state)
+            self.halted = True
             return Status.HALT_LOOP
         if now - self._told_at >= PROGRESS_EVERY_S:
             self._tell(state, now, {})
@@ -235,15 +269,50 @@ def make_loop(spec: JobSpec, model: engine.Model, *, class_numbers: bool) -> Loo
     if class_numbers:
         loss.setdefault("sparse", True)
     scale = None if spec.loss_scale is None else spec.loss_scale.to_json()
-    loop = trainer(model, loss, spec.optimizer.to_json(), seed=spec.seed, loss_scale=scale)
+    loop = trainer(
+        model,
+        loss,
+        spec.stepping,
+        seed=spec.seed,
+        loss_scale=scale,
+        devices=spec.devices,
+        shard_params=spec.shard_params,
+    )
     for name in spec.metrics:
         takes_classes = class_numbers and name in METRICS and "sparse" in inspect.signature(METRICS[name]).parameters
         loop = loop.metric(name, sparse=True) if takes_classes else loop.metric(name)
     return loop
 
 
+def watched(loop: Loop, spec: JobSpec, watch: Watch, *, averaged: bool) -> Loop:
+    """The loop with all that looks at its metrics; what may end it comes last, so that nothing misses an epoch."""
+    if spec.keep is not None:
+        loop = loop.keep_best(spec.keep.metric, mode=_mode(spec.keep.mode), averaged=averaged)
+    loop = loop.handle_event("iteration_completed", watch.iteration).handle_event("epoch_completed", watch.epoch)
+    if (plateau := spec.reduce_on_plateau) is not None:
+        loop = loop.reduce_lr_on_plateau(
+            plateau.metric,
+            factor=plateau.factor,
+            mode=_mode(plateau.mode),
+            patience=plateau.patience,
+            min_delta=plateau.min_delta,
+        )
+    if (early := spec.early_stopping) is not None:
+        loop = loop.early_stop(early.metric, mode=_mode(early.mode), patience=early.patience, min_delta=early.min_delta)
+    return loop
+
+
+def _mode(mode: str) -> Literal["min", "max"]:
+    return "min" if mode == "min" else "max"
+
+
 def read_data(
-    spec: JobSpec, folder: Path, inputs: list[runtime.Signature], output: runtime.Signature
+    spec: JobSpec,
+    folder: Path,
+    inputs: list[runtime.Signature],
+    output: runtime.Signature,
+    *,
+    shuffle: bool = True,
 ) -> tuple[ArrayData, bool]:
     """The columns a spec names, mapped, in the graph's types; and whether the target holds class numbers.
 
@@ -265,7 +334,8 @@ def read_data(
         target = np.asarray(target, np.int32)
     else:
         target = _fitted(target, output, f"target {spec.target!r}")
-    data = ArrayData(arrays, target, batch_size=spec.batch_size, shuffle=True, seed=spec.seed)
+    shared = (spec.devices or 1) > 1  # every batch is split evenly
+    data = ArrayData(arrays, target, batch_size=spec.batch_size, shuffle=shuffle, seed=spec.seed, pad_remainder=shared)
     return data, class_numbers
 
 

@@ -21,12 +21,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.adapters.engine_runtime import EngineRuntime
-from service.adapters.file_store import FileDatasetStore
+from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.core.datatypes import name_of
 from service.core.errors import ServiceError
 from service.core.jobs import JobService
 from service.core.limits import Limits
+from service.core.starts import Starts
 from service.core.types import Column, Dataset, Job
 from service.worker import training
 from service.worker.protocol import TrainerJob
@@ -145,6 +147,7 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.datasets = FileDatasetStore(root)
+        self.models = FileModelStore(root, FakeClock())
         self.engine = EngineRuntime()
         self.runs = 0
 
@@ -161,9 +164,9 @@ class Place:
 
     def submit(self, spec: Any) -> Job | None:
         """The accepted job; None when it was refused with a message."""
-        service = JobService(
-            MemoryJobQueue(FakeClock(), lease_s=5.0), self.datasets, self.engine, FakeClock(), Limits()
-        )
+        queue = MemoryJobQueue(FakeClock(), lease_s=5.0)
+        starts = Starts(self.models, FileCheckpointStore(self.root), queue)
+        service = JobService(queue, self.datasets, self.engine, FakeClock(), Limits(), starts=starts)
         word = ""
         try:
             return asyncio.run(service.submit(spec)).job
@@ -203,6 +206,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made = Place(tmp_path_factory.mktemp("hostile"))
     yield made
     made.datasets.close()
+    made.models.close()
 
 
 def usual() -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
+from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
@@ -26,6 +27,7 @@ from service.core.inference import InferenceService
 from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
+from service.core.starts import Starts
 from service.core.types import ServingConfig
 from service.core.uploads import UploadService
 from tests.service.fake_engine import FakeEngine
@@ -90,6 +92,7 @@ async def _serve(
     models, datasets = FileModelStore(root, clock), FileDatasetStore(root)
     queue = MemoryJobQueue(clock) if make_queue is None else make_queue()
     unfinished = FileUploadStore(root)
+    starts = Starts(models, FileCheckpointStore(root), queue)
     uploads = UploadService(unfinished, clock, limits)
     uses = _Nobody() if make_queue else queue
     registry = Registry(models, engine, clock, ServingConfig())
@@ -98,7 +101,7 @@ async def _serve(
     context = Context(
         registry,
         DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits, uses, uploads),
-        JobService(queue, datasets, engine, clock, limits),
+        JobService(queue, datasets, engine, clock, limits, starts=starts),
         uploads,
         limits,
         stopping,

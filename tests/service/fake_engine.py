@@ -56,7 +56,7 @@ class FakeEngine:
 
     def check_training(
         self,
-        graph: bytes,
+        source: bytes | Path,
         *,
         loss: Mapping[str, Json],
         optimizer: Mapping[str, Json],
@@ -64,6 +64,8 @@ class FakeEngine:
         precision: str | None = None,
         loss_scale: Mapping[str, Json] | None = None,
         exposed: bool | Sequence[str] = False,
+        marks: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
+        reduces: bool = False,
     ) -> list[Problem]:
         return []
 

@@ -12,6 +12,7 @@ import pytest
 
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
+from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
@@ -21,6 +22,7 @@ from service.core.datasets import DatasetService
 from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
+from service.core.starts import Starts
 from service.core.types import ServingConfig
 from service.core.uploads import UploadService
 from tests.service.fake_engine import FakeEngine
@@ -51,12 +53,13 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     models, datasets = FileModelStore(tmp_path, clock), FileDatasetStore(tmp_path)
     queue = MemoryJobQueue(clock)
     unfinished = FileUploadStore(tmp_path)
+    starts = Starts(models, FileCheckpointStore(tmp_path), queue)
     uploads = UploadService(unfinished, clock, LIMITS)
     registry = Registry(models, engine, clock, ServingConfig())
     context = Context(
         registry,
         DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, LIMITS, queue, uploads),
-        JobService(queue, datasets, engine, clock, LIMITS),
+        JobService(queue, datasets, engine, clock, LIMITS, starts=starts),
         uploads,
         LIMITS,
         asyncio.Event(),

@@ -15,6 +15,7 @@ import engine as ax
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.engine_runtime import EngineRuntime
+from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
@@ -25,6 +26,7 @@ from service.core.errors import InvalidModel
 from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.registry import Registry
+from service.core.starts import Starts
 from service.core.types import ServingConfig
 from service.core.uploads import UploadService
 from tests.engine.bundle.hostile_bundles import good, packed
@@ -54,12 +56,13 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     clock, limits, engine = SystemClock(), Limits(), EngineRuntime(device="cpu")
     models, datasets = FileModelStore(tmp_path, clock), FileDatasetStore(tmp_path)
     queue, unfinished = MemoryJobQueue(clock), FileUploadStore(tmp_path)
+    starts = Starts(models, FileCheckpointStore(tmp_path), queue)
     uploads = UploadService(unfinished, clock, limits)
     registry = Registry(models, engine, clock, ServingConfig(max_batch_size=4))
     context = Context(
         registry,
         DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, limits, queue, uploads),
-        JobService(queue, datasets, engine, clock, limits),
+        JobService(queue, datasets, engine, clock, limits, starts=starts),
         uploads,
         limits,
         asyncio.Event(),

@@ -15,6 +15,7 @@ from service.adapters.memory_jobs import MemoryJobQueue
 from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge
 from service.core.jobs import MOVES, JobService, check_move, parse_spec
 from service.core.limits import Limits
+from service.core.starts import Starts
 from service.core.types import BundleReport, Column, Dataset, JobState, TensorSpec
 from tests.service.waiting import FakeClock
 
@@ -248,7 +249,10 @@ class Graphs:
             raise self.found
         return self.report
 
-    def check_training(self, graph: bytes, *, loss: Any, optimizer: Any, metrics: Any, **others: Any) -> list[Problem]:
+    def check_training(
+        self, source: bytes | Path, *, loss: Any, optimizer: Any, metrics: Any, **others: Any
+    ) -> list[Problem]:
+        self.asked = {"source": source, "optimizer": optimizer, **others}
         return [Problem("loss", "a known loss", loss["name"])] if loss["name"] == "unknown" else []
 
 
@@ -279,7 +283,8 @@ def service(
     queue = MemoryJobQueue(clock)
     datasets: Any = Datasets(COLUMNS, rows)
     engine: Any = Graphs(inputs, outputs, found)
-    return JobService(queue, datasets, engine, clock, limits or Limits())
+    nothing: Any = None
+    return JobService(queue, datasets, engine, clock, limits or Limits(), starts=Starts(nothing, nothing, queue))
 
 
 async def refused(jobs: JobService, **changes: Any) -> dict[str, Problem]:
