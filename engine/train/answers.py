@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from engine.errors import OptionError
-from engine.train.events import Status
+from engine.train.events import Count, Event, Status
 from engine.train.state import LoopState
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Answer = None | LoopState | Status | tuple[Status, LoopState]
 Handler = Callable[[LoopState], Answer]
+Due = Callable[[Event, Count], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,18 @@ class Closing(Protocol):
 
     def close(self) -> None:
         """Finish what was begun, and let go of threads and files."""
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """A bound handler that lets most occurrences pass, and says so before a state is made for it.
+
+    It is one to which any occurrence is as good as the next, such as a progress bar: of an execution of several steps
+    it sees the end only.
+    """
+
+    def due(self, event: Event, count: Count) -> bool:
+        """Whether to be called now; `count` is that of `event`, this occurrence included."""
 
 
 def read_answer(answer: Any, state: LoopState) -> tuple[Status, LoopState]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,27 +20,46 @@ from engine.train.step import Batch, Step, TrainStep, evaluation_step
 class Program:
     """A step and the metrics measured in it. Loops that differ in handlers alone share one, and its executables.
 
-    `placement` says on which devices it runs; None leaves that to JAX.
+    `placement` says on which devices it runs; None leaves that to JAX. `steps_per_execution` iterations are one call
+    where nobody is told of those between.
     """
 
     step: Step
     metrics: tuple[Metric, ...] = ()
     placement: Placement | None = None
+    steps_per_execution: int = 1
 
     @cached_property
     def iteration(self) -> Callable[[Tree, Accumulators, Batch], tuple[Tree, Accumulators]]:
         """One iteration, compiled once per shape of a batch."""
+        return self._compiled(self._iteration)
+
+    @cached_property
+    def execution(self) -> Callable[[Tree, Accumulators, tuple[Batch, ...]], tuple[Tree, Accumulators]]:
+        """Iterations over several batches of one form, one after the other, as one program."""
+        return self._compiled(self._iterations)
+
+    def _compiled(self, function: Callable[..., tuple[Tree, Accumulators]]) -> Callable[..., tuple[Tree, Accumulators]]:
         donated = 0 if self.step.donates else ()
         if self.placement is None:
-            return jax.jit(self._iteration, donate_argnums=donated)
-        placement, compiled = self.placement, jax.jit(self._placed_iteration, donate_argnums=donated)
+            return jax.jit(function, donate_argnums=donated)
+        placement = self.placement
+
+        def placed(step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
+            """Its results lie where its arguments did, whatever XLA would prefer."""
+            return placement.keep_state(function(step_state, so_far, batch))
+
+        compiled = jax.jit(placed, donate_argnums=donated)
         return lambda step_state, so_far, batch: compiled(step_state, so_far, placement.place_batch(batch))
 
-    def _placed_iteration(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> tuple[Tree, Accumulators]:
-        """An iteration whose results lie where its arguments did, whatever XLA would prefer."""
-        assert self.placement is not None
-        results = self._iteration(step_state, so_far, batch)
-        return self.placement.keep_state(results)
+    def _iterations(
+        self, step_state: Tree, so_far: Accumulators, batches: tuple[Batch, ...]
+    ) -> tuple[Tree, Accumulators]:
+        def iterate(carry: tuple[Tree, Accumulators], batch: Batch) -> tuple[tuple[Tree, Accumulators], None]:
+            return self._iteration(*carry, batch), None
+
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+        return jax.lax.scan(iterate, (step_state, so_far), stacked)[0]
 
     def place(self, state: Tree) -> Tree:
         """A step state or accumulators on the devices of this program."""
@@ -78,7 +97,7 @@ class Program:
     def evaluation(self) -> Program:
         """The same metrics and loss of a trainer's model, in inference mode."""
         assert isinstance(self.step, TrainStep)
-        return Program(evaluation_step(self.step.model, self.step.objective), self.metrics, self.placement)
+        return replace(self, step=evaluation_step(self.step.model, self.step.objective))
 
 
 def _rows(batch: Batch) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.train.events import Event
+from engine.train.events import Count, Event
 from engine.train.state import LoopState
 
 if TYPE_CHECKING:
@@ -34,11 +35,12 @@ class Progressing:
 class ProgressBar:
     """The bar of one run. It reads metrics rarely, so that training does not wait for them."""
 
-    def __init__(self, console: Any, plan: Plan) -> None:
+    def __init__(self, console: Any, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._plan = plan
+        self._clock = clock
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,13 +57,17 @@ class ProgressBar:
         self._done = 0
         self._bar.start()
 
+    def due(self, event: Event, count: Count) -> bool:
+        """Whether it is time to move the bar; an epoch's end is always shown."""
+        if event is not Event.ITERATION_COMPLETED:
+            return True
+        self._done = count.total
+        return self._clock() - self._shown_at >= SHOWN_EVERY_S
+
     def __call__(self, state: LoopState) -> None:
         """Show where the run stands."""
-        now = time.monotonic()
+        self._shown_at = now = self._clock()
         self._done = state.total_iterations
-        if state.event is Event.ITERATION_COMPLETED and now - self._shown_at < SHOWN_EVERY_S:
-            return
-        self._shown_at = now
         if self._begun is None:
             self._begun = now, state.total_iterations
         seconds, done = now - self._begun[0], state.total_iterations - self._begun[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sized
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 
 from engine.errors import DataError, DivergedError
-from engine.train.answers import Bindable, Closing, Handler, Plan, read_answer
-from engine.train.data import BatchIterator, Data
+from engine.train.answers import Bindable, Closing, Due, Handler, Plan, Sparing, read_answer
+from engine.train.data import Batch, BatchIterator, Data
 from engine.train.divergence import explain, require_finite
 from engine.train.events import Count, Event, Filter, Status
 from engine.train.saving import Saver
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 _NO_BATCH = object()
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """A handler of this run at one event, and what it says before a state is made for it."""
+
+    filter: Filter
+    handler: Handler
+    due: Due | None
 
 
 class Runner:
@@ -45,14 +55,17 @@ class Runner:
         self._data = data
         self._epochs = epochs
         self._iterations = iterations
-        self._handlers: dict[Event, list[tuple[Filter, Handler]]] = {event: [] for event in Event}
+        self._together = 1 if debug else loop.program.steps_per_execution
+        self._listeners: dict[Event, list[_Listener]] = {event: [] for event in Event}
         given = {id(handling.handler): handling.handler for handling in loop.handlings}
         plan = Plan(epochs, _batches(data, iterations))
         bound = {key: _bound(handler, loop, plan) for key, handler in given.items()}
         handlers: list[Any] = list(bound.values())
         self._closing: list[Closing] = [handler for handler in handlers if isinstance(handler, Closing)]
         for handling in loop.handlings:
-            self._handlers[handling.event].append((handling.filter, bound[id(handling.handler)]))
+            handler = bound[id(handling.handler)]
+            due = handler.due if isinstance(handler, Sparing) else None
+            self._listeners[handling.event].append(_Listener(handling.filter, handler, due))
         measured = [metric.name for metric in loop.program.metrics]
         reports = [name for name in begin.accumulators.values if name not in measured]
         self._names = (*reports, *measured)  # a compiled step gives them back sorted
@@ -170,35 +183,76 @@ class Runner:
     def _iterate(self) -> Status:
         iterator = self._resumed_iterator()
         step = self._loop.program.iteration
-        watched = bool(self._handlers[Event.ITERATION_STARTED])
+        watched = bool(self._listeners[Event.ITERATION_STARTED])
         started, completed = self._counts[Event.ITERATION_STARTED], self._counts[Event.ITERATION_COMPLETED]
         announced = started[0] > completed[0]
         while self._iterations is None or completed[0] < self._iterations:
-            if watched:
-                self._data_state = iterator.get_state()
-            batch = next(iterator, _NO_BATCH)
-            if batch is _NO_BATCH:
-                break
-            self._iteration = completed[0]
-            if self._expected is not None and (found := jax.tree.map(_kind, batch)) != self._expected:
-                raise DataError(
-                    f"data: expected every batch like the first, {self._expected}, got {found} in iteration "
-                    f"{self._iteration} of epoch {self._epoch}; drop or pad the last batch"
-                )
-            if not announced and (status := self._fire(Event.ITERATION_STARTED)) is not Status.CONTINUE:
-                return status
-            announced = False
-            try:
-                self._step_state, self._accumulators = step(self._step_state, self._accumulators, batch)
-            except Exception as error:
-                error.add_note(f"in iteration {self._iteration} of epoch {self._epoch}")
-                raise
-            self._total += 1
+            if not announced and self._unwatched():
+                if not (batches := list(islice(iterator, self._together))):
+                    break
+                self._execute(batches)
+            else:
+                if watched:
+                    self._data_state = iterator.get_state()
+                batch = next(iterator, _NO_BATCH)
+                if batch is _NO_BATCH:
+                    break
+                self._iteration = completed[0]
+                self._check(batch)
+                if not announced and (status := self._fire(Event.ITERATION_STARTED)) is not Status.CONTINUE:
+                    return status
+                announced = False
+                self._step(step, batch)
             if self._debug:
                 self._inspect()
             if (status := self._fire(Event.ITERATION_COMPLETED)) is not Status.CONTINUE:
                 return status
         return Status.CONTINUE
+
+    def _unwatched(self) -> bool:
+        """Whether the steps of a whole execution are to be done, and no handler is called before the last one's end."""
+        steps, done = self._together, self._counts[Event.ITERATION_COMPLETED]
+        if steps == 1 or (self._iterations is not None and done[0] + steps > self._iterations):
+            return False
+        counts = [Count(done[0] + i, done[1] + i) for i in range(1, steps + 1)]
+        return not any(
+            listener.filter.counts_pass(count)
+            for event, within in ((Event.ITERATION_STARTED, counts), (Event.ITERATION_COMPLETED, counts[:-1]))
+            for listener in self._listeners[event]
+            if listener.due is None
+            for count in within
+        )
+
+    def _execute(self, batches: list[Batch]) -> None:
+        """The steps over these batches: together where there are enough of one form, else one by one."""
+        started, completed = self._counts[Event.ITERATION_STARTED], self._counts[Event.ITERATION_COMPLETED]
+        program, first = self._loop.program, completed[0]
+        for self._iteration, batch in enumerate(batches, first):
+            self._check(batch)
+        if len(batches) == self._together and _are_alike(batches):
+            self._step(program.execution, tuple(batches), len(batches))
+        else:
+            for self._iteration, batch in enumerate(batches, first):
+                self._step(program.iteration, batch)
+        for position in (0, 1):
+            started[position] += len(batches)
+            completed[position] += len(batches) - 1  # the last one is announced
+
+    def _step(self, step: Callable[..., Any], batch: Batch, steps: int = 1) -> None:
+        try:
+            self._step_state, self._accumulators = step(self._step_state, self._accumulators, batch)
+        except Exception as error:
+            error.add_note(f"in iteration {self._iteration} of epoch {self._epoch}")
+            raise
+        self._total += steps
+
+    def _check(self, batch: Batch) -> None:
+        """In a strict run, raise `DataError` for a batch of another form than the first."""
+        if self._expected is not None and (found := jax.tree.map(_kind, batch)) != self._expected:
+            raise DataError(
+                f"data: expected every batch like the first, {self._expected}, got {found} in iteration "
+                f"{self._iteration} of epoch {self._epoch}; drop or pad the last batch"
+            )
 
     def _inspect(self) -> None:
         """Wait for the iteration, say what came of it, and end with the first loss that is not finite."""
@@ -218,18 +272,19 @@ class Runner:
         count = self._counts[event]
         count[0] += 1
         count[1] += 1
-        handlers = self._handlers[event]
-        if not handlers:
+        listeners = self._listeners[event]
+        if not listeners:
             return Status.CONTINUE
         occurrence = Count(*count)
         state: LoopState | None = None
-        for chosen, handler in handlers:
-            if not chosen.counts_pass(occurrence):
+        for listener in listeners:
+            chosen = listener.filter
+            if not chosen.counts_pass(occurrence) or (listener.due and not listener.due(event, occurrence)):
                 continue
             state = self._snapshot(event, status) if state is None else state
             if chosen.when is not None and not chosen.when(state):
                 continue
-            answer, changed = read_answer(handler(state), state)
+            answer, changed = read_answer(listener.handler(state), state)
             if changed is not state:
                 state = changed
                 self._adopt(state)
@@ -288,6 +343,20 @@ def _bound(handler: Any, loop: Loop, plan: Plan) -> Handler:
 def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:
     """Shape and type of an array of a batch."""
     return np.shape(leaf), np.dtype(getattr(leaf, "dtype", None) or np.asarray(leaf).dtype).name
+
+
+def _are_alike(batches: Sequence[Batch]) -> bool:
+    """Whether these are batches of arrays of the same shapes and types."""
+    first: Any = None
+    for batch in batches:
+        leaves, structure = jax.tree.flatten(batch)
+        if not all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves):
+            return False
+        form = structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+        if first is not None and form != first:
+            return False
+        first = form
+    return True
 
 
 def _batches(data: Data, iterations: int | None) -> int | None:

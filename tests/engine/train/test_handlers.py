@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import engine as ax
 from engine.errors import DivergedError, OptionError
-from engine.train import Event, Loop, checkpoint, trainer
+from engine.train import Event, Loop, LoopState, checkpoint, trainer
+from engine.train.answers import Plan
+from engine.train.events import Count
+from engine.train.progress import ProgressBar
+from engine.train.runner import Runner
 
 DATA = [({"x": np.ones((4, 1), np.float32)}, np.zeros((4, 1), np.float32))] * 3
 
@@ -170,3 +177,52 @@ def test_nothing_is_fetched_between_events(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(array, "_value", property(spy))
     loop.run(DATA, epochs=3)
     assert fetched == []
+
+
+class Sometimes:
+    """A handler that is due at every third occurrence."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Event, int, int]] = []
+        self.seen: list[int] = []
+
+    def due(self, event: Event, count: Count) -> bool:
+        self.asked.append((event, count.epoch, count.total))
+        return count.total % 3 == 0
+
+    def __call__(self, state: LoopState) -> None:
+        self.seen.append(state.iteration)
+
+
+def test_a_handler_that_is_not_due_costs_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked with event and count alone, where its filter lets the occurrence pass."""
+    made: list[Event] = []
+    snapshot = Runner._snapshot
+
+    def spy(self: Runner, event: Event, status: str = "running") -> LoopState:
+        made.append(event)
+        return snapshot(self, event, status)
+
+    handler = Sometimes()
+    loop = training().handle_event(Event.ITERATION_COMPLETED, handler, after=1)
+    monkeypatch.setattr(Runner, "_snapshot", spy)
+    loop.run(DATA, epochs=2)
+    assert handler.asked == [(Event.ITERATION_COMPLETED, 1 + (n - 1) % 3, n) for n in range(2, 7)]
+    assert handler.seen == [2, 2]
+    assert made.count(Event.ITERATION_COMPLETED) == 2
+
+
+def test_the_progress_bar_is_due_when_it_has_not_moved_for_a_while() -> None:
+    """Not within a twentieth of a second after it moved, but at an epoch's end always."""
+    now = [100.0]
+    bar = ProgressBar(Console(file=io.StringIO()), Plan(1, 3), lambda: now[0])
+    try:
+        assert bar.due(Event.ITERATION_COMPLETED, Count(1, 1))
+        bar(replace(training().start(DATA), event=Event.ITERATION_COMPLETED))
+        now[0] += 0.04
+        assert not bar.due(Event.ITERATION_COMPLETED, Count(2, 2))
+        assert bar.due(Event.EPOCH_COMPLETED, Count(1, 1))
+        now[0] += 0.02
+        assert bar.due(Event.ITERATION_COMPLETED, Count(3, 3))
+    finally:
+        bar.close()
