@@ -58,4 +58,4 @@ def _names(spec: str, dataset_id: str) -> bool:
     if dataset_id not in spec:
         return False
     found = json.loads(spec)
-    return dataset_id in (found["dataset"], found.get("validation_dataset"))
+    return dataset_id in (found.get("dataset"), found.get("validation_dataset"))

@@ -330,3 +330,67 @@ def test_datasets_are_listed_oldest_first_and_deleted(datasets):
             call("ds-2")
         with pytest.raises(InvalidRequest, match="data set name"):
             call("../models")
+
+
+def test_data_sets_of_the_same_content_share_their_files(datasets):
+    """Two ids, one stored content; whichever goes first, the other keeps all of it."""
+    for number in (1, 2, 3):
+        folder = datasets.scratch()
+        datasets.add(folder, dataset_in(folder, f"ds-{number}"))
+    files = [datasets.get(f"ds-{number}").path / "x.npy" for number in (1, 2, 3)]
+    assert all(file.samefile(files[0]) for file in files)
+    datasets.delete("ds-1")
+    datasets.delete("ds-3")
+    np.testing.assert_array_equal(np.load(files[1]), [[0, 1], [2, 3], [4, 5]])
+    assert files[1].stat().st_nlink == 1
+    assert sorted(path.name for path in files[1].parent.iterdir()) == ["manifest.json", "x.npy"]
+
+
+def test_data_sets_of_other_content_share_nothing(datasets):
+    """Another digest, another file."""
+    folder, other = datasets.scratch(), datasets.scratch()
+    datasets.add(folder, dataset_in(folder))
+    datasets.add(other, replace(dataset_in(other, "ds-2"), sha256="11"))
+    assert not (datasets.get("ds-1").path / "x.npy").samefile(datasets.get("ds-2").path / "x.npy")
+
+
+def test_holds_share_or_are_alone(tmp_path, datasets):
+    """Many hold at once, one alone; the stores of two processes agree."""
+    folder = datasets.scratch()
+    datasets.add(folder, dataset_in(folder))
+    other = FileDatasetStore(tmp_path)
+    holds = [store.hold("ds-1", alone=False) for store in (datasets, other, datasets)]
+    assert other.hold("ds-1", alone=True) is None
+    for release in holds:
+        release()
+    alone = other.hold("ds-1", alone=True)
+    assert [datasets.hold("ds-1", alone=kind) for kind in (True, False)] == [None, None]
+    datasets.delete("ds-1")
+    alone()
+    for kind in (True, False):
+        with pytest.raises(NotFound, match="no data set 'ds-1'"):
+            datasets.hold("ds-1", alone=kind)
+    other.close()
+
+
+def _hold(root: str, held) -> None:
+    """A process that holds a data set until it is killed."""
+    assert FileDatasetStore(Path(root)).hold("ds-1", alone=True) is not None
+    held.set()
+    threading.Event().wait()
+
+
+def test_hold_of_a_killed_process_is_free(tmp_path, datasets):
+    """Nothing stays locked."""
+    folder = datasets.scratch()
+    datasets.add(folder, dataset_in(folder))
+    held = SPAWN.Event()
+    process = SPAWN.Process(target=_hold, args=(str(tmp_path), held))
+    process.start()
+    assert held.wait(30)
+    assert datasets.hold("ds-1", alone=False) is None
+    process.kill()
+    process.join(30)
+    release = datasets.hold("ds-1", alone=True)
+    assert release is not None
+    release()
