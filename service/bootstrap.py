@@ -275,6 +275,7 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
         grace_s=settings.job_grace_s,
         backoff=Backoff(settings.job_retry_base_s, settings.job_retry_cap_s),
         devices=devices,
+        keep_s=settings.keep_jobs_s,
     )
     try:
         await supervisor.run(stop)

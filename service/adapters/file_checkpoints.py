@@ -1,4 +1,7 @@
-"""Checkpoints of unfinished jobs as folders: `checkpoints/<job>/<attempt>/<step>` under the data folder."""
+"""Checkpoints of jobs as folders: `checkpoints/<job>/<attempt>/<step>` under the data folder.
+
+The file `checkpoints/<job>.expires` says when those of a job that has ended may go.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +68,28 @@ class FileCheckpointStore:
     def delete(self, job_id: str) -> None:
         """Remove all checkpoints of a job; absent ones are no error."""
         shutil.rmtree(self._job(job_id), ignore_errors=True)
+        self._expiry(job_id).unlink(missing_ok=True)
+
+    def expire(self, job_id: str, at: float) -> None:
+        """Note that what a job has may be deleted from `at` on; nothing where it has none."""
+        if self._job(job_id).is_dir():
+            draft = self._root / f".{secrets.token_hex(8)}"
+            draft.write_text(repr(at))
+            os.replace(draft, self._expiry(job_id))
+
+    def expiry(self, job_id: str) -> float | None:
+        """What `expire` noted; None before."""
+        try:
+            return float(self._expiry(job_id).read_text())
+        except FileNotFoundError:
+            return None
 
     def jobs(self) -> list[str]:
         """Ids of the jobs that have any."""
         return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
+
+    def _expiry(self, job_id: str) -> Path:
+        return self._root / f"{check_name(job_id, 'job')}.expires"
 
     def _job(self, job_id: str) -> Path:
         return self._root / check_name(job_id, "job")

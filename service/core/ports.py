@@ -266,7 +266,7 @@ class JobQueue(Protocol):
 
 
 class CheckpointStore(Protocol):
-    """Checkpoints of unfinished jobs, where every worker can read them. Every method blocks: call it in a thread."""
+    """Checkpoints of jobs, where every worker can read them. Every method blocks: call it in a thread."""
 
     def put(self, job_id: str, attempt: int, step: int, folder: Path) -> Mapping[str, Json]:
         """Move a complete local checkpoint in, atomically; returns the pointer to commit."""
@@ -279,6 +279,15 @@ class CheckpointStore(Protocol):
 
     def delete(self, job_id: str) -> None:
         """Remove all checkpoints of a job; absent ones are no error."""
+
+    def expire(self, job_id: str, at: float) -> None:
+        """Note that what a job has may be deleted from `at` on, in seconds since the epoch.
+
+        Does nothing where it has none.
+        """
+
+    def expiry(self, job_id: str) -> float | None:
+        """What `expire` noted; None before."""
 
     def jobs(self) -> list[str]:
         """Ids of the jobs that have any."""

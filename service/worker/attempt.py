@@ -35,7 +35,11 @@ _MAX_TAIL = 4000
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What every attempt of a supervisor uses; `backoff` is between a job's crashes."""
+    """What every attempt of a supervisor uses.
+
+    `backoff` is between a job's crashes; `keep_s` how long the checkpoints stay of a job that failed or was cancelled,
+    unless its own `ttl_s` is less.
+    """
 
     queue: JobQueue
     store: ModelStore
@@ -46,6 +50,19 @@ class Workplace:
     grace_s: float = 10.0
     command: tuple[str, ...] = TRAINER
     backoff: Backoff = DEFAULT_BACKOFF
+    keep_s: float = 7 * 86_400.0
+
+    def clear(self, job: Job) -> None:
+        """Do away with the checkpoints of a job that has ended: at once if it succeeded, else after its time. Blocking.
+
+        Until then other jobs may start from them.
+        """
+        if job.state is JobState.SUCCEEDED:
+            self.checkpoints.delete(job.id)
+            return
+        kept_s = self.keep_s if job.ttl_s is None else min(job.ttl_s, self.keep_s)
+        ended_at = self.clock.time() if job.finished_at is None else job.finished_at
+        self.checkpoints.expire(job.id, ended_at + kept_s)
 
 
 class Stop(enum.StrEnum):
@@ -204,7 +221,7 @@ class Attempt:
         """Make a local checkpoint the job's: moved to the store, pointed at, older ones removed. One after another."""
         place = self._place
         async with self._committing:
-            if self._stopped in (Stop.CANCELLED, Stop.LOST):
+            if self._stopped is Stop.LOST:
                 return
             try:
                 pointer = await asyncio.to_thread(place.checkpoints.put, self._job.id, self._lease.attempt, step, path)
@@ -259,8 +276,8 @@ class Attempt:
         self, state: JobState, *, result: Mapping[str, Json] | None = None, error: str | None = None
     ) -> None:
         await self._flush()
-        await self._insist(lambda: self._place.queue.settle(self._lease, state, result=result, error=error))
-        await asyncio.to_thread(self._place.checkpoints.delete, self._job.id)
+        job = await self._insist(lambda: self._place.queue.settle(self._lease, state, result=result, error=error))
+        await asyncio.to_thread(self._place.clear, job)
 
     async def _release(self, reason: str, *, counts: bool) -> None:
         await self._flush()
@@ -271,7 +288,7 @@ class Attempt:
         except StaleLease:  # also the answer to a repetition, when the first answer was lost
             return
         if job.state.final:
-            await asyncio.to_thread(self._place.checkpoints.delete, self._job.id)
+            await asyncio.to_thread(self._place.clear, job)
 
     async def _keep_lease(self) -> None:
         """Renew until the end. While the server is away the trainer goes on, until somebody else could have the job."""

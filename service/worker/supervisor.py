@@ -45,6 +45,7 @@ class Supervisor:
         command: how a trainer is started; the tests' own ones.
         backoff: how long a crashed job waits.
         devices: what its slots compute on; one slot with JAX's own choice when it is not given.
+        keep_s: how long checkpoints stay of jobs that failed or were cancelled.
     """
 
     def __init__(
@@ -63,8 +64,11 @@ class Supervisor:
         command: Sequence[str] = TRAINER,
         backoff: Backoff = DEFAULT_BACKOFF,
         devices: Devices | None = None,
+        keep_s: float = 7 * 86_400.0,
     ) -> None:
-        self._place = Workplace(queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff)
+        self._place = Workplace(
+            queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff, keep_s
+        )
         self._devices = devices
         self._worker_id = worker_id
         self._tags = tuple(tags)
@@ -208,11 +212,21 @@ class Supervisor:
         try:
             await asyncio.to_thread(remove_abandoned, self._work_dir)
             for job_id in await asyncio.to_thread(self._place.checkpoints.jobs):
-                with contextlib.suppress(NotFound):  # perhaps another queue's: left alone
-                    if (await self._place.queue.get(job_id)).state.final:
-                        await asyncio.to_thread(self._place.checkpoints.delete, job_id)
+                await self._clear(job_id)
         except (NotReady, OSError) as error:
             _log.warning("worker %s: cannot tidy up: %s", self._worker_id, error)
+
+    async def _clear(self, job_id: str) -> None:
+        """Remove a job's checkpoints when their time is over, or note when that will be."""
+        expires_at = await asyncio.to_thread(self._place.checkpoints.expiry, job_id)
+        if expires_at is not None:
+            if self._place.clock.time() >= expires_at:
+                await asyncio.to_thread(self._place.checkpoints.delete, job_id)
+            return
+        with contextlib.suppress(NotFound):  # perhaps another queue's: left alone
+            job = await self._place.queue.get(job_id)
+            if job.state.final:
+                await asyncio.to_thread(self._place.clear, job)
 
 
 async def _until(awaited: Awaitable[Any], seconds: float) -> None:

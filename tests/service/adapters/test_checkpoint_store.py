@@ -36,6 +36,20 @@ def test_stored_checkpoint_reads_back(store, tmp_path):
     assert store.jobs() == ["job"]
 
 
+def test_expiry_is_noted_until_the_checkpoints_are_deleted(store, tmp_path):
+    """It is no job's checkpoint itself; a job without any has none."""
+    store.expire("nobody", 5.0)
+    assert store.expiry("nobody") is None
+    pointer = store.put("job", 1, 1, local(tmp_path, "a"))
+    assert store.expiry("job") is None
+    store.expire("job", 1_700_000_000.25)
+    assert store.expiry("job") == 1_700_000_000.25
+    assert store.jobs() == ["job"]
+    assert store.get(pointer).exists()
+    store.delete("job")
+    assert store.expiry("job") is None
+
+
 def test_repeated_put_keeps_the_first(store, tmp_path):
     """A repetition after a lost answer changes nothing."""
     first = store.put("job", 1, 1, local(tmp_path, "a"))

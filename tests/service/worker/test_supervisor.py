@@ -130,6 +130,35 @@ async def test_next_attempt_goes_on_from_the_committed_checkpoint(workshop):
     assert left_over(workshop) == []
 
 
+@pytest.mark.parametrize("ttl_s", [None, 60.0])
+async def test_checkpoint_of_a_job_that_did_not_succeed_stays_for_its_time(workshop, ttl_s):
+    """Others may start from it; then a worker removes it, also when the queue has forgotten the job."""
+    await workshop.queue.submit(replace(a_job(), ttl_s=ttl_s))
+    async with workshop.working(command=trainer("patient"), keep_s=3600.0):
+        await trainer_pid(workshop)
+        await workshop.queue.cancel("job")
+        await workshop.history()
+    job = await workshop.queue.get("job")
+    assert (job.state, job.checkpoint) == (JobState.CANCELLED, {"attempt": 1, "step": 7, "path": "job/1/7"})
+    assert (workshop.checkpoints.get(job.checkpoint) / "content").read_text() == "attempt 1 step 7"
+    assert workshop.checkpoints.expiry("job") == job.finished_at + (ttl_s or 3600.0)
+    workshop.checkpoints.expire("job", 1.0)
+    async with workshop.working():
+        await wait_until(lambda: workshop.checkpoints.jobs() == [])
+
+
+async def test_job_that_no_worker_ended_gets_its_checkpoints_time_too(workshop):
+    """Cancelled while it waited for its second attempt."""
+    await workshop.queue.submit(a_job())
+    async with workshop.working(command=trainer("patient")):
+        await trainer_pid(workshop)
+    job = await workshop.queue.cancel("job")
+    assert job.state is JobState.CANCELLED
+    async with workshop.working(keep_s=60.0):
+        await wait_until(lambda: workshop.checkpoints.expiry("job") is not None)
+    assert workshop.checkpoints.expiry("job") == job.finished_at + 60.0
+
+
 async def test_older_checkpoints_are_deleted_when_the_pointer_has_moved(workshop):
     """Only the committed one takes space."""
     await workshop.queue.submit(a_job())
@@ -163,7 +192,7 @@ async def test_lost_checkpoint_means_the_beginning_and_is_told(workshop):
 
 
 async def test_cancelled_job_stops_in_good_order(workshop):
-    """SIGTERM suffices for a trainer that listens; no version, no checkpoint stays."""
+    """SIGTERM suffices for a trainer that listens; no version comes of it, and nothing stays but its checkpoint."""
     await workshop.queue.submit(a_job())
     async with workshop.working(command=trainer("patient")):
         pid = await trainer_pid(workshop)
@@ -172,7 +201,7 @@ async def test_cancelled_job_stops_in_good_order(workshop):
         assert not alive(pid)
     assert (await workshop.queue.get("job")).state is JobState.CANCELLED
     assert workshop.store.models() == []
-    assert left_over(workshop) == []
+    assert {Path(path).name for path in left_over(workshop)} == {"job", "job.expires"}
 
 
 async def test_cancelled_trainer_that_does_not_listen_is_killed(workshop):
