@@ -31,6 +31,7 @@ _BROKE_S = 1.0
 _HEARTBEAT_TTL_S = 15.0
 _TIDY_EVERY_S = 600.0
 _ROOM_S = 2.0
+_CANCEL_AGAIN_S = 0.5
 _DEVICE = Backoff(base_s=5.0, cap_s=60.0)
 
 
@@ -80,6 +81,7 @@ class Supervisor:
         self._broken = ""
         self._device = ""
         self._tidied_at: float | None = None
+        self._changed = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a job under way then writes a checkpoint and is given back.
@@ -110,11 +112,11 @@ class Supervisor:
                 failures += 1
                 self._broken = str(error)
                 _log.error("worker %s takes no jobs: %s", self._worker_id, error)
-                await self._show()
+                self._changed.set()
                 await _until(stop.wait(), _DEVICE.delay_s(failures))
             else:
                 self._broken, self._device = "", self._devices.kind
-                await self._show()
+                self._changed.set()
                 return
 
     async def _serve(self, slot: Slot, stop: asyncio.Event) -> None:
@@ -144,7 +146,7 @@ class Supervisor:
             self._waiting[slot.number] = reason
             if reason:
                 _log.warning("worker %s: slot %d waits: %s", self._worker_id, slot.number, reason)
-            await self._show()
+            self._changed.set()
         return not reason
 
     async def _claim(self, stop: asyncio.Event) -> Lease | None:
@@ -155,8 +157,7 @@ class Supervisor:
             await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-            claiming.cancel()
-            await asyncio.wait([claiming, stopping])
+            await _end(claiming)
         return None if claiming.cancelled() else claiming.result()
 
     async def _attempt(self, slot: Slot, lease: Lease, stop: asyncio.Event) -> None:
@@ -164,7 +165,7 @@ class Supervisor:
         try:
             with private_folder(self._work_dir, f"{lease.job.id}-{lease.attempt}") as folder:
                 attempt = self._current[slot.number] = Attempt(self._place, lease, folder, slot.environment)
-                await self._show()
+                self._changed.set()
                 await attempt.run(stop)
                 self._device = attempt.device or self._device
         except Exception:  # the worker outlives any job; the lease runs out and the attempt counts
@@ -172,11 +173,14 @@ class Supervisor:
             await _until(stop.wait(), _BROKE_S)
         finally:
             self._current.pop(slot.number, None)
+            self._changed.set()
 
     async def _beat(self) -> None:
+        """Show this worker now and then, and soon after every change; no job waits for that."""
         while True:
+            self._changed.clear()
             await self._show()
-            await asyncio.sleep(_HEARTBEAT_TTL_S / 3)
+            await _until(self._changed.wait(), _HEARTBEAT_TTL_S / 3)
 
     async def _show(self) -> None:
         attempts = [self._current[number] for number in sorted(self._current)]
@@ -227,6 +231,13 @@ class Supervisor:
             job = await self._place.queue.get(job_id)
             if job.state.final:
                 await asyncio.to_thread(self._place.clear, job)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended: Redis's client loses a cancellation that comes while it connects."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 async def _until(awaited: Awaitable[Any], seconds: float) -> None:

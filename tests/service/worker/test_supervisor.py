@@ -453,6 +453,23 @@ async def test_worker_shows_what_it_does(workshop):
         assert (info.state, info.job) == ("training", "job")
 
 
+async def test_stop_ends_a_claim_that_loses_its_cancellation(workshop, monkeypatch):
+    """Redis's client can swallow a cancellation that comes while it connects: the worker stops all the same."""
+    claiming = asyncio.Event()
+
+    async def claim(*args: Any, **options: Any) -> Lease | None:
+        claiming.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+        return None
+
+    monkeypatch.setattr(workshop.queue, "claim", claim)
+    async with asyncio.timeout(10), workshop.working():
+        await claiming.wait()
+
+
 async def test_jobs_follow_one_another(workshop):
     """A worker goes on with the next job; a broken one does not stop it."""
     await workshop.queue.submit(a_job())
