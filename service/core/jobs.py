@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from service.core.comparison import Comparison, JobComparison
 from service.core.datasets import holding
 from service.core.datatypes import DATATYPES
 from service.core.errors import Conflict, InvalidModel, InvalidRequest, NotFound, Problem, TooLarge, shown
@@ -24,6 +25,8 @@ from service.core.ports import Clock, DatasetStore, Engine, JobQueue
 from service.core.progress import JobProgress
 from service.core.serving_spec import above
 from service.core.starts import Starts, stored_report
+from service.core.sweep_submission import Submitting, asked_again, is_sweep, sweep_of
+from service.core.sweeps import summary
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, JobState, Json, TensorSpec, WorkerInfo
 from service.core.webhook_delivery import WebhookStore
 from service.core.webhooks import allowed
@@ -106,6 +109,7 @@ class JobService:
         self._engine = engine
         self._clock = clock
         self._limits = limits
+        self._comparison = JobComparison(queue, clock)
         self.progress = JobProgress(queue, clock)
 
     async def submit(self, spec: Json, *, idempotency_key: str | None = None) -> Submission:
@@ -115,23 +119,30 @@ class JobService:
         every problem, `TooLarge`, `Conflict` for a key used with another request, `Overloaded`, `NotReady`.
         """
         spec, key = _split_key(spec, idempotency_key)
-        job = await self._job(spec, key)
+        job, *children = await self._jobs(spec, key)
         await self._announce(job)
         async with self._dataset_of(job):
-            stored = await self._queue.submit(job)
+            stored = await self._queue.submit(job, children)
         return Submission(stored, created=stored.id == job.id)
 
     async def requeue(self, job_id: str) -> Submission:
-        """Queue a new job with a failed one's request, once; raises `NotFound`, `Conflict`, and as `submit` does."""
+        """Queue a new job, or sweep, with a failed one's request, once.
+
+        Raises `NotFound`, `Conflict`, and as `submit` does.
+        """
         old = await self.get(job_id)
         if old.requeued_as is not None:
             return Submission(await self._queue.get(old.requeued_as), created=False)
         if old.state is not JobState.FAILED:
             raise Conflict(f"job {job_id}: expected a failed one to queue it again, got {old.state}")
-        job = replace(await self._checked_job(stored_spec(old.spec), ""), requeued_from=old.id)
+        if is_sweep(old.spec):
+            job, *children = await self._jobs(asked_again(old.spec), "")
+        else:
+            job, children = await self._checked_job(stored_spec(old.spec), ""), []
+        job = replace(job, requeued_from=old.id)
         await self._announce(job)
         async with self._dataset_of(job):
-            stored = await self._queue.requeue(old.id, job)
+            stored = await self._queue.requeue(old.id, job, children)
         return Submission(stored, created=stored.id == job.id)
 
     @contextlib.asynccontextmanager
@@ -152,19 +163,28 @@ class JobService:
         if job.spec["webhook"] is not None and self._webhooks is not None:
             await self._webhooks.add(job.id)
 
-    async def _job(self, spec: Json, key: str) -> Job:
-        parsed = parse_spec(spec)
-        if parsed.start is not None:
-            parsed = replace(parsed, start=await self._starts.resolve(parsed.start))
-        return await self._checked_job(parsed, key)
+    async def _jobs(self, spec: Json, key: str) -> list[Job]:
+        """The job of a request, and behind one that is a sweep its jobs."""
+        if is_sweep(spec):
+            how = Submitting(self._resolved, self._check, self._queued)
+            return await sweep_of(spec, key, how, max_spec_bytes=self._limits.max_job_spec_bytes)
+        return [await self._checked_job(await self._resolved(parse_spec(spec)), key)]
+
+    async def _resolved(self, parsed: JobSpec) -> JobSpec:
+        return parsed if parsed.start is None else replace(parsed, start=await self._starts.resolve(parsed.start))
 
     async def _checked_job(self, parsed: JobSpec, key: str) -> Job:
+        job, _ = self._queued(parsed, key)
+        await asyncio.to_thread(self._check, parsed)
+        return job
+
+    def _queued(self, parsed: JobSpec, key: str) -> tuple[Job, int]:
+        """A new job, and the bytes of its spec."""
         plain = parsed.to_json()
         size = len(json.dumps(plain))
         if size > self._limits.max_job_spec_bytes:
             raise TooLarge(f"job spec: expected at most {self._limits.max_job_spec_bytes} bytes, got {size}")
-        await asyncio.to_thread(self._check, parsed)
-        return Job(
+        job = Job(
             id=uuid.uuid4().hex,
             spec=plain,
             state=JobState.QUEUED,
@@ -177,21 +197,38 @@ class JobService:
             idempotency_key=key,
             ttl_s=parsed.ttl_s,
         )
+        return job, size
 
     async def get(self, job_id: str) -> Job:
         """One job; raises `NotFound`."""
         return await self._queue.get(_known(job_id))
 
-    async def find(self, *, state: str | None = None, dead: bool = False, limit: int = 100) -> list[Job]:
-        """Jobs, newest first; with `dead` only those whose attempts were used up.
+    async def find(
+        self, *, state: str | None = None, dead: bool = False, parent: str | None = None, limit: int = 100
+    ) -> list[Job]:
+        """Jobs, newest first; with `dead` only those whose attempts were used up; with `parent` a sweep's in order.
 
-        Raises `InvalidRequest` on an unknown state or a limit outside 1 to 1000.
+        Raises `InvalidRequest` on an unknown state or a limit outside 1 to 1000, `NotFound` on an unknown parent.
         """
         if state is not None and state not in set(JobState):
             raise InvalidRequest(f"state: expected one of {', '.join(JobState)}, got {state[:60]!r}")
         if not 1 <= limit <= MAX_LISTED:
             raise InvalidRequest(f"limit: expected 1 to {MAX_LISTED}, got {limit}")
+        if parent is not None:
+            children = await self._queue.children(_known(parent))
+            return [job for job in children if state in (None, job.state) and (job.dead or not dead)][:limit]
         return await self._queue.find(state=None if state is None else JobState(state), dead=dead, limit=limit)
+
+    async def sweep(self, job: Job) -> Mapping[str, Json] | None:
+        """How a sweep is getting on: its jobs by state and the best so far; None of another job."""
+        return summary(job, await self._queue.children(job.id)) if job.children else None
+
+    async def compare(
+        self, ids: Sequence[str], *, parent: str | None = None, metric: str | None = None, mode: str | None = None
+    ) -> Comparison:
+        """Jobs side by side: those named, or a sweep's; raises `NotFound`, `InvalidRequest`."""
+        sweep = None if parent is None else await self.get(parent)
+        return await self._comparison.compare([*map(_known, ids)], parent=sweep, metric=metric, mode=mode)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a queued job, or ask for a running one's end; raises `NotFound`, `Conflict`."""

@@ -21,6 +21,7 @@ from service.worker.faults import fault_point
 from service.worker.protocol import TrainerJob
 from service.worker.publish import promote, publish, published
 from service.worker.starting import find_start
+from service.worker.sweep import choose, discard
 
 T = TypeVar("T")
 
@@ -127,14 +128,13 @@ class Attempt:
 
     async def _work(self) -> None:
         try:
-            result = await asyncio.to_thread(published, self._place.store, self._job)
-            if result is None:
-                code = await self._train()
-                result = await self._conclude(code)
+            result = await (self._choose() if self._job.children else self._version())
             if result is not None:
-                done = result
-                told = await self._insist(lambda: promote(self._place.queue, self._place.store, self._lease, done))
+                queue, store, lease, done = self._place.queue, self._place.store, self._lease, result
+                told = await self._insist(lambda: promote(queue, store, lease, done))
                 fault_point("published")
+                if self._job.children:
+                    await self._insist(lambda: discard(queue, store, lease, done))
                 await self._settle(JobState.SUCCEEDED, result=told)
         except (StaleLease, NotReady):
             raise
@@ -142,6 +142,17 @@ class Attempt:
             await self._settle(JobState.FAILED, error=str(error))
         except OSError as error:
             await self._release(f"the store failed: {error}", counts=True)
+
+    async def _version(self) -> Mapping[str, Json] | None:
+        """The result of a job whose version is published, by an earlier attempt or by this one."""
+        result = await asyncio.to_thread(published, self._place.store, self._job)
+        return await self._conclude(await self._train()) if result is None else result
+
+    async def _choose(self) -> Mapping[str, Json] | None:
+        """The result of a sweep whose jobs have all ended."""
+        chosen = await self._unless_cancelled(lambda: choose(self._place.queue, self._lease))
+        fault_point("publishing")
+        return chosen
 
     async def _train(self) -> int:
         """Run the trainer to its end; returns its exit status."""
@@ -263,10 +274,16 @@ class Attempt:
         if job.cancel_requested:
             await self._settle(JobState.CANCELLED)
             return None
+        return await self._unless_cancelled(
+            lambda: publish(place.queue, place.store, self._lease, job, bundle, manifest)
+        )
+
+    async def _unless_cancelled(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """What `call` gives; None where it conflicts with a cancellation, as which the job is then settled."""
         try:
-            return await self._insist(lambda: publish(place.queue, place.store, self._lease, job, bundle, manifest))
+            return await self._insist(call)
         except Conflict:
-            job = await self._insist(lambda: place.queue.renew(self._lease))
+            job = await self._insist(lambda: self._place.queue.renew(self._lease))
             if not job.cancel_requested:
                 raise
             await self._settle(JobState.CANCELLED)

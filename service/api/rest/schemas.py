@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.api.rest.sweep_schemas import SweepDetail
 from service.core.job_spec import public
 from service.core.progress import Point, thinned
 from service.core.registry import Registry
@@ -260,7 +261,8 @@ class DatasetList(BaseModel):
 class JobInfo(BaseModel):
     """A training job; times are seconds since the epoch, `result` holds model, version and metrics of a success.
 
-    `not_before` is when a job that crashed is tried again; `dead` one failed because no attempt was left.
+    `not_before` is when a job that crashed is tried again; `dead` one failed because no attempt was left. A sweep has
+    `children`, so many jobs whose `parent` it is.
     """
 
     id: str
@@ -282,6 +284,8 @@ class JobInfo(BaseModel):
     dead: bool
     requeued_from: str | None
     requeued_as: str | None
+    parent: str | None
+    children: int
 
     @classmethod
     def from_core(cls, job: Job) -> JobInfo:
@@ -289,13 +293,15 @@ class JobInfo(BaseModel):
 
 
 class JobDetail(JobInfo):
-    """A job with its complete request."""
+    """A job with its complete request; of a sweep also its jobs by state and the best so far."""
 
     spec: dict[str, Json]
+    sweep: SweepDetail | None
 
     @classmethod
-    def from_core(cls, job: Job) -> JobDetail:
-        return cls(**_job_fields(job), spec=public(job.spec))
+    def from_core(cls, job: Job, sweep: Mapping[str, Json] | None = None) -> JobDetail:
+        detail = None if sweep is None else SweepDetail.model_validate(sweep)
+        return cls(**_job_fields(job), spec=public(job.spec), sweep=detail)
 
 
 class JobList(BaseModel):
@@ -446,4 +452,6 @@ def _job_fields(job: Job) -> dict[str, Json]:
         "dead": job.dead,
         "requeued_from": job.requeued_from,
         "requeued_as": job.requeued_as,
+        "parent": job.parent,
+        "children": job.children,
     }

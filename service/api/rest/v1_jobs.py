@@ -9,12 +9,13 @@ from fastapi.responses import StreamingResponse
 
 from service.api.curve import draw
 from service.api.rest.bodies import read_json
-from service.api.rest.context import Use
+from service.api.rest.context import Context, Use
 from service.api.rest.events import event_stream
 from service.api.rest.schemas import EventList, JobDetail, JobInfo, JobList, JobMetrics, WorkerDetail, WorkerList
+from service.api.rest.sweep_schemas import ComparisonDetail
 from service.core.jobs import Submission
 from service.core.progress import MAX_WAIT_S
-from service.core.types import JobState
+from service.core.types import Job, JobState
 
 routes = APIRouter(prefix="/v1", tags=["Jobs"])
 
@@ -36,15 +37,40 @@ async def submit_job(
     The same `Idempotency-Key` with the same request gives the same job, with 200 in place of 201.
     """
     spec = await read_json(request, limit_bytes=use.limits.max_job_spec_bytes, what="job")
-    return _answer(await use.jobs.submit(spec, idempotency_key=idempotency_key), response)
+    return await _answer(use, await use.jobs.submit(spec, idempotency_key=idempotency_key), response)
 
 
 @routes.get("/jobs")
 async def list_jobs(
-    use: Use, state: str | None = None, dead: bool = False, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    use: Use,
+    state: str | None = None,
+    dead: bool = False,
+    parent: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> JobList:
-    """Jobs, newest first; `state` keeps those in one state, `dead` those that failed because no attempt was left."""
-    return JobList(jobs=[JobInfo.from_core(job) for job in await use.jobs.find(state=state, dead=dead, limit=limit)])
+    """Jobs, newest first; `state` keeps those in one state, `dead` those that failed because no attempt was left.
+
+    With `parent` the jobs of a sweep, in their order.
+    """
+    found = await use.jobs.find(state=state, dead=dead, parent=parent, limit=limit)
+    return JobList(jobs=[JobInfo.from_core(job) for job in found])
+
+
+@routes.get("/jobs:compare")
+async def compare_jobs(
+    use: Use,
+    ids: str | None = None,
+    parent: str | None = None,
+    metric: str | None = None,
+    mode: str | None = None,
+) -> ComparisonDetail:
+    """Jobs side by side (`ids=a,b,c`, or those of a sweep: `parent`): where they differ, how they do, which is best.
+
+    The best is told by `metric` (and `mode`, min or max, where its name does not tell which is better): by default by
+    that of the sweep, else by the loss of the validation or of the training.
+    """
+    chosen = () if ids is None else tuple(ids.split(","))
+    return ComparisonDetail.from_core(await use.jobs.compare(chosen, parent=parent, metric=metric, mode=mode))
 
 
 @routes.get("/jobs/{job_id}")
@@ -53,7 +79,7 @@ async def get_job(job_id: str, use: Use, wait_s: WaitS = 0, state: JobState | No
     job = await use.jobs.get(job_id)
     if wait_s:
         job = await use.jobs.progress.changed(job, use.stopping, known=state, wait_s=wait_s)
-    return JobDetail.from_core(job)
+    return await _detail(use, job)
 
 
 @routes.get("/jobs/{job_id}/metrics")
@@ -76,13 +102,13 @@ async def job_curve(job_id: str, use: Use) -> Response:
 @routes.post("/jobs/{job_id}:cancel")
 async def cancel_job(job_id: str, use: Use) -> JobDetail:
     """Cancel a job: one that is queued at once, one that runs as soon as its worker has stopped it."""
-    return JobDetail.from_core(await use.jobs.cancel(job_id))
+    return await _detail(use, await use.jobs.cancel(job_id))
 
 
 @routes.post("/jobs/{job_id}:requeue", status_code=201, responses=_KNOWN)
 async def requeue_job(job_id: str, response: Response, use: Use) -> JobDetail:
     """Queue a new job with the request of one that failed; a repetition gives the same one, with 200."""
-    return _answer(await use.jobs.requeue(job_id), response)
+    return await _answer(use, await use.jobs.requeue(job_id), response)
 
 
 @routes.get("/jobs/{job_id}/events", response_model=EventList, responses=_EVENTS)
@@ -114,7 +140,11 @@ async def list_workers(use: Use) -> WorkerList:
     return WorkerList(workers=[WorkerDetail.from_core(worker) for worker in await use.jobs.workers()])
 
 
-def _answer(submission: Submission, response: Response) -> JobDetail:
+async def _answer(use: Context, submission: Submission, response: Response) -> JobDetail:
     if not submission.created:
         response.status_code = 200
-    return JobDetail.from_core(submission.job)
+    return await _detail(use, submission.job)
+
+
+async def _detail(use: Context, job: Job) -> JobDetail:
+    return JobDetail.from_core(job, await use.jobs.sweep(job))

@@ -105,6 +105,11 @@ def steady(job: TrainerJob, channel: Channel) -> int:
     return EXIT_STOPPED if channel.stopping else finish(job, channel, resumed=before)
 
 
+def measured(job: TrainerJob, channel: Channel) -> int:
+    """Its loss is its seed; an odd one fails."""
+    return fail(job, channel) if job.spec["seed"] % 2 else finish(job, channel, loss=float(job.spec["seed"]))
+
+
 def until_told_where(job: TrainerJob, channel: Channel) -> int:
     """Waits for the file `go`, and says what it sees of the devices."""
     while not (Path(job.work).parents[1] / "go").exists():
@@ -154,6 +159,7 @@ def just_finish(job: TrainerJob, channel: Channel) -> int:
 
 
 BEHAVIOURS = {f.__name__: f for f in (fail, crash, die, hang, patient, patient_once, checkpoints, noise, nonsense)}
+BEHAVIOURS["measured"] = measured
 BEHAVIOURS["until_told_where"] = until_told_where
 BEHAVIOURS["until_told"] = until_told
 BEHAVIOURS["steady"] = steady

@@ -54,7 +54,7 @@ async def test_job_is_queued_listed_and_read(server, spec):
     assert job["spec"]["tag"] == "default"
     assert (await server.http.get(f"/v1/jobs/{job['id']}")).json() == job
     listed = (await server.http.get("/v1/jobs?state=queued")).json()["jobs"]
-    assert listed == [{key: value for key, value in job.items() if key != "spec"}]
+    assert listed == [{key: value for key, value in job.items() if key not in ("spec", "sweep")}]
     assert (await server.http.get("/v1/jobs?state=failed")).json() == {"jobs": []}
 
 
