@@ -157,8 +157,8 @@ class Ours:
             clock=self._clock,
         )
         working = asyncio.create_task(supervisor.run(stop))
-        while await self._unfinished():
-            await asyncio.sleep(_POLL_S)  # noqa: ASYNC110, the server tells nobody that it is idle
+        while await self._unfinished():  # noqa: ASYNC110, the server tells nobody that it is idle
+            await asyncio.sleep(_POLL_S)
         stop.set()
         await working
 
