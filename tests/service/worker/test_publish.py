@@ -106,3 +106,89 @@ async def test_worker_paused_between_proof_and_promotion_changes_nothing(worksho
     with pytest.raises(StaleLease):
         await promote(workshop.queue, workshop.store, zombie, {"model": "toy", "version": 1})
     assert workshop.store.state("toy").aliases == {"prod": 2}
+
+
+def with_metrics(workshop, **metrics):
+    """A third version whose job reported these."""
+    bundle = workshop.store.scratch() / "bundle"
+    bundle.write_bytes(b"bundle")
+    number = workshop.store.allocate("toy")
+    workshop.store.publish("toy", number, bundle, manifest={"lineage": {"job": "job-3", "metrics": metrics}})
+    return number
+
+
+async def promoted(workshop, metrics, **on_success):
+    """The result of a job that made version 1 with these metrics."""
+    changes = {"on_success": {"alias": "prod", "if_better": "accuracy", **on_success}}
+    await workshop.queue.submit(a_job(**changes))
+    result = {"model": "toy", "version": 1, "metrics": metrics}
+    return await promote(workshop.queue, workshop.store, await claimed(workshop), result)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "better", "moves", "reason"),
+    [
+        ({"accuracy": 0.9}, {"accuracy": 0.8}, "accuracy", True, "accuracy 0.9, that of version 3 0.8"),
+        ({"accuracy": 0.8}, {"accuracy": 0.9}, "accuracy", False, "accuracy 0.8, that of version 3 0.9"),
+        ({"accuracy": 0.9}, {"accuracy": 0.9}, "accuracy", False, "accuracy 0.9, that of version 3 0.9"),
+        ({"loss": 0.8}, {"loss": 0.9}, "loss", True, "loss 0.8, that of version 3 0.9"),
+        ({"loss": 0.8}, {"loss": 0.9}, {"metric": "loss", "mode": "max"}, False, "loss 0.8, that of version 3 0.9"),
+        ({"accuracy": 0.1}, {"loss": 2.0}, "accuracy", True, "accuracy 0.1, that of version 3 not known"),
+        ({"accuracy": None}, {"accuracy": 0.9}, "accuracy", False, "accuracy not known, that of version 3 0.9"),
+        ({"accuracy": None}, {}, "accuracy", False, "accuracy not known, that of version 3 not known"),
+    ],
+)
+async def test_alias_moves_if_the_metric_is_better(workshop, ours, theirs, better, moves, reason):
+    """Than that of the version which has it; the result says whether and why."""
+    point(workshop, with_metrics(workshop, **theirs))
+    result = await promoted(workshop, ours, if_better=better)
+    assert result == {"model": "toy", "version": 1, "metrics": ours, "promoted": moves, "reason": reason}
+    state = workshop.store.state("toy")
+    assert state.aliases == {"prod": 1 if moves else 3}
+    assert state.loaded == ({1, 3} if moves else {3})
+
+
+async def test_version_that_is_not_better_is_loaded_if_asked(workshop):
+    """`load` holds either way."""
+    point(workshop, with_metrics(workshop, accuracy=1.0))
+    result = await promoted(workshop, {"accuracy": 0.5}, load=True)
+    assert not result["promoted"]
+    assert workshop.store.state("toy").loaded == {1, 3}
+
+
+async def test_alias_without_a_version_is_taken(workshop):
+    """There is nothing to be better than; a repetition finds its own version."""
+    result = await promoted(workshop, {"accuracy": 0.1})
+    assert (result["promoted"], result["reason"]) == (True, "no version was prod")
+    again = await promote(
+        workshop.queue, workshop.store, await _lease_again(workshop), {k: result[k] for k in result if k != "reason"}
+    )
+    assert (again["promoted"], again["reason"]) == (True, "version 1 is prod already")
+
+
+async def _lease_again(workshop):
+    await workshop.queue.submit(a_job("again", on_success={"alias": "prod", "if_better": "accuracy"}))
+    return await claimed(workshop)
+
+
+async def test_comparison_is_with_the_version_that_has_the_alias_in_the_end(workshop):
+    """A better one that takes the alias after the comparison, but before the change, is compared with again."""
+    point(workshop, 2)
+
+    async def better_one() -> None:
+        point(workshop, with_metrics(workshop, accuracy=0.95))
+
+    workshop.queue.happens.append(better_one)
+    result = await promoted(workshop, {"accuracy": 0.9})
+    assert (result["promoted"], result["reason"]) == (False, "accuracy 0.9, that of version 3 0.95")
+    assert workshop.store.state("toy").aliases == {"prod": 3}
+
+
+async def test_result_without_an_alias_says_nothing_of_it(workshop):
+    """There is nothing to tell; with one but no condition it is moved."""
+    await workshop.queue.submit(a_job(on_success={"load": True}))
+    result = {"model": "toy", "version": 1, "metrics": {}}
+    assert await promote(workshop.queue, workshop.store, await claimed(workshop), result) == result
+    await workshop.queue.submit(a_job("second", on_success={"alias": "prod"}))
+    told = await promote(workshop.queue, workshop.store, await claimed(workshop), result)
+    assert (told["promoted"], told["reason"]) == (True, "without a condition")
