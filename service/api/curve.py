@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape
 
 from service.core.progress import Point, thinned
+from service.core.types import Job
 
 MAX_POINTS = 500
 """Points per line; more would not be seen."""
@@ -15,6 +16,11 @@ _WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 250, 64, 16, 40, 34
 _PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
 _VALIDATION = "validation_"
 _Line = list[tuple[int, float]]
+
+
+def drawn(job: Job, points: Sequence[Point]) -> str:
+    """A job's series as `draw` draws them, under its name and state."""
+    return draw(points, f"{job.spec.get('model', '')}: job {job.id}, {job.state}")
 
 
 def draw(points: Sequence[Point], title: str) -> str:

@@ -14,6 +14,8 @@ from service.core.types import Job, JobEvent, JobState
 MAX_WAITING = 256
 """Requests that may wait at the same time in one process; more get 429."""
 MAX_WAIT_S = 60.0
+MAX_POINTS = 10_000
+"""Points of a series that a request may ask for."""
 
 MEASURES = frozenset(
     {

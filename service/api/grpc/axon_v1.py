@@ -10,6 +10,7 @@ from typing import BinaryIO, TypeVar, final
 
 import orjson
 
+from service.api.curve import drawn
 from service.api.following import follow
 from service.api.grpc import axon_v1_convert as convert
 from service.api.grpc.errors import Context
@@ -18,15 +19,17 @@ from service.api.grpc.generated import axon_v1_pb2_grpc as rpc
 from service.api.grpc.server import Servicer
 from service.core.bundle_files import member_chunks
 from service.core.datasets import DatasetOptions, DatasetService
-from service.core.errors import InvalidRequest, NotFound
+from service.core.errors import InvalidRequest, NotFound, shown
 from service.core.jobs import JobService
 from service.core.limits import Limits
+from service.core.progress import MAX_POINTS, MAX_WAIT_S
 from service.core.registry import Registry
-from service.core.types import StoredVersion
-from service.core.uploads import UploadService, check_size
+from service.core.types import GraphForm, JobState, StoredVersion
+from service.core.uploads import Upload, UploadService, check_size, link
 
-_M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest)
+_M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest, pb.AppendUploadRequest)
 _CHUNK = 2**20
+_FORMS: Mapping[str, GraphForm] = {"svg": "svg", "mermaid": "mermaid"}
 _SILENCE_S = 3600.0  # HTTP/2 itself notices a dead connection
 _CONTENTS = {pb.DownloadRequest.CONTENT_BUNDLE: None, pb.DownloadRequest.CONTENT_PARAMS: "params.safetensors"}
 
@@ -39,10 +42,11 @@ def servicers(
     limits: Limits,
     stopping: asyncio.Event,
 ) -> tuple[Servicer, ...]:
-    """The three services for `build_server`; `stopping` ends streams that would otherwise last."""
+    """The four services for `build_server`; `stopping` ends streams that would otherwise last."""
     return (
-        Servicer(rpc.add_ModelsServicer_to_server, ModelsServicer(registry, limits), "axon.v1.Models"),
+        Servicer(rpc.add_ModelsServicer_to_server, ModelsServicer(registry, uploads, limits), "axon.v1.Models"),
         Servicer(rpc.add_DatasetsServicer_to_server, DatasetsServicer(datasets), "axon.v1.Datasets"),
+        Servicer(rpc.add_UploadsServicer_to_server, UploadsServicer(uploads), "axon.v1.Uploads"),
         Servicer(rpc.add_JobsServicer_to_server, JobsServicer(jobs, limits, stopping), "axon.v1.Jobs"),
     )
 
@@ -51,14 +55,19 @@ def servicers(
 class ModelsServicer(rpc.ModelsServicer):
     """What is stored, what is loaded, where aliases point."""
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
+    def __init__(self, registry: Registry, uploads: UploadService, limits: Limits) -> None:
         self._registry = registry
+        self._uploads = uploads
         self._limits = limits
 
     async def ValidateGraph(self, request: pb.ValidateGraphRequest, context: Context) -> pb.GraphReport:
         """Check a graph without storing it."""
         check_size(len(request.graph), limit_bytes=self._limits.max_graph_bytes, what="graph")
         return convert.graph_report(await self._registry.check_graph(request.graph))
+
+    async def GetGraphSchema(self, request: pb.GetGraphSchemaRequest, context: Context) -> pb.GraphSchema:
+        """The JSON Schema of graphs."""
+        return pb.GraphSchema(json=await self._registry.graph_schema())
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """All models."""
@@ -83,6 +92,8 @@ class ModelsServicer(rpc.ModelsServicer):
         """Store a version that comes in pieces."""
         header = (await _first(request_iterator)).header
         largest = self._limits.max_bundle_bytes
+        if header.upload:
+            return await self._submit_upload(header, largest)
         limits = {"bundle": largest, "graph": self._limits.max_graph_bytes, "params": largest}
         async with self._registry.scratch() as folder:
             parts = await _receive_parts(request_iterator, folder, limits)
@@ -95,6 +106,14 @@ class ModelsServicer(rpc.ModelsServicer):
                 stored = await self._registry.submit_graph(
                     header.name, graph, params, seed=header.seed, load=load, alias=alias
                 )
+        return self._version(stored)
+
+    async def _submit_upload(self, header: pb.SubmitVersionHeader, largest: int) -> pb.Version:
+        taking = self._uploads.taken(header.upload, limit_bytes=largest, what="bundle")
+        async with taking as whole, self._registry.scratch() as folder:
+            await asyncio.to_thread(link, whole, folder / "bundle")
+            load, alias = not header.do_not_load, header.alias or None
+            stored = await self._registry.submit(header.name, folder / "bundle", load=load, alias=alias)
         return self._version(stored)
 
     async def GetVersion(self, request: pb.GetVersionRequest, context: Context) -> pb.Version:
@@ -120,6 +139,13 @@ class ModelsServicer(rpc.ModelsServicer):
         """A version's graph and summary."""
         graph, summary = await self._registry.describe(request.name, request.version)
         return pb.VersionDescription(graph=graph, summary=summary)
+
+    async def DrawVersion(self, request: pb.DrawVersionRequest, context: Context) -> pb.Picture:
+        """A version's graph as a picture."""
+        form = _FORMS.get(request.format or "svg")
+        if form is None:
+            raise InvalidRequest(f"format: expected svg or mermaid, got {shown(request.format)}")
+        return pb.Picture(text=await self._registry.picture(request.name, request.version, form))
 
     async def Download(self, request: pb.DownloadRequest, context: Context) -> AsyncIterator[pb.Chunk]:
         """A version's bundle or parameters in pieces."""
@@ -166,6 +192,10 @@ class DatasetsServicer(rpc.DatasetsServicer):
         """Store a file that comes in pieces."""
         header = (await _first(request_iterator)).header
         chunks, options = _data(request_iterator), _dataset_options(header)
+        if header.upload:
+            kind, name = header.format or None, header.name or None
+            found = await self._datasets.add_upload(header.upload, kind, name=name, options=options)
+            return convert.dataset(found, detail=True)
         found = await self._datasets.add(chunks, header.format or None, name=header.name or None, options=options)
         return convert.dataset(found, detail=True)
 
@@ -182,6 +212,37 @@ class DatasetsServicer(rpc.DatasetsServicer):
         """Delete a data set."""
         await self._datasets.delete(request.id)
         return pb.DeleteDatasetResponse()
+
+
+@final
+class UploadsServicer(rpc.UploadsServicer):
+    """Large files in pieces."""
+
+    def __init__(self, uploads: UploadService) -> None:
+        self._uploads = uploads
+
+    async def CreateUpload(self, request: pb.CreateUploadRequest, context: Context) -> pb.Upload:
+        """Announce a file."""
+        return self._converted(await self._uploads.create(request.length, sha256=request.sha256 or None))
+
+    async def GetUpload(self, request: pb.GetUploadRequest, context: Context) -> pb.Upload:
+        """How much of it is here."""
+        return self._converted(await self._uploads.get(request.id))
+
+    async def AppendUpload(
+        self, request_iterator: AsyncIterator[pb.AppendUploadRequest], context: Context
+    ) -> pb.Upload:
+        """Append pieces."""
+        header = (await _first(request_iterator)).header
+        return self._converted(await self._uploads.append(header.id, header.offset, _data(request_iterator)))
+
+    async def DeleteUpload(self, request: pb.DeleteUploadRequest, context: Context) -> pb.DeleteUploadResponse:
+        """End it."""
+        await self._uploads.delete(request.id)
+        return pb.DeleteUploadResponse()
+
+    def _converted(self, upload: Upload) -> pb.Upload:
+        return convert.upload(upload, self._uploads.expires_at(upload))
 
 
 @final
@@ -209,8 +270,29 @@ class JobsServicer(rpc.JobsServicer):
         return pb.ListJobsResponse(jobs=[convert.job(job, with_spec=False) for job in found])
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
-        """One job."""
-        return convert.job(await self._jobs.get(request.id), with_spec=True)
+        """One job, or as soon as its state changes."""
+        job, state = await self._jobs.get(request.id), request.state or None
+        if not 0 <= request.wait_s <= MAX_WAIT_S:
+            raise InvalidRequest(f"wait_s: expected 0 to {MAX_WAIT_S:g} seconds, got {request.wait_s}")
+        if state not in {None, *JobState}:
+            raise InvalidRequest(f"state: expected one of {', '.join(JobState)}, got {shown(state)}")
+        if request.wait_s:
+            known = None if state is None else JobState(state)
+            job = await self._jobs.progress.changed(job, self._stopping, known=known, wait_s=request.wait_s)
+        return convert.job(job, with_spec=True)
+
+    async def GetJobMetrics(self, request: pb.GetJobMetricsRequest, context: Context) -> pb.JobMetrics:
+        """A job's series."""
+        most = request.max_points or 1000
+        if not 2 <= most <= MAX_POINTS:
+            raise InvalidRequest(f"max_points: expected 2 to {MAX_POINTS}, got {most}")
+        job = await self._jobs.get(request.id)
+        return convert.metrics(job, await self._jobs.progress.series(job.id), most)
+
+    async def DrawJobMetrics(self, request: pb.DrawJobMetricsRequest, context: Context) -> pb.Picture:
+        """A job's series as a picture."""
+        job = await self._jobs.get(request.id)
+        return pb.Picture(text=drawn(job, await self._jobs.progress.series(job.id)))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
         """Cancel a job."""
@@ -257,7 +339,9 @@ async def _first(messages: AsyncIterator[_M]) -> _M:
     return message
 
 
-async def _data(messages: AsyncIterator[pb.AddDatasetRequest]) -> AsyncIterator[bytes]:
+async def _data(
+    messages: AsyncIterator[pb.AddDatasetRequest] | AsyncIterator[pb.AppendUploadRequest],
+) -> AsyncIterator[bytes]:
     async for message in messages:
         if message.WhichOneof("part") != "data":
             raise InvalidRequest("upload: expected data behind the header, got another header")

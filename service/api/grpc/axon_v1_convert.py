@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from service.api.grpc.generated import axon_v1_pb2 as pb
 from service.core.job_spec import public
+from service.core.progress import Point, thinned
 from service.core.routing import VersionStatus
 from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, Json, StoredVersion, TensorSpec, WorkerInfo
+from service.core.uploads import Upload
 
 
 def tensors(specs: Iterable[TensorSpec]) -> list[pb.Tensor]:
@@ -96,6 +98,33 @@ def job(found: Job, *, with_spec: bool) -> pb.Job:
 def event(found: JobEvent) -> pb.JobEvent:
     """One entry of a job's stream."""
     return pb.JobEvent(id=found.id, kind=found.kind, time=found.time, data_json=_dumps(found.data))
+
+
+def metrics(found: Job, points: Sequence[Point], most: int) -> pb.JobMetrics:
+    """A job's series, of each at most so many points."""
+    return pb.JobMetrics(
+        id=found.id,
+        state=found.state.value,
+        names=sorted({name for point in points for name in point.values}),
+        steps=[_point(point) for point in thinned(points, most)],
+        epochs=[_point(point) for point in thinned([point for point in points if point.epoch_completed], most)],
+    )
+
+
+def _point(found: Point) -> pb.MetricsPoint:
+    return pb.MetricsPoint(step=found.step, epoch=found.epoch, time=found.time, values=found.values)
+
+
+def upload(found: Upload, expires_at: float) -> pb.Upload:
+    """An upload."""
+    return pb.Upload(
+        id=found.id,
+        length=found.length,
+        offset=found.offset,
+        sha256=found.sha256 or "",
+        created_at=found.created_at,
+        expires_at=expires_at,
+    )
 
 
 def worker(found: WorkerInfo) -> pb.Worker:

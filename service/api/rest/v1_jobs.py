@@ -7,14 +7,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.api.curve import draw
+from service.api.curve import drawn
 from service.api.rest.bodies import read_json
 from service.api.rest.context import Context, Use
 from service.api.rest.events import event_stream
 from service.api.rest.schemas import EventList, JobDetail, JobInfo, JobList, JobMetrics, WorkerDetail, WorkerList
 from service.api.rest.sweep_schemas import ComparisonDetail
 from service.core.jobs import Submission
-from service.core.progress import MAX_WAIT_S
+from service.core.progress import MAX_POINTS, MAX_WAIT_S
 from service.core.types import Job, JobState
 
 routes = APIRouter(prefix="/v1", tags=["Jobs"])
@@ -83,7 +83,9 @@ async def get_job(job_id: str, use: Use, wait_s: WaitS = 0, state: JobState | No
 
 
 @routes.get("/jobs/{job_id}/metrics")
-async def job_metrics(job_id: str, use: Use, max_points: Annotated[int, Query(ge=2, le=10_000)] = 1000) -> JobMetrics:
+async def job_metrics(
+    job_id: str, use: Use, max_points: Annotated[int, Query(ge=2, le=MAX_POINTS)] = 1000
+) -> JobMetrics:
     """Loss and metrics of a job over its steps and epochs, of each at most `max_points`, evenly spaced."""
     job = await use.jobs.get(job_id)
     return JobMetrics.from_core(job, await use.jobs.progress.series(job.id), max_points)
@@ -94,7 +96,7 @@ async def job_curve(job_id: str, use: Use) -> Response:
     """The series as a picture: losses above, other metrics below, those of the validation dashed."""
     job = await use.jobs.get(job_id)
     points = await use.jobs.progress.series(job.id)
-    picture = draw(points, f"{job.spec.get('model', '')}: job {job.id}, {job.state}")
+    picture = drawn(job, points)
     headers = {"cache-control": "no-store", "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
     return Response(picture, media_type="image/svg+xml", headers=headers)
 

@@ -37,6 +37,16 @@ class GraphReport(_message.Message):
     summary: str
     def __init__(self, inputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., parameters: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., summary: _Optional[str] = ...) -> None: ...
 
+class GetGraphSchemaRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GraphSchema(_message.Message):
+    __slots__ = ("json",)
+    JSON_FIELD_NUMBER: _ClassVar[int]
+    json: bytes
+    def __init__(self, json: _Optional[bytes] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -101,16 +111,18 @@ class Version(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at: _Optional[float] = ..., manifest_json: _Optional[str] = ...) -> None: ...
 
 class SubmitVersionHeader(_message.Message):
-    __slots__ = ("name", "do_not_load", "alias", "seed")
+    __slots__ = ("name", "do_not_load", "alias", "seed", "upload")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DO_NOT_LOAD_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
     name: str
     do_not_load: bool
     alias: str
     seed: int
-    def __init__(self, name: _Optional[str] = ..., do_not_load: _Optional[bool] = ..., alias: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
+    upload: str
+    def __init__(self, name: _Optional[str] = ..., do_not_load: _Optional[bool] = ..., alias: _Optional[str] = ..., seed: _Optional[int] = ..., upload: _Optional[str] = ...) -> None: ...
 
 class SubmitVersionRequest(_message.Message):
     __slots__ = ("header", "bundle", "graph", "params")
@@ -176,6 +188,22 @@ class VersionDescription(_message.Message):
     summary: str
     def __init__(self, graph: _Optional[bytes] = ..., summary: _Optional[str] = ...) -> None: ...
 
+class DrawVersionRequest(_message.Message):
+    __slots__ = ("name", "version", "format")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    format: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., format: _Optional[str] = ...) -> None: ...
+
+class Picture(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
 class DownloadRequest(_message.Message):
     __slots__ = ("name", "version", "content")
     class Content(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -225,7 +253,7 @@ class DeleteAliasResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class AddDatasetHeader(_message.Message):
-    __slots__ = ("name", "format", "features", "features_name", "target", "categories", "columns", "size", "mode", "unit")
+    __slots__ = ("name", "format", "features", "features_name", "target", "categories", "columns", "size", "mode", "unit", "upload")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -236,6 +264,7 @@ class AddDatasetHeader(_message.Message):
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_FIELD_NUMBER: _ClassVar[int]
     name: str
     format: str
     features: _containers.RepeatedScalarFieldContainer[str]
@@ -246,7 +275,8 @@ class AddDatasetHeader(_message.Message):
     size: _containers.RepeatedScalarFieldContainer[int]
     mode: str
     unit: str
-    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., features_name: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., columns: _Optional[_Iterable[str]] = ..., size: _Optional[_Iterable[int]] = ..., mode: _Optional[str] = ..., unit: _Optional[str] = ...) -> None: ...
+    upload: str
+    def __init__(self, name: _Optional[str] = ..., format: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., features_name: _Optional[str] = ..., target: _Optional[_Iterable[str]] = ..., categories: _Optional[_Iterable[str]] = ..., columns: _Optional[_Iterable[str]] = ..., size: _Optional[_Iterable[int]] = ..., mode: _Optional[str] = ..., unit: _Optional[str] = ..., upload: _Optional[str] = ...) -> None: ...
 
 class AddDatasetRequest(_message.Message):
     __slots__ = ("header", "data")
@@ -340,6 +370,62 @@ class DeleteDatasetResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class CreateUploadRequest(_message.Message):
+    __slots__ = ("length", "sha256")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    sha256: str
+    def __init__(self, length: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class Upload(_message.Message):
+    __slots__ = ("id", "length", "offset", "sha256", "created_at", "expires_at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    length: int
+    offset: int
+    sha256: str
+    created_at: float
+    expires_at: float
+    def __init__(self, id: _Optional[str] = ..., length: _Optional[int] = ..., offset: _Optional[int] = ..., sha256: _Optional[str] = ..., created_at: _Optional[float] = ..., expires_at: _Optional[float] = ...) -> None: ...
+
+class GetUploadRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class AppendUploadHeader(_message.Message):
+    __slots__ = ("id", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class AppendUploadRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: AppendUploadHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[AppendUploadHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class DeleteUploadRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class DeleteUploadResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class SubmitJobRequest(_message.Message):
     __slots__ = ("spec_json", "idempotency_key")
     SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -409,6 +495,57 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
+    __slots__ = ("id", "wait_s", "state")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    wait_s: float
+    state: str
+    def __init__(self, id: _Optional[str] = ..., wait_s: _Optional[float] = ..., state: _Optional[str] = ...) -> None: ...
+
+class GetJobMetricsRequest(_message.Message):
+    __slots__ = ("id", "max_points")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_POINTS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    max_points: int
+    def __init__(self, id: _Optional[str] = ..., max_points: _Optional[int] = ...) -> None: ...
+
+class MetricsPoint(_message.Message):
+    __slots__ = ("step", "epoch", "time", "values")
+    class ValuesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    epoch: int
+    time: float
+    values: _containers.ScalarMap[str, float]
+    def __init__(self, step: _Optional[int] = ..., epoch: _Optional[int] = ..., time: _Optional[float] = ..., values: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class JobMetrics(_message.Message):
+    __slots__ = ("id", "state", "names", "steps", "epochs")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    state: str
+    names: _containers.RepeatedScalarFieldContainer[str]
+    steps: _containers.RepeatedCompositeFieldContainer[MetricsPoint]
+    epochs: _containers.RepeatedCompositeFieldContainer[MetricsPoint]
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[str] = ..., names: _Optional[_Iterable[str]] = ..., steps: _Optional[_Iterable[_Union[MetricsPoint, _Mapping]]] = ..., epochs: _Optional[_Iterable[_Union[MetricsPoint, _Mapping]]] = ...) -> None: ...
+
+class DrawJobMetricsRequest(_message.Message):
     __slots__ = ("id",)
     ID_FIELD_NUMBER: _ClassVar[int]
     id: str

@@ -40,6 +40,11 @@ class ModelsStub:
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.ValidateGraphRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GraphReport.FromString,
                 _registered_method=True)
+        self.GetGraphSchema = channel.unary_unary(
+                '/axon.v1.Models/GetGraphSchema',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetGraphSchemaRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GraphSchema.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/axon.v1.Models/ListModels',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.ListModelsRequest.SerializeToString,
@@ -85,6 +90,11 @@ class ModelsStub:
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DescribeVersionRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.VersionDescription.FromString,
                 _registered_method=True)
+        self.DrawVersion = channel.unary_unary(
+                '/axon.v1.Models/DrawVersion',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DrawVersionRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Picture.FromString,
+                _registered_method=True)
         self.Download = channel.unary_stream(
                 '/axon.v1.Models/Download',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DownloadRequest.SerializeToString,
@@ -108,6 +118,13 @@ class ModelsServicer:
 
     def ValidateGraph(self, request, context):
         """Check a graph without storing it; INVALID_ARGUMENT with every problem.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGraphSchema(self, request, context):
+        """The JSON Schema of graphs, for editors and for clients in other languages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +193,13 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrawVersion(self, request, context):
+        """A version's graph as a picture, or the text of one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Download(self, request, context):
         """A version's bundle file, or only its parameters, in pieces.
         """
@@ -204,6 +228,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.ValidateGraph,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.ValidateGraphRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GraphReport.SerializeToString,
+            ),
+            'GetGraphSchema': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGraphSchema,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetGraphSchemaRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GraphSchema.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -250,6 +279,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DescribeVersionRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.VersionDescription.SerializeToString,
             ),
+            'DrawVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrawVersion,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DrawVersionRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Picture.SerializeToString,
+            ),
             'Download': grpc.unary_stream_rpc_method_handler(
                     servicer.Download,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DownloadRequest.FromString,
@@ -294,6 +328,33 @@ class Models:
             '/axon.v1.Models/ValidateGraph',
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.ValidateGraphRequest.SerializeToString,
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GraphReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGraphSchema(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Models/GetGraphSchema',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetGraphSchemaRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GraphSchema.FromString,
             options,
             channel_credentials,
             insecure,
@@ -548,6 +609,33 @@ class Models:
             _registered_method=True)
 
     @staticmethod
+    def DrawVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Models/DrawVersion',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DrawVersionRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Picture.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Download(request,
             target,
             options=(),
@@ -687,7 +775,7 @@ class DatasetsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDataset(self, request, context):
-        """Delete a data set; a job that reads it already goes on.
+        """Delete a data set; ALREADY_EXISTS with their ids while unfinished jobs need it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -837,6 +925,214 @@ class Datasets:
             _registered_method=True)
 
 
+class UploadsStub:
+    """Large files in as many calls as it takes; then AddDataset and SubmitVersion use them by their id.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateUpload = channel.unary_unary(
+                '/axon.v1.Uploads/CreateUpload',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CreateUploadRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/axon.v1.Uploads/GetUpload',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.FromString,
+                _registered_method=True)
+        self.AppendUpload = channel.stream_unary(
+                '/axon.v1.Uploads/AppendUpload',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.AppendUploadRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.FromString,
+                _registered_method=True)
+        self.DeleteUpload = channel.unary_unary(
+                '/axon.v1.Uploads/DeleteUpload',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteUploadRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteUploadResponse.FromString,
+                _registered_method=True)
+
+
+class UploadsServicer:
+    """Large files in as many calls as it takes; then AddDataset and SubmitVersion use them by their id.
+    """
+
+    def CreateUpload(self, request, context):
+        """Announce a file by its length and, if known, its sha256.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How much of an upload is here: a broken one goes on at its offset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendUpload(self, request_iterator, context):
+        """Append: first the header, then the file from its offset on in pieces; ABORTED when the upload ends elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteUpload(self, request, context):
+        """End an upload that is not wanted any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_UploadsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUpload,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CreateUploadRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetUploadRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.SerializeToString,
+            ),
+            'AppendUpload': grpc.stream_unary_rpc_method_handler(
+                    servicer.AppendUpload,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.AppendUploadRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.SerializeToString,
+            ),
+            'DeleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteUpload,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteUploadRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteUploadResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'axon.v1.Uploads', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('axon.v1.Uploads', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Uploads:
+    """Large files in as many calls as it takes; then AddDataset and SubmitVersion use them by their id.
+    """
+
+    @staticmethod
+    def CreateUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Uploads/CreateUpload',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CreateUploadRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Uploads/GetUpload',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetUploadRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendUpload(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/axon.v1.Uploads/AppendUpload',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.AppendUploadRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Upload.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Uploads/DeleteUpload',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteUploadRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class JobsStub:
     """Training through the queue.
     """
@@ -861,6 +1157,16 @@ class JobsStub:
                 '/axon.v1.Jobs/GetJob',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
+                _registered_method=True)
+        self.GetJobMetrics = channel.unary_unary(
+                '/axon.v1.Jobs/GetJobMetrics',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetJobMetricsRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.JobMetrics.FromString,
+                _registered_method=True)
+        self.DrawJobMetrics = channel.unary_unary(
+                '/axon.v1.Jobs/DrawJobMetrics',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DrawJobMetricsRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Picture.FromString,
                 _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/axon.v1.Jobs/CancelJob',
@@ -903,7 +1209,21 @@ class JobsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """One job.
+        """One job, or as soon as its state changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobMetrics(self, request, context):
+        """Loss and metrics of a job over its steps and epochs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrawJobMetrics(self, request, context):
+        """The same as a picture.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -954,6 +1274,16 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.GetJob,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetJobRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.SerializeToString,
+            ),
+            'GetJobMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobMetrics,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetJobMetricsRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.JobMetrics.SerializeToString,
+            ),
+            'DrawJobMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrawJobMetrics,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DrawJobMetricsRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Picture.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
@@ -1058,6 +1388,60 @@ class Jobs:
             '/axon.v1.Jobs/GetJob',
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetJobRequest.SerializeToString,
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Jobs/GetJobMetrics',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.GetJobMetricsRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.JobMetrics.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrawJobMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Jobs/DrawJobMetrics',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DrawJobMetricsRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Picture.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,11 +36,12 @@ SPEC = {
 
 
 class Stubs:
-    """The three services of one channel."""
+    """The four services of one channel."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.models = rpc.ModelsStub(channel)
         self.datasets = rpc.DatasetsStub(channel)
+        self.uploads = rpc.UploadsStub(channel)
         self.jobs = rpc.JobsStub(channel)
 
 
@@ -274,3 +275,101 @@ async def test_failed_load_is_unavailable(server, stubs):
     code, details = await status_of(stubs.models.SubmitVersion(upload(graph=b'{"scale": 2}')))
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "version 1 is stored but did not load: out of device memory" in details
+
+
+def piece(upload_id: str, offset: int, data: bytes) -> list[pb.AppendUploadRequest]:
+    """The messages of one piece."""
+    head = pb.AppendUploadRequest(header=pb.AppendUploadHeader(id=upload_id, offset=offset))
+    return [head, *(pb.AppendUploadRequest(data=data[at : at + 100]) for at in range(0, len(data), 100))]
+
+
+async def test_upload_in_pieces_becomes_a_data_set(stubs):
+    """Announced, appended to in two calls, used; a repetition gives the same one."""
+    data = b"".join(message.data for message in table()[1:])
+    upload = await within(stubs.uploads.CreateUpload(pb.CreateUploadRequest(length=len(data))))
+    assert (upload.length, upload.offset, upload.expires_at > upload.created_at) == (len(data), 0, True)
+    half = await within(stubs.uploads.AppendUpload(piece(upload.id, 0, data[:150])))
+    assert half.offset == 150
+    code, message = await status_of(stubs.uploads.AppendUpload(piece(upload.id, 0, data)))
+    assert (code, "expected offset 150" in message) == (grpc.StatusCode.ABORTED, True)
+    await within(stubs.uploads.AppendUpload(piece(upload.id, 150, data[150:])))
+    assert (await within(stubs.uploads.GetUpload(pb.GetUploadRequest(id=upload.id)))).offset == len(data)
+    request = [pb.AddDatasetRequest(header=pb.AddDatasetHeader(format="npz", upload=upload.id))]
+    dataset = await within(stubs.datasets.AddDataset(request))
+    assert (dataset.rows, len(dataset.columns)) == (4, 2)
+    assert await within(stubs.datasets.AddDataset(request)) == dataset
+    for call in (
+        stubs.uploads.GetUpload(pb.GetUploadRequest(id=upload.id)),
+        stubs.uploads.DeleteUpload(pb.DeleteUploadRequest(id=upload.id)),
+    ):
+        assert (await status_of(call))[0] is grpc.StatusCode.NOT_FOUND
+    code, _ = await status_of(stubs.uploads.CreateUpload(pb.CreateUploadRequest(length=0)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_upload_becomes_a_version_or_is_ended(stubs, tmp_path):
+    """A bundle in pieces is READY in the answer."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    bundle = bundle_bytes(folder, 2)
+    upload = await within(stubs.uploads.CreateUpload(pb.CreateUploadRequest(length=len(bundle))))
+    await within(stubs.uploads.AppendUpload(piece(upload.id, 0, bundle)))
+    header = pb.SubmitVersionRequest(header=pb.SubmitVersionHeader(name="m", upload=upload.id, alias="prod"))
+    version = await within(stubs.models.SubmitVersion([header]))
+    assert (version.version, version.state, list(version.aliases)) == (1, "READY", ["prod"])
+    other = await within(stubs.uploads.CreateUpload(pb.CreateUploadRequest(length=1)))
+    await within(stubs.uploads.DeleteUpload(pb.DeleteUploadRequest(id=other.id)))
+    assert (await status_of(stubs.uploads.GetUpload(pb.GetUploadRequest(id=other.id))))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_schema_and_pictures_are_those_of_rest(stubs, server, tmp_path):
+    """The same bytes on both wires."""
+    schema = await within(stubs.models.GetGraphSchema(pb.GetGraphSchemaRequest()))
+    assert schema.json == (await server.http.get("/v1/schema/graph")).content
+    folder = tmp_path / "made"
+    folder.mkdir()
+    await within(stubs.models.SubmitVersion(upload(bundle=bundle_bytes(folder, 2))))
+    for form in ("svg", "mermaid"):
+        picture = await within(stubs.models.DrawVersion(pb.DrawVersionRequest(name="m", version=1, format=form)))
+        assert picture.text == (await server.http.get(f"/v1/models/m/versions/1/graph?format={form}")).text
+    code, message = await status_of(stubs.models.DrawVersion(pb.DrawVersionRequest(name="m", version=1, format="png")))
+    assert (code, message) == (grpc.StatusCode.INVALID_ARGUMENT, "format: expected svg or mermaid, got 'png'")
+
+
+async def test_series_of_a_job_is_that_of_rest(stubs, server):
+    """Points and picture."""
+    dataset = await within(stubs.datasets.AddDataset(table()))
+    spec = json.dumps({**SPEC, "dataset": dataset.id}).encode()
+    job = await within(stubs.jobs.SubmitJob(pb.SubmitJobRequest(spec_json=spec)))
+    lease = await server.queue.claim("w", ["default"], wait_s=1)
+    for step in range(1, 7):
+        data = {"step": step, "epoch": step // 3, "loss": 1 / step, "epoch_completed": step % 3 == 0}
+        await server.queue.append(lease, "progress", data)
+    found = await within(stubs.jobs.GetJobMetrics(pb.GetJobMetricsRequest(id=job.id, max_points=4)))
+    rest = (await server.http.get(f"/v1/jobs/{job.id}/metrics?max_points=4")).json()
+    points = [{"step": p.step, "epoch": p.epoch, "time": p.time, "values": dict(p.values)} for p in found.steps]
+    assert points == rest["steps"]
+    assert [point.step for point in found.epochs] == [point["step"] for point in rest["epochs"]] == [3, 6]
+    assert (found.state, list(found.names)) == ("running", ["loss"])
+    picture = await within(stubs.jobs.DrawJobMetrics(pb.DrawJobMetricsRequest(id=job.id)))
+    assert picture.text == (await server.http.get(f"/v1/jobs/{job.id}/curve.svg")).text
+    for most in (1, -1, 10_001):
+        call = stubs.jobs.GetJobMetrics(pb.GetJobMetricsRequest(id=job.id, max_points=most))
+        assert (await status_of(call))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_job_is_awaited(stubs, server):
+    """The answer comes with the next state, or at once when it is another already; odd waits are refused."""
+    dataset = await within(stubs.datasets.AddDataset(table()))
+    spec = json.dumps({**SPEC, "dataset": dataset.id}).encode()
+    job = await within(stubs.jobs.SubmitJob(pb.SubmitJobRequest(spec_json=spec)))
+    waiting = asyncio.ensure_future(within(stubs.jobs.GetJob(pb.GetJobRequest(id=job.id, wait_s=15))))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await server.queue.claim("w", ["default"], wait_s=1)
+    assert (await waiting).state == "running"
+    missed = await within(stubs.jobs.GetJob(pb.GetJobRequest(id=job.id, wait_s=15, state="queued")))
+    assert missed.state == "running"
+    for odd in ({"wait_s": -1}, {"wait_s": 61}, {"wait_s": float("nan")}, {"wait_s": 1, "state": "gone"}):
+        code, _ = await status_of(stubs.jobs.GetJob(pb.GetJobRequest(id=job.id, **odd)))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
