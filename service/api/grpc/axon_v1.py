@@ -24,7 +24,7 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.progress import MAX_POINTS, MAX_WAIT_S
 from service.core.registry import Registry
-from service.core.types import GraphForm, JobState, StoredVersion
+from service.core.types import GraphForm, Job, JobState, StoredVersion
 from service.core.uploads import Upload, UploadService, check_size, link
 
 _M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest, pb.AppendUploadRequest)
@@ -262,11 +262,16 @@ class JobsServicer(rpc.JobsServicer):
         except orjson.JSONDecodeError as error:
             raise InvalidRequest(f"job: expected JSON, got {error}") from None
         submission = await self._jobs.submit(spec, idempotency_key=request.idempotency_key or None)
-        return convert.job(submission.job, with_spec=True)
+        return await self._detail(submission.job)
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         """Jobs, newest first."""
-        found = await self._jobs.find(state=request.state or None, dead=request.dead, limit=request.limit or 100)
+        found = await self._jobs.find(
+            state=request.state or None,
+            dead=request.dead,
+            parent=request.parent or None,
+            limit=request.limit or 100,
+        )
         return pb.ListJobsResponse(jobs=[convert.job(job, with_spec=False) for job in found])
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.Job:
@@ -279,7 +284,7 @@ class JobsServicer(rpc.JobsServicer):
         if request.wait_s:
             known = None if state is None else JobState(state)
             job = await self._jobs.progress.changed(job, self._stopping, known=known, wait_s=request.wait_s)
-        return convert.job(job, with_spec=True)
+        return await self._detail(job)
 
     async def GetJobMetrics(self, request: pb.GetJobMetricsRequest, context: Context) -> pb.JobMetrics:
         """A job's series."""
@@ -296,11 +301,18 @@ class JobsServicer(rpc.JobsServicer):
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.Job:
         """Cancel a job."""
-        return convert.job(await self._jobs.cancel(request.id), with_spec=True)
+        return await self._detail(await self._jobs.cancel(request.id))
 
     async def RequeueJob(self, request: pb.RequeueJobRequest, context: Context) -> pb.Job:
         """Queue a failed job's request again."""
-        return convert.job((await self._jobs.requeue(request.id)).job, with_spec=True)
+        return await self._detail((await self._jobs.requeue(request.id)).job)
+
+    async def CompareJobs(self, request: pb.CompareJobsRequest, context: Context) -> pb.JobComparison:
+        """Jobs side by side."""
+        found = await self._jobs.compare(
+            request.ids, parent=request.parent or None, metric=request.metric or None, mode=request.mode or None
+        )
+        return convert.comparison(found)
 
     async def Watch(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
         """A job's events until it has ended."""
@@ -313,6 +325,9 @@ class JobsServicer(rpc.JobsServicer):
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         """The workers that are alive."""
         return pb.ListWorkersResponse(workers=map(convert.worker, await self._jobs.workers()))
+
+    async def _detail(self, job: Job) -> pb.Job:
+        return convert.job(job, with_spec=True, sweep=await self._jobs.sweep(job))
 
 
 def _dataset_options(header: pb.AddDatasetHeader) -> DatasetOptions:

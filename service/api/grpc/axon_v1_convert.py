@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from service.api.grpc.generated import axon_v1_pb2 as pb
+from service.core.comparison import Comparison, Row
 from service.core.job_spec import public
 from service.core.progress import Point, thinned
 from service.core.routing import VersionStatus
@@ -69,8 +70,8 @@ def _column(found: Column, *, detail: bool) -> pb.Column:
     return column
 
 
-def job(found: Job, *, with_spec: bool) -> pb.Job:
-    """A job; its request only where it was asked for alone."""
+def job(found: Job, *, with_spec: bool, sweep: Mapping[str, Json] | None = None) -> pb.Job:
+    """A job; its request, and how a sweep is getting on, only where it was asked for alone."""
     return pb.Job(
         id=found.id,
         model=str(found.spec.get("model", "")),
@@ -92,6 +93,36 @@ def job(found: Job, *, with_spec: bool) -> pb.Job:
         dead=found.dead,
         requeued_from=found.requeued_from or "",
         requeued_as=found.requeued_as or "",
+        parent=found.parent or "",
+        children=found.children,
+        sweep_json="" if sweep is None else _dumps(sweep),
+    )
+
+
+def comparison(found: Comparison) -> pb.JobComparison:
+    """Jobs side by side."""
+    return pb.JobComparison(
+        fields=found.fields,
+        metric="" if found.watched is None else found.watched.metric,
+        mode="" if found.watched is None else found.watched.mode,
+        best=found.best or "",
+        jobs=map(_row, found.rows),
+    )
+
+
+def _row(row: Row) -> pb.ComparedJob:
+    return pb.ComparedJob(
+        id=row.job.id,
+        model=str(row.job.spec.get("model", "")),
+        state=row.job.state.value,
+        spec_json=_dumps(row.spec),
+        metrics=row.metrics,
+        best={name: pb.BestValue(value=best.value, epoch=best.epoch) for name, best in row.best.items()},
+        epoch=row.epoch,
+        epochs=row.job.spec.get("epochs"),
+        seconds=row.seconds,
+        version=row.version,
+        error=row.job.error or "",
     )
 
 

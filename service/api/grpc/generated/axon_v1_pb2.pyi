@@ -435,7 +435,7 @@ class SubmitJobRequest(_message.Message):
     def __init__(self, spec_json: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "model", "state", "tag", "attempt", "max_attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "result_json", "error", "spec_json", "priority", "owner", "not_before", "dead", "requeued_from", "requeued_as")
+    __slots__ = ("id", "model", "state", "tag", "attempt", "max_attempts", "created_at", "started_at", "finished_at", "worker", "cancel_requested", "result_json", "error", "spec_json", "priority", "owner", "not_before", "dead", "requeued_from", "requeued_as", "parent", "children", "sweep_json")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +456,9 @@ class Job(_message.Message):
     DEAD_FIELD_NUMBER: _ClassVar[int]
     REQUEUED_FROM_FIELD_NUMBER: _ClassVar[int]
     REQUEUED_AS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    SWEEP_JSON_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     state: str
@@ -476,17 +479,22 @@ class Job(_message.Message):
     dead: bool
     requeued_from: str
     requeued_as: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., attempt: _Optional[int] = ..., max_attempts: _Optional[int] = ..., created_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., worker: _Optional[str] = ..., cancel_requested: _Optional[bool] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ..., spec_json: _Optional[str] = ..., priority: _Optional[str] = ..., owner: _Optional[str] = ..., not_before: _Optional[float] = ..., dead: _Optional[bool] = ..., requeued_from: _Optional[str] = ..., requeued_as: _Optional[str] = ...) -> None: ...
+    parent: str
+    children: int
+    sweep_json: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., tag: _Optional[str] = ..., attempt: _Optional[int] = ..., max_attempts: _Optional[int] = ..., created_at: _Optional[float] = ..., started_at: _Optional[float] = ..., finished_at: _Optional[float] = ..., worker: _Optional[str] = ..., cancel_requested: _Optional[bool] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ..., spec_json: _Optional[str] = ..., priority: _Optional[str] = ..., owner: _Optional[str] = ..., not_before: _Optional[float] = ..., dead: _Optional[bool] = ..., requeued_from: _Optional[str] = ..., requeued_as: _Optional[str] = ..., parent: _Optional[str] = ..., children: _Optional[int] = ..., sweep_json: _Optional[str] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ("state", "limit", "dead")
+    __slots__ = ("state", "limit", "dead", "parent")
     STATE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     DEAD_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
     state: str
     limit: int
     dead: bool
-    def __init__(self, state: _Optional[str] = ..., limit: _Optional[int] = ..., dead: _Optional[bool] = ...) -> None: ...
+    parent: str
+    def __init__(self, state: _Optional[str] = ..., limit: _Optional[int] = ..., dead: _Optional[bool] = ..., parent: _Optional[str] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs",)
@@ -562,6 +570,80 @@ class RequeueJobRequest(_message.Message):
     ID_FIELD_NUMBER: _ClassVar[int]
     id: str
     def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class CompareJobsRequest(_message.Message):
+    __slots__ = ("ids", "parent", "metric", "mode")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    parent: str
+    metric: str
+    mode: str
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., parent: _Optional[str] = ..., metric: _Optional[str] = ..., mode: _Optional[str] = ...) -> None: ...
+
+class BestValue(_message.Message):
+    __slots__ = ("value", "epoch")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    epoch: int
+    def __init__(self, value: _Optional[float] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class ComparedJob(_message.Message):
+    __slots__ = ("id", "model", "state", "spec_json", "metrics", "best", "epoch", "epochs", "seconds", "version", "error")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class BestEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: BestValue
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[BestValue, _Mapping]] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    model: str
+    state: str
+    spec_json: str
+    metrics: _containers.ScalarMap[str, float]
+    best: _containers.MessageMap[str, BestValue]
+    epoch: int
+    epochs: int
+    seconds: float
+    version: int
+    error: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., spec_json: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., best: _Optional[_Mapping[str, BestValue]] = ..., epoch: _Optional[int] = ..., epochs: _Optional[int] = ..., seconds: _Optional[float] = ..., version: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class JobComparison(_message.Message):
+    __slots__ = ("fields", "metric", "mode", "best", "jobs")
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    fields: _containers.RepeatedScalarFieldContainer[str]
+    metric: str
+    mode: str
+    best: str
+    jobs: _containers.RepeatedCompositeFieldContainer[ComparedJob]
+    def __init__(self, fields: _Optional[_Iterable[str]] = ..., metric: _Optional[str] = ..., mode: _Optional[str] = ..., best: _Optional[str] = ..., jobs: _Optional[_Iterable[_Union[ComparedJob, _Mapping]]] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("id", "after")

@@ -1178,6 +1178,11 @@ class JobsStub:
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RequeueJobRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
                 _registered_method=True)
+        self.CompareJobs = channel.unary_unary(
+                '/axon.v1.Jobs/CompareJobs',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CompareJobsRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.JobComparison.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/axon.v1.Jobs/Watch',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.WatchRequest.SerializeToString,
@@ -1195,7 +1200,7 @@ class JobsServicer:
     """
 
     def SubmitJob(self, request, context):
-        """Queue a training job; INVALID_ARGUMENT with every problem of the request.
+        """Queue a training job, or a sweep; INVALID_ARGUMENT with every problem of the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1238,6 +1243,13 @@ class JobsServicer:
 
     def RequeueJob(self, request, context):
         """Queue a new job with the request of one that failed; a repetition gives the same one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareJobs(self, request, context):
+        """Jobs side by side: in which fields of their requests they differ, how they do, which is the best.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1294,6 +1306,11 @@ def add_JobsServicer_to_server(servicer, server):
                     servicer.RequeueJob,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RequeueJobRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.SerializeToString,
+            ),
+            'CompareJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareJobs,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CompareJobsRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.JobComparison.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -1496,6 +1513,33 @@ class Jobs:
             '/axon.v1.Jobs/RequeueJob',
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RequeueJobRequest.SerializeToString,
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Jobs/CompareJobs',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.CompareJobsRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.JobComparison.FromString,
             options,
             channel_credentials,
             insecure,

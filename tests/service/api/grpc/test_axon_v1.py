@@ -176,6 +176,33 @@ async def test_job_is_submitted_watched_and_listed(server, stubs):
     assert (listed.id, listed.spec_json) == (job.id, "")
 
 
+async def test_sweep_is_submitted_and_compared(server, stubs):
+    """Its jobs are listed by their parent, its best is told, and a comparison has a row for each."""
+    dataset = await within(stubs.datasets.AddDataset(table()))
+    sweep = {"method": "grid", "over": {"optimizer.learning_rate": [0.1, 0.01]}}
+    spec = json.dumps(SPEC | {"dataset": dataset.id, "sweep": sweep}).encode()
+    job = await within(stubs.jobs.SubmitJob(pb.SubmitJobRequest(spec_json=spec)))
+    assert (job.children, json.loads(job.sweep_json)["metric"]) == (2, "loss")
+    listed = (await within(stubs.jobs.ListJobs(pb.ListJobsRequest(parent=job.id)))).jobs
+    assert [(child.id, child.parent) for child in listed] == [(f"{job.id}.0", job.id), (f"{job.id}.1", job.id)]
+    lease = await server.queue.claim("w1", ["default"], wait_s=0)
+    await server.queue.append(lease, "progress", {"step": 1, "epoch": 1, "loss": 0.25, "epoch_completed": True})
+    result = {"model": "m", "version": 4, "metrics": {"loss": 0.5}}
+    await server.queue.settle(lease, JobState.SUCCEEDED, result=result)
+    told = json.loads((await within(stubs.jobs.GetJob(pb.GetJobRequest(id=job.id)))).sweep_json)
+    assert told["best"] == {"id": f"{job.id}.0", "value": 0.5, "version": 4}
+    found = await within(stubs.jobs.CompareJobs(pb.CompareJobsRequest(parent=job.id)))
+    assert (list(found.fields), found.metric, found.mode) == (["optimizer.learning_rate"], "loss", "min")
+    assert (found.best, [row.version for row in found.jobs]) == (f"{job.id}.0", [4, 0])
+    assert json.loads(found.jobs[1].spec_json) == {"optimizer.learning_rate": 0.01}
+    assert (dict(found.jobs[0].metrics), found.jobs[0].best["loss"].value) == ({"loss": 0.5}, 0.25)
+    assert (found.jobs[0].epoch, found.jobs[1].HasField("epoch"), found.jobs[1].HasField("version")) == (
+        1,
+        False,
+        False,
+    )
+
+
 async def test_job_is_cancelled(stubs):
     """Once is accepted, twice is a conflict."""
     job = await submit_job(stubs)
@@ -252,6 +279,7 @@ BAD = {
     "unknown job": (lambda s: s.jobs.GetJob(pb.GetJobRequest(id="none")), UNKNOWN),
     "watch": (lambda s: s.jobs.Watch(pb.WatchRequest(id="none")).read(), UNKNOWN),
     "state": (lambda s: s.jobs.ListJobs(pb.ListJobsRequest(state="lost")), INVALID),
+    "compare": (lambda s: s.jobs.CompareJobs(pb.CompareJobsRequest()), INVALID),
     "limit": (lambda s: s.jobs.ListJobs(pb.ListJobsRequest(limit=-1)), INVALID),
     "content": (lambda s: s.models.Download(pb.DownloadRequest(content=7, **version())).read(), INVALID),
 }
