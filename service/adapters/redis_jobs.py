@@ -31,7 +31,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
+from redis.backoff import FullJitterBackoff
 
 from service.adapters.redis_values import (
     Place,
@@ -79,7 +79,8 @@ _TURNS: Final = tuple(_LEVELS.index(level) + 1 for level in CLAIM_ORDER)
 def connect(url: str, *, retries: int = 5) -> Redis:
     """A client for `redis://`, `rediss://` or `unix://` that repeats calls lost with their connection.
 
-    Five repetitions with growing pauses bridge about two seconds, a restart of the server.
+    Five repetitions bridge about two seconds, a restart of the server. Before the n-th there is a pause drawn evenly
+    from 0 to min(1.5, 0.1 * 2^n) seconds ("full jitter"), so that not all clients come back at once.
     """
     return Redis.from_url(
         url,
@@ -88,7 +89,7 @@ def connect(url: str, *, retries: int = 5) -> Redis:
         socket_timeout=_SOCKET_TIMEOUT_S,
         socket_connect_timeout=3.0,
         health_check_interval=30,
-        retry=Retry(ExponentialWithJitterBackoff(cap=1.0, base=0.1), retries),
+        retry=Retry(FullJitterBackoff(cap=1.5, base=0.1), retries),
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.adapters.clock import SystemClock
 from service.adapters.redis_jobs import RedisJobQueue, connect
@@ -70,3 +71,24 @@ async def test_absent_server_is_not_ready(tmp_path: Path):
             await call
         assert caught.value.retry_after_s == 1.0
     await client.aclose()
+
+
+async def test_pauses_before_repetitions_are_spread_and_bounded(monkeypatch):
+    """Clients that lose a server at the same moment come back each at its own: over the whole of a growing range."""
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("redis.asyncio.retry.sleep", pause)
+    for _ in range(200):
+        client = connect("unix:///nonexistent/valkey.sock")
+        with pytest.raises(RedisConnectionError):
+            await client.ping()
+        await client.aclose()
+    for number, most in enumerate((0.2, 0.4, 0.8, 1.5, 1.5)):
+        each = pauses[number::5]
+        assert len(each) == 200
+        assert max(each) <= most
+        quarters = [sum(part * most / 4 <= seconds < (part + 1) * most / 4 for seconds in each) for part in range(4)]
+        assert min(quarters) > 20, f"an even spread has about 50 in each quarter, got {quarters}"
