@@ -33,7 +33,7 @@ test: $(STAMP)  ## run the tests
 fuzz: $(STAMP)  ## read changed bundles for a while: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60)
 
-faults-short: $(STAMP)  ## kill everything at every point of a job's life, once each (minutes)
+faults-short: $(STAMP)  ## kill everything at every point of a job's life, cancel races, a soak (minutes)
 	FAULTS=short $(BIN)/python -m pytest -q tests/faults
 
 faults: $(STAMP)  ## the same with Redis or the API restarted at that moment; prints the table
@@ -57,6 +57,8 @@ bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/jobs.py
+	$(BIN)/python benchmarks/recovery.py
 
 constraints:  ## pin every dependency again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
