@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from engine.errors import ShapeError
+from engine.functional.convolution_forms import Geometry, convolve
 from engine.functional.linear import add_bias, check_bias_shape
 from engine.functional.options import Channels, Padding, as_integer, as_sizes, require_choice
 from engine.functional.windows import ConvPlan, as_pads, channel_axis, dilated, output_sizes, spatial_axes
@@ -114,28 +114,21 @@ def _convolve(
     feature_group_size: int = 1,
     batch_group_size: int = 1,
 ) -> jax.Array:
-    rank = x.ndim
-    axes = tuple(range(rank))
-    if channels == "last":
-        image, weights = (0, rank - 1, *axes[1:-1]), (rank - 1, rank - 2, *axes[:-2])
-    else:
-        image = weights = axes
     dtype = jnp.result_type(x, kernel)
-    y = lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        window_strides=plan.strides,
-        padding=plan.padding,
-        lhs_dilation=plan.input_dilation,
-        rhs_dilation=plan.kernel_dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(image, weights, image),
-        feature_group_count=feature_group_size,
-        batch_group_count=batch_group_size,
+    geometry = Geometry(
+        plan.strides,
+        plan.padding,
+        plan.input_dilation,
+        plan.kernel_dilation,
+        channels,
+        feature_group_size,
+        batch_group_size,
     )
+    y = convolve(x.astype(dtype), kernel.astype(dtype), geometry)
     if bias is None:
         return y
     if bias.ndim and channels == "first":
-        bias = bias.reshape((-1,) + (1,) * (rank - 2))
+        bias = bias.reshape((-1,) + (1,) * (x.ndim - 2))
     return add_bias(y, bias)
 
 
