@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import shlex
 import signal
 import stat
 import sys
@@ -204,3 +206,21 @@ async def test_stopped_server_is_gone(tmp_path):
     with pytest.raises(RedisConnectionError):
         await client.ping()
     await client.aclose()
+
+
+async def test_documented_settings_are_those_in_effect(tmp_path):
+    """What docs/jobs.md tells for a server of one's own is what the embedded one runs with."""
+    text = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
+    table = re.findall(r"^\| `([a-z-]+)` \| (?:`([a-z]+)`|empty) \|", text, re.MULTILINE)
+    (line,) = re.findall(r"^ +valkey-server (.*)$", text, re.MULTILINE)
+    words = shlex.split(line)
+    told = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+    assert dict(table).items() >= told.items()
+    assert told.keys() >= {"appendonly", "appendfsync", "save", "maxmemory-policy"}
+    server = EmbeddedRedis(tmp_path)
+    await server.start()
+    client = Redis.from_url(server.url, decode_responses=True)
+    for name, value in told.items():
+        assert (await client.config_get(name))[name] == value
+    await client.aclose()
+    await server.stop()
