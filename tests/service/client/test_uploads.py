@@ -150,6 +150,47 @@ def test_socket_closed_in_mid_body_keeps_what_came(running):
         assert caught.value.status == 404
 
 
+def test_two_clients_at_the_same_upload_make_one_file(running, table):
+    """Each is refused where the other was faster, asks where to go on, and goes on there."""
+    with Client(running.url, piece_bytes=MIB) as one, Client(running.url, piece_bytes=MIB // 2) as other:
+        upload_id = one.announce(table)
+        threads = [
+            threading.Thread(target=client.upload, args=(table,), kwargs={"resume": upload_id})
+            for client in (one, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert one.upload_state(upload_id)["offset"] == table.stat().st_size
+        assert one.add_dataset_file(table, resume=upload_id)["rows"] == 6 * MIB // 8
+
+
+def test_waiting_for_a_job_survives_an_absent_server(tmp_path):
+    """The long poll is asked again, until patience ends."""
+    calls: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        calls.append(request.url.query.decode())
+        if len(calls) == 2:
+            raise httpx.ConnectError("away")
+        if len(calls) == 3:
+            return httpx.Response(503, json={"error": "away"})
+        return httpx.Response(200, json={"id": "j", "state": "running" if len(calls) < 5 else "failed"})
+
+    with Client("http://test", transport=httpx.MockTransport(answer), timeout_s=10) as client:
+        assert client.wait("j")["state"] == "failed"
+    assert calls == ["wait_s=5.0"] * 5
+    with (
+        Client(
+            "http://test", transport=httpx.MockTransport(lambda _: httpx.Response(404, json={"error": "no job"}))
+        ) as client,
+        pytest.raises(ClientError, match="no job"),
+    ):
+        client.wait("j")
+
+
 def test_answer_that_got_lost_is_asked_for_again(running, table):
     """The data set was made, the reply never came: asked again it is the same one, not a second."""
     made: list[httpx.Response] = []
