@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from service.cli_sweeps import follow_sweep, show_comparison
 from service.cli_views import clock_time, show_columns, show_table, show_training, show_upload, tensors
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def train(
         job = client.train(request, idempotency_key=key)
         typer.echo(f"job {job['id']}")
         if not detach:
-            _follow(client, job["id"])
+            _follow(client, job)
 
 
 @app.command()
@@ -204,9 +205,25 @@ def show_job(job: str, url: Url = LOCAL) -> None:
 
 @jobs.command("watch")
 def watch_job(job: str, url: Url = LOCAL) -> None:
-    """Follow a job with its loss and metrics."""
+    """Follow a job with its loss and metrics, or all jobs of a sweep."""
     with _client(url) as client:
-        _follow(client, job)
+        _follow(client, client.job(job))
+
+
+@jobs.command("compare")
+def compare_jobs(
+    job: Annotated[list[str], typer.Argument(help="Ids; that of a sweep stands for all its jobs.")],
+    metric: Annotated[str | None, typer.Option(help="What tells the best.")] = None,
+    mode: Annotated[str | None, typer.Option(help="min or max, where the metric's name does not tell.")] = None,
+    url: Url = LOCAL,
+) -> None:
+    """Show jobs side by side: where their specs differ, their metrics, the best marked."""
+    with _client(url) as client:
+        if len(job) == 1 and client.job(job[0])["children"]:
+            found = client.compare(parent=job[0], metric=metric, mode=mode)
+        else:
+            found = client.compare(job, metric=metric, mode=mode)
+    show_comparison(found)
 
 
 @jobs.command("curve")
@@ -320,9 +337,14 @@ def _client(url: str) -> Iterator[Client]:
         raise typer.Exit(130) from None
 
 
-def _follow(client: Client, job_id: str) -> None:
-    show_training(client.watch(job_id))
-    job = client.job(job_id)
+def _follow(client: Client, job: dict[str, Any]) -> None:
+    job_id = job["id"]
+    if job["children"]:
+        job = follow_sweep(client, job_id)
+        show_comparison(client.compare(parent=job_id))
+    else:
+        show_training(client.watch(job_id))
+        job = client.job(job_id)
     if job["state"] != "succeeded":
         typer.echo(f"job {job_id} {job['state']}" + (f": {job['error']}" if job["error"] else ""), err=True)
         raise typer.Exit(1)
@@ -330,9 +352,13 @@ def _follow(client: Client, job_id: str) -> None:
     values = "  ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items() if value is not None)
     typer.echo(f"{result['model']} version {result['version']}: {values}")
     on_success = job["spec"].get("on_success") or {}
-    if on_success.get("load") or on_success.get("alias"):
+    alias = on_success.get("alias")
+    promoted, reason = result.get("promoted", alias is not None), result.get("reason", "")
+    if alias and not promoted:
+        typer.echo(f"not {alias}: {reason}")
+    if on_success.get("load") or promoted:
         client.wait_served(result["model"], result["version"])
-        typer.echo("served" + (f" as {on_success['alias']}" if on_success.get("alias") else ""))
+        typer.echo("served" + (f" as {alias}: {reason}".rstrip(": ") if promoted else ""))
 
 
 def _arrays(client: Client, model: str, version: str | None, path: Path) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from service.client import Event
 
-_PIPED_WIDTH = 10_000
+PIPED_WIDTH = 10_000
 _NOT_METRICS = frozenset(
     {
         "time",
@@ -41,7 +41,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         table.add_row(*("" if value is None else str(value) for value in row))
     console = Console(markup=False, highlight=False)
     # Piped into another program, a line is a row, however long.
-    console.print(table, width=None if console.is_terminal else _PIPED_WIDTH, crop=False)
+    console.print(table, width=None if console.is_terminal else PIPED_WIDTH, crop=False)
 
 
 def clock_time(seconds: float | None) -> str:

@@ -277,7 +277,7 @@ class Client:
     # Training
 
     def train(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
-        """Queue a training job; returns it with its id. The same key with the same spec gives the same job."""
+        """Queue a training job or a sweep; returns it with its id. The same key and spec give the same job again."""
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self._json("POST", "/v1/jobs", content=_dumps(spec), headers=headers)
 
@@ -285,9 +285,15 @@ class Client:
         """Queue a new job with the request of one that failed; a repetition gives the same one."""
         return self._json("POST", f"/v1/jobs/{_quoted(job_id)}:requeue")
 
-    def jobs(self, *, state: str | None = None, dead: bool = False, limit: int = 100) -> list[Json]:
-        """Jobs, newest first; with `dead` only those that failed because no attempt was left."""
-        query: dict[str, Any] = {"limit": limit, "dead": dead} | ({} if state is None else {"state": state})
+    def jobs(
+        self, *, state: str | None = None, dead: bool = False, parent: str | None = None, limit: int = 100
+    ) -> list[Json]:
+        """Jobs, newest first; with `dead` only those that failed because no attempt was left.
+
+        With `parent` the jobs of a sweep, in their order.
+        """
+        query = {"limit": limit, "dead": dead, "state": state, "parent": parent}
+        query = {name: value for name, value in query.items() if value is not None}
         return list(self._json("GET", "/v1/jobs", params=query)["jobs"])
 
     def job(self, job_id: str, *, wait_s: float = 0.0, state: str | None = None) -> Json:
@@ -302,6 +308,22 @@ class Client:
     def curve(self, job_id: str) -> str:
         """The same as a picture, SVG."""
         return self._call("GET", f"/v1/jobs/{_quoted(job_id)}/curve.svg").text
+
+    def compare(
+        self,
+        ids: Sequence[str] = (),
+        *,
+        parent: str | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+    ) -> Json:
+        """Jobs side by side, those named or a sweep's: the fields in which they differ, how they do, the best one.
+
+        The best is told by `metric` (and `mode`, min or max, where the name does not tell which is better).
+        """
+        query = {"ids": ",".join(ids) or None, "parent": parent, "metric": metric, "mode": mode}
+        query = {name: value for name, value in query.items() if value is not None}
+        return self._json("GET", "/v1/jobs:compare", params=query)
 
     def cancel(self, job_id: str) -> Json:
         """Cancel a job."""
