@@ -315,20 +315,21 @@ class FileDatasetStore:
 
         A lock on a file beside its columns, which ends with the process; None while another's forbids it.
         """
-        self.get(dataset_id)
+        folder = self._datasets / check_name(dataset_id, "data set")
         try:
-            descriptor = os.open(self._datasets / dataset_id / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
+            (folder / MANIFEST).stat()
+            descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except (FileNotFoundError, NotADirectoryError):
             raise _no_dataset(dataset_id) from None
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            self.get(dataset_id)  # it may have gone before the lock was had
+            (folder / MANIFEST).stat()  # it may have gone before the lock was had
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except NotFound:
+        except FileNotFoundError:
             os.close(descriptor)
-            raise
+            raise _no_dataset(dataset_id) from None
         return lambda: os.close(descriptor)
 
     def _share(self, folder: Path, dataset: Dataset) -> None:
