@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,6 +22,7 @@ from service.core.limits import Limits
 from tests.service.background import Background, server
 
 MIB = 2**20
+SPAWN = multiprocessing.get_context("spawn")
 LIMITS = Limits(max_dataset_bytes=64 * MIB, max_uploads_bytes=128 * MIB)
 
 
@@ -127,6 +130,46 @@ def test_upload_goes_on_after_the_server_was_restarted(tmp_path, table):
         assert min(sent) > 2 * MIB
         again = client.add_dataset_file(table, resume=None)
         assert again["sha256"] == dataset["sha256"]
+
+
+def _serve(root: str, told: Any) -> None:
+    """A process that serves until it is killed, and tells where."""
+    with server(Path(root), limits=LIMITS) as running:
+        told.put(running.url)
+        threading.Event().wait()
+
+
+def test_upload_goes_on_after_the_server_was_killed_in_the_middle(tmp_path, table):
+    """SIGKILL while a body is on its way: what was written counts, and another process goes on with it."""
+    told = SPAWN.Queue()
+    process = SPAWN.Process(target=_serve, args=(str(tmp_path / "data"), told))
+    process.start()
+    try:
+        url = told.get(timeout=60)
+        with Client(url) as client:
+            upload_id = client.announce(table)
+
+        def body() -> Iterator[bytes]:
+            with table.open("rb") as file:
+                yield file.read(4 * MIB)
+                content = tmp_path / "data" / "uploads" / upload_id / "content"
+                while content.stat().st_size < 2 * MIB:
+                    threading.Event().wait(0.01)
+                process.kill()
+                yield file.read()
+
+        headers = {"Upload-Offset": "0", "Content-Length": str(table.stat().st_size)}
+        with pytest.raises(httpx.TransportError):
+            httpx.patch(f"{url}/v1/uploads/{upload_id}", content=body(), headers=headers)
+    finally:
+        process.kill()
+        process.join(30)
+    sent: list[int] = []
+    with server(tmp_path / "data", limits=LIMITS) as second, Client(second.url, piece_bytes=MIB) as client:
+        assert 2 * MIB <= client.upload_state(upload_id)["offset"] < table.stat().st_size
+        dataset = client.add_dataset_file(table, resume=upload_id, progress=lambda done, _: sent.append(done))
+        assert min(sent) > 2 * MIB
+        assert dataset["rows"] == 6 * MIB // 8
 
 
 def test_socket_closed_in_mid_body_keeps_what_came(running):
