@@ -58,6 +58,10 @@ def submit(
 def train(
     spec: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The job as JSON.")],
     dataset: Annotated[str | None, typer.Option(help="Id of the data set, in place of the file's.")] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, readable=True, help="Start from this bundle, in place of a graph."),
+    ] = None,
     key: Annotated[str | None, typer.Option(help="Idempotency key: repeated with the same job, it is one job.")] = None,
     detach: Annotated[bool, typer.Option(help="Print the job's id and do not wait.")] = False,
     url: Url = LOCAL,
@@ -66,8 +70,10 @@ def train(
     request = _json_file(spec)
     if dataset is not None and isinstance(request, dict):
         request["dataset"] = dataset
+    if bundle is not None and (key is not None or not isinstance(request, dict) or {"graph", "start"} & set(request)):
+        raise typer.BadParameter("expected no graph, start or --key beside --bundle")
     with _client(url) as client:
-        job = client.train(request, idempotency_key=key)
+        job = client.train(request, bundle=bundle, idempotency_key=key)
         typer.echo(f"job {job['id']}")
         if not detach:
             _follow(client, job)

@@ -276,10 +276,34 @@ class Client:
 
     # Training
 
-    def train(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
-        """Queue a training job or a sweep; returns it with its id. The same key and spec give the same job again."""
+    def train(
+        self,
+        spec: Mapping[str, Any],
+        *,
+        bundle: Path | str | bytes | None = None,
+        idempotency_key: str | None = None,
+    ) -> Json:
+        """Queue a training job or a sweep; returns it with its id. The same key and spec give the same job again.
+
+        With `bundle` (a path, or its bytes) that is stored as a version of the spec's model first, which is not loaded,
+        and the job starts from it, in place of `graph` and `start`. The version goes again if the job is refused.
+        """
+        if bundle is not None:
+            return self._train_bundle(spec, bundle, idempotency_key)
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         return self._json("POST", "/v1/jobs", content=_dumps(spec), headers=headers)
+
+    def _train_bundle(self, spec: Mapping[str, Any], bundle: Path | str | bytes, key: str | None) -> Json:
+        if key is not None or spec.get("graph") is not None or spec.get("start") is not None:
+            raise TypeError("train: expected no graph, start or idempotency key beside a bundle")
+        stored = self.submit(str(spec.get("model", "")), bundle=bundle, load=False)
+        name, version = stored["name"], stored["version"]
+        try:
+            return self.train({**spec, "start": {"model": name, "version": version}})
+        except ClientError as error:
+            if error.refused:  # otherwise the job may have been queued
+                self.delete(name, version)
+            raise
 
     def requeue(self, job_id: str) -> Json:
         """Queue a new job with the request of one that failed; a repetition gives the same one."""

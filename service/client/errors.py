@@ -31,6 +31,11 @@ class ClientError(Exception):
         self.problems = tuple(problems)
         super().__init__(message)
 
+    @property
+    def refused(self) -> bool:
+        """Whether the server said that nothing was done because of the request itself."""
+        return 400 <= self.status < 500
+
     @classmethod
     def from_reply(cls, status: int, body: bytes) -> ClientError:
         """Read the server's `{"error": text, "details": [...]}`; any other body is shown as it is."""

@@ -139,6 +139,26 @@ def test_job_is_trained_watched_and_listed(client, running):
         list(client.watch("none"))
 
 
+def test_job_starts_from_a_bundle(client, tmp_path, running):
+    """It is stored as a version of the model, unloaded, and gone again when the job is refused."""
+    content = tmp_path / "m.axon"
+    content.write_bytes(client.bundle("m", client.submit("m", graph=SPEC["graph"], load=False)["version"]))
+    spec = {**SPEC, "model": "tuned", "dataset": client.add_dataset(DATA)["id"]}
+    del spec["graph"]
+    job = client.train(spec, bundle=content)
+    assert job["spec"]["start"] == {"model": "tuned", "version": 1}
+    assert client.version("tuned", 1)["state"] == "UNAVAILABLE"
+    with pytest.raises(ClientError, match="epochs"):
+        client.train({**spec, "epochs": 0}, bundle=content.read_bytes())
+    assert [v["version"] for v in client.model("tuned")["versions"]] == [1]
+    for wrong in ({"graph": SPEC["graph"]}, {"start": {"model": "m"}}):
+        with pytest.raises(TypeError, match="beside a bundle"):
+            client.train({**spec, **wrong}, bundle=content)
+    with pytest.raises(TypeError, match="beside a bundle"):
+        client.train(spec, bundle=content, idempotency_key="k")
+    client.cancel(job["id"])
+
+
 def test_cancelled_job_ends_the_watch(client):
     """A watcher of a cancelled job sees the end."""
     job = client.train(SPEC | {"dataset": client.add_dataset(DATA)["id"]})

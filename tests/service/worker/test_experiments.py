@@ -306,6 +306,7 @@ def test_devices_that_are_not_there_fail_the_job(make_job: MakeJob) -> None:
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+DECAYING = {"name": "cosine_decay", "init_value": 0.1, "decay_steps": 9}
 SOUND: dict[str, Any] = {"loss": {"name": "categorical_cross_entropy"}, "optimizer": {"name": "sgd"}, "metrics": []}
 
 
@@ -333,7 +334,10 @@ SOUND: dict[str, Any] = {"loss": {"name": "categorical_cross_entropy"}, "optimiz
             "schedule",
             {
                 "reduces": True,
-                "optimizer": {"name": "sgd", "learning_rate": {"name": "cosine_decay", "init_value": 0.1, "decay_steps": 9}},
+                "optimizer": {
+                    "name": "sgd",
+                    "learning_rate": {"name": "cosine_decay", "init_value": 0.1, "decay_steps": 9},
+                },
             },
         ),
     ],
