@@ -182,8 +182,8 @@ def squared(y_true: jax.Array, y_pred: jax.Array) -> jax.Array:
     return jnp.mean((y_true - y_pred) ** 2)
 
 
-def travelling_model(path: Path) -> None:
-    """A bundle with a program, a loss, a tie, a step of preprocessing and a wish for serving."""
+def travelling_model(path: Path, *, steps: bool = True) -> None:
+    """A bundle with a program, a loss, a tie, a wish for serving, and `steps` that no server takes."""
     hidden = ax.input("x", shape=(None, WIDTH)).dense(WIDTH, name="first")
     threshold = ax.param("threshold", lambda x: (x[-1],), initializer={"name": "full", "value": 0.1})
     gated = ax.layer(
@@ -193,13 +193,13 @@ def travelling_model(path: Path) -> None:
     model = tied.dense(CLASSES, activation="softmax", name="last")
     state = ax.build(model)[0](seed=1).tie("again.kernel", "middle.kernel")
     targets = ax.bundle.Template((None, CLASSES))
-    steps = ax.preprocess.Preprocess({"x": (ax.preprocess.Standardize((0.0,) * WIDTH, (1.0,) * WIDTH),)})
+    standardize = ax.preprocess.Standardize((0.0,) * WIDTH, (1.0,) * WIDTH)
     bundle.write(
         path,
         model,
         state,
         functions=[ax.bundle.Function("squared", squared, targets)],
-        preprocess=steps,
+        preprocess=ax.preprocess.Preprocess({"x": (standardize,)}) if steps else None,
         serving={"max_batch_size": 4},
     )
 
