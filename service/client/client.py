@@ -232,7 +232,12 @@ class Client:
         query["features_name"] = features_name if features else None
         query = {key: value for key, value in query.items() if value}
         if resume is not None or path.stat().st_size > self.piece_bytes:
-            query["upload"] = self.upload(path, resume=resume, progress=progress)
+            try:
+                query["upload"] = self.upload(path, resume=resume, progress=progress)
+            except ClientError as error:
+                if resume is None or error.status != 404:
+                    raise
+                query["upload"] = resume  # it may be a data set already, whose answer got lost
             dataset: Json = uploads.use_whole(self._call, "/v1/datasets", query).json()
             return dataset
         with path.open("rb") as file:

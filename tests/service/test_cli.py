@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from service.cli import app
+from service.client import Client
 from service.core.types import JobState
 from tests.service.background import Background, server
 from tests.service.fake_engine import bundle_bytes
@@ -199,3 +201,20 @@ def test_suspicious_settings_are_reported(tmp_path):
     done = axon("worker", AXON_HTPP_PORT="1", AXON_HOST="0.0.0.0", AXON_DATA_DIR=str(tmp_path))
     assert "there is no setting AXON_HTPP_PORT" in done.stderr
     assert "listening on 0.0.0.0 without keys" in done.stderr
+
+
+def test_long_file_is_sent_in_pieces_and_resumed(running, tmp_path):
+    """Its upload is told on the error output; --resume takes one up. Only the data set's id is on the output."""
+    np.savez(tmp_path / "long.npz", x=np.zeros((65 * 2**20,), np.uint8))
+    added = client("datasets", "add", str(tmp_path / "long.npz"), url=running.url)
+    assert re.fullmatch(r"upload up-[0-9a-f]{16}\n", added.stderr)
+    assert re.fullmatch(r"ds-[0-9a-f]{16}\n", added.stdout)
+    np.savez(tmp_path / "short.npz", x=np.zeros(3))
+    with Client(running.url) as direct:
+        upload_id = direct.announce(tmp_path / "short.npz")
+    resumed = client("datasets", "add", str(tmp_path / "short.npz"), "--resume", upload_id, url=running.url)
+    assert resumed.stdout == f"ds-{upload_id.removeprefix('up-')}\n"
+    again = client("datasets", "add", str(tmp_path / "short.npz"), "--resume", upload_id, url=running.url)
+    assert again.stdout == resumed.stdout
+    never = client("datasets", "add", str(tmp_path / "short.npz"), "--resume", "up-" + "0" * 16, url=running.url)
+    assert (never.exit_code, "no upload" in never.stderr) == (1, True)
