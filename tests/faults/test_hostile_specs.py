@@ -76,7 +76,12 @@ FULL: dict[str, Any] = {
     **spec_json(epochs=1, batch_size=16, validation_fraction=0.25),
     "inputs": {"x": "x"},
     "serving": {"max_batch_size": 4},
-    "on_success": {"alias": "prod", "load": True},
+    "on_success": {"alias": "prod", "load": True, "if_better": {"metric": "accuracy", "mode": "max"}},
+    "freeze": ["hidden.b*"],
+    "early_stopping": {"metric": "validation_loss", "patience": 1, "min_delta": 0.1},
+    "keep": {"metric": "validation_accuracy", "mode": "max"},
+    "accumulate_steps": 2,
+    "devices": 1,
     "optimizer": {
         "name": "adam",
         "learning_rate": SCHEDULE,
