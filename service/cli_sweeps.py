@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from service.cli_views import PIPED_WIDTH
+from service.cli_views import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,10 +23,9 @@ _MAX_SHARE = 0.2
 
 def follow_sweep(client: Client, job_id: str) -> dict[str, Any]:
     """Show a sweep's jobs until it has ended, and return it: a table in place on a terminal, else a line per change."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console(markup=False, highlight=False)
+    console = plain_console()
     if not console.is_terminal:
         told: dict[str, tuple[Any, ...]] = {}
         return _poll(client, job_id, lambda job, found: _tell_changes(console, found, told))
@@ -56,21 +55,28 @@ def _poll(client: Client, job_id: str, show: Callable[[Json, Json], None]) -> di
 
 def show_comparison(found: Json) -> None:
     """A row for each job, the best one marked."""
-    from rich.console import Console
-
-    console = Console(markup=False, highlight=False)
-    console.print(comparison_table(found), width=None if console.is_terminal else PIPED_WIDTH, crop=False)
+    console = plain_console()
+    console.print(comparison_table(found, narrow=console.is_terminal), crop=False)
 
 
-def comparison_table(found: Json) -> Table:
-    """Jobs side by side: where they differ, their metrics at the end, the best value of what is compared."""
+def comparison_table(found: Json, *, narrow: bool) -> Table:
+    """Jobs side by side: where they differ, their metrics at the end, the best value of what is compared.
+
+    A `narrow` one has headings of several lines, numbers in place of the ids of a sweep's jobs, and leaves out what was
+    measured on the training data where it was measured in the validation as well.
+    """
     metric = found["metric"]
     metrics = list(dict.fromkeys(name for job in found["jobs"] for name in job["metrics"]))
+    if narrow:
+        metrics = [name for name in metrics if f"validation_{name}" not in metrics]
     best = [] if metric is None else [f"best {metric}"]
-    table = _table(["", "job", *_short(found["fields"]), "state", "epochs", *metrics, *best, "seconds", "version"])
+    names = ["", "job", *_short(found["fields"]), "state", "epochs", *metrics, *best, "seconds", "version"]
+    table = _table(names, narrow=narrow)
+    numbered = narrow and len({job["id"].rpartition(".")[0] for job in found["jobs"]}) == 1
     for job in found["jobs"]:
         marked = job["id"] == found["best"]
-        cells = ["*" if marked else "", job["id"], *_settings(job, found), job["state"], _epochs(job)]
+        shown = _number_of(job["id"]) if numbered else job["id"]
+        cells = ["*" if marked else "", shown, *_settings(job, found), job["state"], _epochs(job)]
         cells += [_number(job["metrics"].get(name)) for name in metrics]
         if metric is not None:
             cells.append(_number(job["best"].get(metric, {}).get("value")))
@@ -90,7 +96,7 @@ def summary_line(job: Json) -> str:
 
 
 def _live_table(job: Json, found: Json) -> Table:
-    table = _table(["", "job", *_short(found["fields"]), "state", "epoch", *_watched(found)])
+    table = _table(["", "job", *_short(found["fields"]), "state", "epoch", *_watched(found)], narrow=True)
     table.title, table.title_justify = summary_line(job), "left"
     for each in found["jobs"]:
         best = each["id"] == found["best"]
@@ -113,7 +119,7 @@ def _tell_changes(console: Console, found: Json, told: dict[str, tuple[Any, ...]
         epoch = [] if job["epoch"] is None else [f"epoch {_epochs(job)}"]
         error = [] if not job["error"] else [job["error"]]
         line = "  ".join([f"job {_number_of(job['id'])}", *settings, job["state"], *epoch, *values, *error])
-        console.print(line, width=PIPED_WIDTH, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _watched(found: Json, job: Json | None = None) -> dict[str, Any]:
@@ -127,12 +133,13 @@ def _watched(found: Json, job: Json | None = None) -> dict[str, Any]:
     return shown
 
 
-def _table(names: Sequence[str]) -> Table:
+def _table(names: Sequence[str], *, narrow: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in names:
-        table.add_column(name, no_wrap=True, overflow="fold")
+        heading = name.replace(" ", "\n").replace("_", "_\n") if narrow else name
+        table.add_column(heading, no_wrap=not narrow, overflow="fold")
     return table
 
 

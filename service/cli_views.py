@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
     from service.client import Event
 
-PIPED_WIDTH = 10_000
+_PIPED_WIDTH = 10_000
 _NOT_METRICS = frozenset(
     {
         "time",
@@ -31,7 +32,6 @@ _NOT_METRICS = frozenset(
 
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under headings."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -39,9 +39,15 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         table.add_column(name, no_wrap=True, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
+    plain_console().print(table, crop=False)
+
+
+def plain_console() -> Console:
+    """The standard output, with texts as they are; piped into another program, a line is a row, however long."""
+    from rich.console import Console
+
     console = Console(markup=False, highlight=False)
-    # Piped into another program, a line is a row, however long.
-    console.print(table, width=None if console.is_terminal else PIPED_WIDTH, crop=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=_PIPED_WIDTH)
 
 
 def clock_time(seconds: float | None) -> str:

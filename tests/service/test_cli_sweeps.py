@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from service.cli import app
-from service.cli_sweeps import _live_table
+from service.cli_sweeps import _live_table, comparison_table
 from service.client import Client
 from service.core.types import JobState
 from service.worker.sweep import choose
@@ -131,11 +131,14 @@ def test_live_table_shows_every_job(running, spec):
         client.cancel(job["id"])
     output = io.StringIO()
     Console(file=output, width=100).print(_live_table(job, found))
-    title, head, *rows = output.getvalue().splitlines()
+    title, head, names, *rows = output.getvalue().splitlines()
     assert title.strip() == "2 queued  1 succeeded  best loss 0.1000 (job 0)"
-    assert head.split() == ["job", "learning_rate", "state", "epoch", "loss", "best", "loss"]
+    assert (head.split(), names.split()) == (["learning_", "best"], ["job", "rate", "state", "epoch", "loss", "loss"])
     assert [row.split() for row in rows] == [
         ["*", "0", "0.1", "succeeded", "2/2", "0.1000", "0.1000"],
         ["1", "0.01", "queued"],
         ["2", "0.001", "queued"],
     ]
+    output.truncate(0)
+    Console(file=output, width=100).print(comparison_table(found, narrow=True))
+    assert output.getvalue().splitlines()[-3].split()[:5] == ["*", "0", "0.1", "succeeded", "2/2"]
