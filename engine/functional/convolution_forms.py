@@ -1,8 +1,9 @@
-"""How a convolution is written for XLA: its own operation, or one of three forms that the CPU is faster at.
+"""How a convolution is written for XLA: its own operation, or one of four forms that the CPU is faster at.
 
-Measured with JAX 0.10.2. XLA's convolution on the CPU runs on one core below 128 units, takes 20 times as long as its
-products where every channel stands for itself, and leaves a convolution of one channel in memory between its parts.
-All forms give the same values and derivatives up to rounding; every other case, and every accelerator, gets XLA's own.
+Measured with JAX 0.10.2 on the CPU. There XLA's convolution keeps to one core below 128 units, takes 25 times as long
+as shifted products where every channel stands for itself, and runs over all the zeros for the kernel's gradient of a
+transposed one. All forms give the same values and derivatives up to rounding; every other case, and every accelerator,
+gets XLA's own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -47,6 +48,9 @@ class Geometry(NamedTuple):
     channels: Channels
     feature_group_size: int
     batch_group_size: int
+
+
+Product = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
 
 
 def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
@@ -86,8 +90,11 @@ def _choose(x: Shape, kernel: Shape, dtype: jnp.dtype, geometry: Geometry) -> st
         return None
     window, channels, units = kernel[:-2], x[-1], kernel[-1]
     small = geometry.channels == "last" and math.prod(window) <= _UNROLLED_WINDOW and geometry.batch_group_size == 1
-    if not small or set(geometry.input_dilation) != {1} or not all(isinstance(size, int) for size in x):
+    if not small or not all(isinstance(size, int) for size in x):
         return None
+    if set(geometry.input_dilation) != {1}:
+        few = math.prod(geometry.input_dilation) <= _UNROLLED_WINDOW
+        return "phases" if few and set(geometry.strides) == {1} else None
     if channels == units == geometry.feature_group_size:
         return "depthwise"
     if channels == 1 and units >= _SINGLE_UNITS:
@@ -151,7 +158,78 @@ def _gathered(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     return y.reshape(*found[0].shape, kernel.shape[-1])
 
 
-Product = Callable[[jax.Array, jax.Array, Geometry], jax.Array]
+class _Phase(NamedTuple):
+    """What the outputs `phase, phase + stride, ...` of one axis see: taps of the kernel, and x padded (or cut)."""
+
+    taps: slice
+    pads: tuple[int, int]
+    dilation: int
+
+
+def _phases(size: int, window: int, pads: tuple[int, int], stride: int, hole: int) -> tuple[int, list[_Phase | None]]:
+    """The size of the output along one axis, and its phases; None for one that sees only zeros."""
+    out = dilated(size, stride) + sum(pads) - dilated(window, hole) + 1
+    phases: list[_Phase | None] = []
+    for phase in range(stride):
+        taps = [tap for tap in range(window) if (phase + tap * hole - pads[0]) % stride == 0]
+        if not taps:
+            phases.append(None)
+            continue
+        step = taps[1] - taps[0] if len(taps) > 1 else stride
+        before = (pads[0] - phase - taps[0] * hole) // stride
+        reach = (len(taps) - 1) * step * hole // stride
+        after = -(-out // stride) + reach - size - before
+        phases.append(_Phase(slice(taps[0], taps[-1] + 1, step), (before, after), step * hole // stride))
+    return out, phases
+
+
+def _phase_product(
+    x: jax.Array, kernel: jax.Array, geometry: Geometry, phases: Sequence[_Phase | None], product: Product
+) -> jax.Array:
+    """The outputs of one phase per axis."""
+    whole = slice(None)
+    ones = (1,) * len(phases)
+    seen = [phase for phase in phases if phase is not None]
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*phase.pads, 0) for phase in seen), (0, 0, 0)])
+    plain = geometry._replace(
+        padding=((0, 0),) * len(ones), input_dilation=ones, kernel_dilation=tuple(phase.dilation for phase in seen)
+    )
+    share = kernel[(*(phase.taps for phase in seen), whole, whole)]
+    return product(padded, share, plain)
+
+
+def _tapped(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """The sum of one product of two matrices per place in the window, for the sake of the kernel's gradient."""
+    if geometry.feature_group_size > 1:
+        return _plain(x, kernel, geometry)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    terms = []
+    for place, element in _elements(x, kernel.shape[:-2], geometry):
+        rows = element.reshape(math.prod(element.shape[:-1]), element.shape[-1])
+        terms.append(jnp.matmul(rows, kernel[place], preferred_element_type=wide))
+    total = functools.reduce(operator.add, terms).astype(x.dtype)
+    return total.reshape(*element.shape[:-1], kernel.shape[-1])
+
+
+def _by_phase(x: jax.Array, kernel: jax.Array, geometry: Geometry, product: Product) -> jax.Array:
+    """A transposed convolution as a plain one per phase of its stride, which sees its share of the kernel.
+
+    XLA's gradient of the kernel runs over the zeros between the elements of x.
+    """
+    strides, rank = geometry.input_dilation, x.ndim - 2
+    per_axis = list(map(_phases, x.shape[1:-1], kernel.shape[:-2], geometry.padding, strides, geometry.kernel_dilation))
+    sizes = [out for out, _ in per_axis]
+    shape = (x.shape[0], *(-(-out // stride) for out, stride in zip(sizes, strides, strict=True)), kernel.shape[-1])
+    parts = [
+        jnp.zeros(shape, x.dtype) if None in phases else _phase_product(x, kernel, geometry, phases, product)
+        for phases in itertools.product(*(phases for _, phases in per_axis))
+    ]
+    # From [*phase, batch, *part, units] to [batch, (part, phase), ..., units].
+    stacked = jnp.stack(parts).reshape(*strides, *shape)
+    order = [rank, *(axis for place in range(rank) for axis in (rank + 1 + place, place)), 2 * rank + 1]
+    full = [part * stride for part, stride in zip(shape[1:-1], strides, strict=True)]
+    y = stacked.transpose(order).reshape(shape[0], *full, shape[-1])
+    return y[(slice(None), *map(slice, sizes))]
 
 
 class Form(NamedTuple):
@@ -165,6 +243,7 @@ class Form(NamedTuple):
 _FORMS = {
     "depthwise": Form(_shifted, _shifted, _plain),
     "single": Form(_shifted, _plain, _gathered),
+    "phases": Form(partial(_by_phase, product=_plain), _plain, partial(_by_phase, product=_tapped)),
     "wide": Form(_side_by_side, _side_by_side, _plain),
 }
 
