@@ -84,18 +84,19 @@ def costs(work: TrainWork, report: Report, rounds: int, seconds: float) -> dict[
     """What the loop costs beside a hand-written step."""
     batches = max(5, min(int(len(work.x) * 0.9) // work.batch, int(seconds / STEP_S[work.name])))
     firsts = first_steps(work, max(FEWEST_ROUNDS, rounds // 3))
-    first, by_hand = step_bytes(work)
+    step, execution, by_hand = step_bytes(work)
     found = {
         "host overhead": host_overhead(work, batches, rounds),
         "time to first step": statistics.median(a / b for a, b in zip(firsts[OURS], firsts[BY_HAND], strict=True)),
-        "peak memory": first / by_hand,
+        "peak memory": step / by_hand,
+        "peak memory of an execution": execution / by_hand,
     }
     for side, times in firsts.items():
         report.add(work.name, side, "first_step_s", statistics.median(times))
-    for side, size in ((OURS, first), (BY_HAND, by_hand)):
+    for side, size in ((OURS, step), (f"{OURS}, an execution", execution), (BY_HAND, by_hand)):
         report.add(work.name, side, "step_bytes", size)
     report.add(work.name, OURS, "host_share", found["host overhead"])
-    for name in ("time to first step", "peak memory"):
+    for name in ("time to first step", "peak memory", "peak memory of an execution"):
         report.add(work.name, f"{OURS} / {BY_HAND}, {name}", "ratio", found[name])
     return found
 
@@ -115,7 +116,7 @@ def verdicts(work: TrainWork, ratios: dict[str, float], spent: dict[str, float])
     dear = [
         f"{work.name}: expected {name} of {AT_MOST[name]} or less, got {value:.3f}"
         for name, value in spent.items()
-        if value > AT_MOST[name]
+        if value > AT_MOST.get(name, value)
     ]
     return slow + dear
 

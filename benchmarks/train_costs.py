@@ -22,18 +22,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def host_overhead(work: TrainWork, batches: int, rounds: int) -> float:
-    """The share of `Loop.run` without validation that its step, on a batch that stays in the device, does not take.
+    """The share of `Loop.run` without validation that its steps, on batches that stay in the device, do not take.
 
     Median of the rounds; gathering batches, events, metrics, progress and starting the run are in it.
     """
     data, loop, state = engine_parts(work)
-    step, begin = loop.program.iteration, loop.start(data, state)
+    program, begin = loop.program, loop.start(data, state)
     batch = jax.tree.map(jnp.asarray, data.peek())
+    together = program.steps_together(begin.step_state, begin.accumulators, batch)
 
     def resident() -> None:
         carry = jax.tree.map(jnp.copy, (begin.step_state, begin.accumulators))
-        for _ in range(batches):
-            carry = step(*carry, batch)
+        executions, singles = divmod(batches, together) if together > 1 else (0, batches)
+        for _ in range(executions):
+            carry = program.execution(*carry, (batch,) * together)
+        for _ in range(singles):
+            carry = program.iteration(*carry, batch)
         jax.block_until_ready(carry)
 
     def run() -> None:
@@ -55,21 +59,27 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def step_bytes(work: TrainWork) -> tuple[int, int]:
-    """Peak memory of a compiled step, arguments and results included: ours, and the hand-written one's."""
+def step_bytes(work: TrainWork) -> tuple[int, int, int]:
+    """Peak memory of compiled programs, arguments and results included.
+
+    Our step, our execution of several steps (the same where it is one), and the hand-written step.
+    """
     data, loop, state = engine_parts(work)
     begin, batch = loop.start(data, state), jax.tree.map(jnp.asarray, data.peek())
-    ours = loop.program.iteration.lower(begin.step_state, begin.accumulators, batch)  # type: ignore[attr-defined]
+    program, carry_in = loop.program, (begin.step_state, begin.accumulators)
+    together = program.steps_together(*carry_in, batch)
+    ours = program.iteration.lower(*carry_in, batch)  # type: ignore[attr-defined]
+    several = ours if together == 1 else program.execution.lower(*carry_in, (batch,) * together)  # type: ignore[attr-defined]
     optimizer = optax.adam(RATE)
     params = initial(work).parameters
     carry = params, optimizer.init(params), jax.random.key(0)
     rows = work.x[: work.batch], work.y[: work.batch]
     by_hand = jax.jit(update_function(work, optimizer), donate_argnums=0).lower(carry, *rows)
-    found = [lowered.compile().memory_analysis() for lowered in (ours, by_hand)]
-    first, second = (
+    found = [lowered.compile().memory_analysis() for lowered in (ours, several, by_hand)]
+    first, second, third = (
         m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes for m in found
     )
-    return first, second
+    return first, second, third
 
 
 def first_step(name: str, side: str) -> float:

@@ -63,7 +63,7 @@ class Loop:
         """A loop over a step of one's own, `step(step_state, batch) -> step_state`, pure and fit for jit.
 
         `init(first batch)` makes the first step state unless `run` is given one. Metrics are called with the step
-        state. `steps_per_execution` is that of `trainer`. Source: Axon.Loop.loop/3.
+        state. `steps_per_execution` is that of `trainer`, with no choice of its own. Source: Axon.Loop.loop/3.
         """
         as_integer("loop", "steps_per_execution", steps_per_execution, at_least=1)
         return cls(Program(CustomStep(step, init), steps_per_execution=steps_per_execution))
@@ -375,7 +375,7 @@ def trainer(
     devices: Devices | None = None,
     shard_params: bool = False,
     loss_scale: LossScaleSpec | None = None,
-    steps_per_execution: int = 1,
+    steps_per_execution: int | None = None,
 ) -> Loop:
     """Supervised training on batches `(inputs, targets)` or `(inputs, targets, rows)`, with the metric `loss`.
 
@@ -399,9 +399,9 @@ def trainer(
             the metric `skipped`; the metric `loss` is the unscaled one. None scales and skips nothing.
         steps_per_execution: steps handed to the device as one program (`lax.scan`), where no handler is called between
             them and their batches are of one form; others run one by one, so that events, filters, metrics and
-            checkpoints are those of 1. Saves host time per step where steps are short, and holds as many batches in
-            the device twice. On the CPU 1 was the fastest for every model measured (docs/decisions/006); no other
-            backend was measured. Source: Keras `Model.compile`.
+            checkpoints are those of 1. None takes what was measured to be fastest (`engine.train.executions`): on the
+            CPU 8, but 1 with convolutions or large batches, and from the run's second step on; elsewhere 1.
+            Source: Keras `Model.compile`.
     Raises:
         OptionError: an unknown loss, optimizer, loss scale or option, or a value outside its domain.
     Source: Axon.Loop.trainer/4.
@@ -409,7 +409,8 @@ def trainer(
     as_integer("trainer", "log", log, at_least=0)
     require_choice("trainer", "on_nonfinite", on_nonfinite, ("raise", "ignore"))
     as_integer("trainer", "seed", seed, at_least=0)
-    as_integer("trainer", "steps_per_execution", steps_per_execution, at_least=1)
+    if steps_per_execution is not None:
+        as_integer("trainer", "steps_per_execution", steps_per_execution, at_least=1)
     guarded = on_nonfinite == "raise"
     step = train_step(model, loss, optimizer, seed=seed, loss_scale=loss_scale, guarded=guarded)
     placed = placement(devices, shard_params=shard_params)
@@ -418,11 +419,12 @@ def trainer(
     return loop.log(every=("epoch", log)) if log else loop
 
 
-def evaluator(model: Model, *, devices: Devices | None = None, steps_per_execution: int = 1) -> Loop:
+def evaluator(model: Model, *, devices: Devices | None = None, steps_per_execution: int | None = None) -> Loop:
     """Evaluation in inference mode: `evaluator(model).metric("accuracy").run(data, state).metrics`.
 
     `devices` and `steps_per_execution` as for `trainer`. Source: Axon.Loop.evaluator/1.
     """
-    as_integer("evaluator", "steps_per_execution", steps_per_execution, at_least=1)
+    if steps_per_execution is not None:
+        as_integer("evaluator", "steps_per_execution", steps_per_execution, at_least=1)
     placed = placement(devices)
     return Loop(Program(evaluation_step(model), placement=placed, steps_per_execution=steps_per_execution))

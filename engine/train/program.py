@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from engine.train.executions import chosen_steps
 from engine.train.metrics import Metric, accumulated, zeros
 from engine.train.parallel import Placement
 from engine.train.state import Accumulators, Tree
@@ -21,13 +22,14 @@ class Program:
     """A step and the metrics measured in it. Loops that differ in handlers alone share one, and its executables.
 
     `placement` says on which devices it runs; None leaves that to JAX. `steps_per_execution` iterations are one call
-    where nobody is told of those between.
+    where nobody is told of those between; None leaves their number to what was measured.
     """
 
     step: Step
     metrics: tuple[Metric, ...] = ()
     placement: Placement | None = None
-    steps_per_execution: int = 1
+    steps_per_execution: int | None = None
+    _chosen: dict[Any, int] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def iteration(self) -> Callable[[Tree, Accumulators, Batch], tuple[Tree, Accumulators]]:
@@ -38,6 +40,18 @@ class Program:
     def execution(self) -> Callable[[Tree, Accumulators, tuple[Batch, ...]], tuple[Tree, Accumulators]]:
         """Iterations over several batches of one form, one after the other, as one program."""
         return self._compiled(self._iterations)
+
+    def steps_together(self, step_state: Tree, so_far: Accumulators, batch: Batch) -> int:
+        """How many iterations are one execution, for a state and batches like these."""
+        if self.steps_per_execution is not None:
+            return self.steps_per_execution
+        if self.placement is not None:
+            return 1  # not measured
+        leaves, structure = jax.tree.flatten((step_state, so_far, batch))
+        form = structure, *((kind.shape, kind.dtype) for kind in map(jax.typeof, leaves))
+        if form not in self._chosen:
+            self._chosen[form] = chosen_steps(self.iteration, (step_state, so_far), batch)
+        return self._chosen[form]
 
     def _compiled(self, function: Callable[..., tuple[Tree, Accumulators]]) -> Callable[..., tuple[Tree, Accumulators]]:
         donated = 0 if self.step.donates else ()

@@ -203,6 +203,8 @@ class Runner:
                     return status
                 announced = False
                 self._step(step, batch)
+                if self._together is None:
+                    self._together = self._loop.program.steps_together(self._step_state, self._accumulators, batch)
             if self._debug:
                 self._inspect()
             if (status := self._fire(Event.ITERATION_COMPLETED)) is not Status.CONTINUE:
@@ -212,7 +214,7 @@ class Runner:
     def _unwatched(self) -> bool:
         """Whether the steps of a whole execution are to be done, and no handler is called before the last one's end."""
         steps, done = self._together, self._counts[Event.ITERATION_COMPLETED]
-        if steps == 1 or (self._iterations is not None and done[0] + steps > self._iterations):
+        if steps is None or steps == 1 or (self._iterations is not None and done[0] + steps > self._iterations):
             return False
         counts = [Count(done[0] + i, done[1] + i) for i in range(1, steps + 1)]
         return not any(

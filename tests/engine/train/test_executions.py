@@ -14,6 +14,7 @@ import pytest
 import engine as ax
 from engine.errors import DataError, DivergedError, OptionError
 from engine.train import ArrayData, Event, Loop, LoopState, Status, checkpoint, evaluator, trainer
+from engine.train.runner import Runner
 
 SPARSE = {"name": "categorical_cross_entropy", "sparse": True}
 ROWS, SIZE = 46, 4
@@ -58,40 +59,34 @@ def numbers(count: int) -> list[np.ndarray]:
     return [np.full((), number, np.float32) for number in range(count)]
 
 
-def counted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many steps each call of the loop's programs made, from now on."""
-    calls: list[int] = []
-    program = loop.program
-    single, several = program.iteration, program.execution
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many steps each call of a compiled program makes, in all loops from now on."""
+    made: list[int] = []
+    step = Runner._step
 
-    def one(*arguments: Any) -> Any:
-        calls.append(1)
-        return single(*arguments)
+    def spy(self: Runner, function: Any, batch: Any, steps: int = 1) -> None:
+        made.append(steps)
+        step(self, function, batch, steps)
 
-    def many(*arguments: Any) -> Any:
-        calls.append(len(arguments[2]))
-        return several(*arguments)
-
-    monkeypatch.setitem(program.__dict__, "iteration", one)
-    monkeypatch.setitem(program.__dict__, "execution", many)
-    return calls
+    monkeypatch.setattr(Runner, "_step", spy)
+    return made
 
 
 @pytest.mark.parametrize("random", [False, True])
 @pytest.mark.parametrize("steps", [2, 5])
-def test_executions_end_with_the_same_bits(steps: int, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executions_end_with_the_same_bits(steps: int, random: bool, calls: list[int]) -> None:
     """Parameters, optimizer, metrics and history, with an odd number of batches and a smaller last one."""
     single, several = training(1, random=random), training(steps, random=random)
-    calls = counted(several, monkeypatch)
     found = several.run(data(), epochs=2)
-    assert calls == [steps] * (11 // steps) + [1] * (11 % steps + 1) + calls[: len(calls) // 2]
+    epoch = [steps] * (11 // steps) + [1] * (11 % steps + 1)
+    assert calls == epoch * 4  # two of training, two of validation
     assert everything(found) == everything(single.run(data(), epochs=2))
 
 
-def test_steps_go_together_where_nobody_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_go_together_where_nobody_is_called(calls: list[int]) -> None:
     """Whole executions first, then what is left one by one; a limit of iterations is kept."""
     loop = adding(4)
-    calls = counted(loop, monkeypatch)
     final = loop.run(numbers(10), 0.0)
     assert calls == [4, 4, 1, 1]
     assert (float(final.step_state), final.total_iterations) == (45.0, 10)
@@ -102,7 +97,7 @@ def test_steps_go_together_where_nobody_is_called(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("event", "filters", "calls", "seen"),
+    ("event", "filters", "expected", "seen"),
     [
         ("iteration_completed", {}, [1] * 10, list(range(10))),
         ("iteration_completed", {"every": 5}, [1, 4, 1, 4], [0, 5]),
@@ -115,18 +110,17 @@ def test_steps_go_together_where_nobody_is_called(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_handlers_are_called_at_their_iterations(
-    event: str, filters: dict[str, Any], calls: list[int], seen: list[int], monkeypatch: pytest.MonkeyPatch
+    event: str, filters: dict[str, Any], expected: list[int], seen: list[int], calls: list[int]
 ) -> None:
     """With the state of that iteration, and no execution goes past one; elsewhere steps go together."""
     states: list[tuple[int, float]] = []
     loop = adding(4).handle_event(
         event, lambda state: states.append((state.iteration, float(state.step_state))), **filters
     )
-    made = counted(loop, monkeypatch)
     loop.run(numbers(10), 0.0)
     done = 1 if event == "iteration_completed" else 0
     assert states == [(number, float(sum(range(number + done)))) for number in seen]
-    assert made == calls
+    assert calls == expected
 
 
 @pytest.mark.parametrize("event", ["iteration_started", "iteration_completed"])
@@ -164,10 +158,9 @@ def test_an_evaluation_gives_the_same_numbers() -> None:
     assert everything(several) == everything(single)
 
 
-def test_batches_of_other_forms_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_other_forms_run_one_by_one(calls: list[int]) -> None:
     """Shapes that differ, and values that are no arrays."""
     loop = Loop.from_step(lambda total, x: total + jnp.sum(x), steps_per_execution=2)
-    calls = counted(loop, monkeypatch)
     batches: list[Any] = [np.ones(2, np.float32), np.ones(3, np.float32), 1.0, 2.0]
     assert float(loop.run(batches, 0.0).step_state) == 8.0
     assert calls == [1, 1, 1, 1]
@@ -180,10 +173,9 @@ def test_a_strict_run_names_the_batch_of_another_form() -> None:
         Loop.from_step(lambda total, x: total + jnp.sum(x), steps_per_execution=3).run(batches, 0.0, strict=True)
 
 
-def test_a_debugged_run_looks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_debugged_run_looks_at_every_step(calls: list[int]) -> None:
     """So its steps go one by one."""
     loop = adding(4)
-    calls = counted(loop, monkeypatch)
     loop.run(numbers(8), 0.0, debug=True)
     assert calls == [1] * 8
 
@@ -214,3 +206,30 @@ def test_impossible_executions_are_refused(steps: Any) -> None:
     ):
         with pytest.raises(OptionError, match="steps_per_execution"):
             make()
+
+
+def printed(y_true: Any, y_pred: Any) -> jax.Array:
+    """A loss with an effect."""
+    jax.debug.callback(lambda: None)
+    return jnp.mean((y_true - y_pred) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "width", "expected"),
+    [
+        ("dense", "mean_squared_error", 6, 8),
+        ("conv", "mean_squared_error", 6, 1),
+        ("dense", printed, 6, 1),
+        ("dense", "mean_squared_error", 2**17 + 1, 1),
+    ],
+)
+def test_what_was_measured_is_chosen_on_the_cpu(
+    kind: str, loss: Any, width: int, expected: int, calls: list[int]
+) -> None:
+    """Eight steps, but one with convolutions, with effects, and with more than 16 MiB of batches."""
+    model = ax.input("x", shape=(None, width, 1))
+    model = (model.conv(1, kernel_size=3) if kind == "conv" else model).flatten().dense(1)
+    rows = {"x": np.ones((4 * 9, width, 1), np.float32)}
+    loop = trainer(model, loss, {"name": "sgd", "learning_rate": 0.0})
+    loop.run(ArrayData(rows, np.ones((4 * 9, 1), np.float32), batch_size=4))
+    assert calls == ([1, 8] if expected == 8 else [1] * 9)

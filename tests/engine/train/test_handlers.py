@@ -204,7 +204,7 @@ def test_a_handler_that_is_not_due_costs_no_state(monkeypatch: pytest.MonkeyPatc
         return snapshot(self, event, status)
 
     handler = Sometimes()
-    loop = training().handle_event(Event.ITERATION_COMPLETED, handler, after=1)
+    loop = training(steps_per_execution=1).handle_event(Event.ITERATION_COMPLETED, handler, after=1)
     monkeypatch.setattr(Runner, "_snapshot", spy)
     loop.run(DATA, epochs=2)
     assert handler.asked == [(Event.ITERATION_COMPLETED, 1 + (n - 1) % 3, n) for n in range(2, 7)]
