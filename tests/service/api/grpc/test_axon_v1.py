@@ -211,6 +211,19 @@ async def test_job_is_cancelled(stubs):
     assert code is grpc.StatusCode.ALREADY_EXISTS
 
 
+async def test_job_starts_from_another_jobs_version(server, stubs):
+    """The same JSON as over REST, and the same answers."""
+    await within(stubs.models.SubmitVersion(upload({"do_not_load": True}, graph=b'{"scale": 2}')))
+    first = await submit_job(stubs)
+    spec = {**json.loads(first.spec_json), "graph": None, "start": {"job": first.id}}
+    request = pb.SubmitJobRequest(spec_json=json.dumps(spec).encode())
+    assert (await status_of(stubs.jobs.SubmitJob(request)))[0] is INVALID
+    lease = await server.queue.claim("w1", ["default"], wait_s=0)
+    await server.queue.settle(lease, JobState.SUCCEEDED, result={"model": "m", "version": 1, "metrics": {}})
+    second = await within(stubs.jobs.SubmitJob(request))
+    assert json.loads(second.spec_json)["start"] == {"model": "m", "version": 1}
+
+
 async def test_keyed_job_is_queued_once_and_requeued_when_dead(server, stubs):
     """The same key leads to the same job; a dead one is listed and queued again, once."""
     spec = json.loads((await submit_job(stubs)).spec_json) | {"max_attempts": 1, "tag": "other"}

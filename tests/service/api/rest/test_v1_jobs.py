@@ -58,6 +58,22 @@ async def test_job_is_queued_listed_and_read(server, spec):
     assert (await server.http.get("/v1/jobs?state=failed")).json() == {"jobs": []}
 
 
+async def test_job_starts_from_a_version(server, spec):
+    """Its alias becomes a number; what is not there is told with what is."""
+    graph = {"graph": ("graph", json.dumps({"scale": 2}))}
+    await server.http.post("/v1/models/base/versions?load=false", files=graph)
+    del spec["graph"]
+    job = (await server.http.post("/v1/jobs", json={**spec, "start": {"model": "base"}})).json()
+    assert job["spec"]["start"] == {"model": "base", "version": 1}
+    again = await server.http.post("/v1/jobs", json=job["spec"])
+    assert (again.status_code, again.json()["spec"]) == (201, job["spec"])
+    refused = await server.http.post("/v1/jobs", json={**spec, "start": {"model": "base", "version": "prod"}})
+    assert refused.status_code == 400
+    assert [(p["path"], p["expected"]) for p in refused.json()["details"]] == [
+        ("start.version", "a version or alias of base: 1")
+    ]
+
+
 async def test_finished_job_replays_its_events(server, spec):
     """The stream replays all events in order with ids and ends; Last-Event-ID resumes behind one."""
     job = (await server.http.post("/v1/jobs", json=spec)).json()
