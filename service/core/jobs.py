@@ -266,7 +266,8 @@ class JobService:
             problems += _not_allowed(spec.webhook.url, self._limits.webhook_hosts)
         problems += _misfits(spec, report, dataset)
         if validation is not None:
-            found = _column_misfits(spec, report, validation)
+            known = {problem.path for problem in problems}
+            found = [problem for problem in _column_misfits(spec, report, validation) if problem.path not in known]
             problems += [Problem(f"validation_dataset: {p.path}", p.expected, p.got) for p in found]
         if problems:
             raise InvalidRequest.from_problems("job spec", problems)

@@ -216,7 +216,8 @@ class Job:
 
     `attempt` only grows; `released` of the attempts were given back and do not count against `max_attempts`.
     `checkpoint` points at the last committed one (relative to the store); `result` holds
-    `{"model", "version", "metrics"}` once it has succeeded; `reserved` is the model and number taken for it.
+    `{"model", "version", "metrics"}` once it has succeeded, with `promoted` and `reason` where an alias was to
+    be moved; `reserved` is the model and number taken for it.
     `not_before` is when a queued job that crashed may be tried again; `owner` is a label. `dead` is a failed job whose
     attempts were used up, until another one was queued in its place: `requeued_as`, whose `requeued_from` it is.
     `ttl_s` is how long it can be read after its end, if that is less than the server's bound; `ran_s` how long the

@@ -164,6 +164,27 @@ def _work(running: Background, state: JobState) -> None:
     running.call(work)
 
 
+def test_training_starts_from_a_bundle(running, tmp_path):
+    """The file is stored first; beside a graph it is a mistake."""
+    spec = {"model": "tuned", "dataset": "none", "target": "y", "loss": "mean_squared_error", "optimizer": "sgd"}
+    (tmp_path / "job.json").write_text(json.dumps({**spec, "epochs": 1, "batch_size": 2}))
+    (tmp_path / "m.axon").write_bytes(bundle_bytes(tmp_path, 3))
+    command = ("train", str(tmp_path / "job.json"), "--bundle", str(tmp_path / "m.axon"), "--detach")
+    done = client(*command, url=running.url)
+    assert (done.exit_code, "dataset: expected the id of a stored data set" in done.stderr) == (1, True)
+    x = np.zeros((4, 2), np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=x)
+    dataset = client("datasets", "add", str(tmp_path / "d.npz"), url=running.url).stdout.strip()
+    done = client(*command, "--dataset", dataset, url=running.url)
+    assert done.exit_code == 0, done.stderr
+    job = json.loads(client("jobs", "show", done.stdout.split()[1], url=running.url).stdout)
+    assert job["spec"]["start"] == {"model": "tuned", "version": 2}
+    client("jobs", "cancel", job["id"], url=running.url)
+    (tmp_path / "job.json").write_text(json.dumps({**spec, "graph": {"scale": 2}}))
+    done = client(*command, url=running.url)
+    assert (done.exit_code, "beside --bundle" in done.stderr) == (2, True)
+
+
 def test_every_problem_of_a_job_is_shown(running, tmp_path):
     """A refused job lists path, expected and got, and ends with 1."""
     (tmp_path / "job.json").write_text('{"model": "a b", "epochs": 0}')

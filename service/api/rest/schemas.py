@@ -261,6 +261,8 @@ class DatasetList(BaseModel):
 class JobInfo(BaseModel):
     """A training job; times are seconds since the epoch, `result` holds model, version and metrics of a success.
 
+    Where an alias was to be moved it says in `promoted` and `reason` whether it was, and why.
+
     `not_before` is when a job that crashed is tried again; `dead` one failed because no attempt was left. A sweep has
     `children`, so many jobs whose `parent` it is.
     """

@@ -16,9 +16,18 @@ from service.core.experiment_spec import Start
 from service.core.jobs import JobService, parse_spec
 from service.core.limits import Limits
 from service.core.starts import Starts
-from service.core.types import JobState, Lease
+from service.core.types import Dataset, JobState, Lease
 from tests.service.core.test_jobs import COLUMNS, OUT, Datasets, Graphs, X, minimal
 from tests.service.waiting import FakeClock
+
+
+class TwoDatasets(Datasets):
+    """`ds`, and `thin` without most of its columns."""
+
+    def get(self, dataset_id: str) -> Dataset:
+        if dataset_id == "thin":
+            return replace(self.dataset, id="thin", columns=COLUMNS[2:4])
+        return super().get(dataset_id)
 
 
 class Place:
@@ -35,7 +44,7 @@ class Place:
             self.publish("m")
         self.models.change("m", lambda state: replace(state, aliases={"prod": 2, "old": 1}))
         starts = Starts(self.models, self.checkpoints, self.queue)
-        datasets, engine = self._any(Datasets(COLUMNS), self.engine)
+        datasets, engine = self._any(TwoDatasets(COLUMNS), self.engine)
         self.jobs = JobService(self.queue, datasets, engine, self.clock, Limits(), starts=starts)
 
     @staticmethod
@@ -223,5 +232,9 @@ async def test_second_data_set_is_checked_too(place):
     """It must be there, and have the columns."""
     with pytest.raises(InvalidRequest, match="validation_dataset: expected the id of a stored data set"):
         await place.jobs.submit(fitting(validation_dataset="other"))
+    with pytest.raises(
+        InvalidRequest, match=r"validation_dataset: inputs\.x: expected a column of the data set: one, short"
+    ):
+        await place.jobs.submit(fitting(validation_dataset="thin"))
     job = (await place.jobs.submit(fitting(validation_dataset="ds"))).job
     assert parse_spec(dict(job.spec)).validation_dataset == "ds"
