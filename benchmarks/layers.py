@@ -2,7 +2,7 @@
 
 Every side computes the same: the value and the gradients of `sum(output * cotangent)` with respect to parameters and
 inputs, jitted, float32. Outputs and gradients are compared first. Compilation is not timed. Then the sides take turns,
-in an order that rotates, and the ratio is the median of the rounds': (time of the faster other side) / (our time).
+in an order that is drawn, and the ratio is the median of the rounds': (time of the faster other side) / (our time).
 Flax takes part where the extra `bench` is installed. PyTorch takes part where it is installed, with parameters of its
 own (`layer_torch.py`); its outputs are not compared, and the ratio to it stands apart.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import statistics
 import sys
 import time
@@ -117,11 +118,13 @@ def measure(key: str, work: Work, *, rounds: int, seconds: float) -> Measured:
     once = {name: min(turn(step, 1) for _ in range(3)) for name, step in steps.items()}
     calls = {name: max(1, round(TURN_S / time_s)) for name, time_s in once.items()}
     round_s = sum(calls[name] * once[name] for name in steps)
-    order = list(steps)
+    order, drawn = list(steps), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(max(5, min(rounds, int(seconds / round_s)))):
-        order = order[1:] + order[:1]
+        drawn.shuffle(order)  # Rotated, the same side would always follow PyTorch, whose threads spin for a while.
         for name in order:
+            if calls[name] > 1:
+                turn(steps[name], 1)
             times[name].append(turn(steps[name], calls[name]))
     medians = {name: statistics.median(found) for name, found in times.items()}
     faster = min((name for name in work.sides if name != "ours"), key=medians.__getitem__)
