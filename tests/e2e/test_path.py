@@ -74,6 +74,22 @@ def trained(client: Client, dataset: str) -> dict[str, Any]:
     return client.job(job["id"])
 
 
+def test_data_set_stays_while_a_job_needs_it(client: Client, up: dict[str, Any], tmp_path: Path) -> None:
+    """Sent in pieces; refused with the job's id while it waits, deleted when it has ended."""
+    np.savez(tmp_path / "d.npz", image=np.zeros((20, 8, 8, 1), np.float32), label=np.zeros(20, np.int64))
+    with Client(f"http://127.0.0.1:{up['http_port']}", piece_bytes=2000) as pieces:
+        own = pieces.add_dataset_file(tmp_path / "d.npz")["id"]
+    job = client.train(spec(own, tag="nobody"))["id"]
+    with pytest.raises(ClientError, match=f"no unfinished jobs that need it, got 1: {job}") as caught:
+        client.delete_dataset(own)
+    assert caught.value.status == 409
+    client.cancel(job)
+    assert client.wait(job)["state"] == "cancelled"
+    client.delete_dataset(own)
+    with pytest.raises(ClientError, match="no data set"):
+        client.dataset(own)
+
+
 def test_a_trained_model_answers_alike_on_every_wire(
     up: dict[str, Any], client: Client, trained: dict[str, Any], tmp_path: Path
 ):
