@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import orjson
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from service.core.errors import Cancelled, InvalidRequest, TooLarge
+from service.core.errors import Cancelled, InvalidRequest, Problem, TooLarge, shown
 from service.core.types import Json
 from service.core.uploads import check_size
 
 _BUFFER = 2**20
+_SMALL = 65_536
+_M = TypeVar("_M", bound=BaseModel)
 _FRAMING = 65_536  # boundaries and headers of a few parts
 
 
@@ -48,6 +51,25 @@ async def read_json(request: Request, *, limit_bytes: int, what: str) -> Json:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"{what}: expected JSON, got {error}") from None
+
+
+async def read_model(request: Request, kind: type[_M], *, what: str) -> _M:
+    """A very small JSON body as `kind`; FastAPI's own reading has no bound. Raises `TooLarge`, `InvalidRequest`."""
+    value = await read_json(request, limit_bytes=_SMALL, what=what)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        problems = [
+            Problem(".".join(map(str, each["loc"])) or what, each["msg"], shown(each["input"]))
+            for each in error.errors()
+        ]
+        raise InvalidRequest.from_problems("request", problems) from None
+
+
+def described(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the API's description says of a body that `read_model` reads."""
+    schema = kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 async def read_body(request: Request, *, limit_bytes: int, what: str) -> bytes:

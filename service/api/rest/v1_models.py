@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
-from service.api.rest.bodies import body_chunks, read_body, receive_parts
+from service.api.rest.bodies import body_chunks, described, read_body, read_model, receive_parts
 from service.api.rest.context import Context, Use
 from service.api.rest.schemas import AliasInfo, AliasRequest, GraphReport, ModelInfo, ModelList, VersionInfo
 from service.core.bundle_files import member_chunks, member_size
@@ -189,9 +189,10 @@ async def get_bundle(name: str, version: str, use: Use) -> FileResponse:
     return FileResponse(stored.path, media_type="application/octet-stream", filename=filename)
 
 
-@routes.put("/models/{name}/aliases/{alias}")
-async def move_alias(name: str, alias: str, body: AliasRequest, use: Use) -> AliasInfo:
+@routes.put("/models/{name}/aliases/{alias}", openapi_extra=described(AliasRequest))
+async def move_alias(name: str, alias: str, request: Request, use: Use) -> AliasInfo:
     """Point an alias at a version, which is loaded first; when that fails the alias stays where it is."""
+    body = await read_model(request, AliasRequest, what="alias")
     await use.registry.set_alias(name, alias, body.version)
     return AliasInfo(model=name, alias=alias, version=body.version)
 

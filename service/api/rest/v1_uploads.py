@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from service.api.rest.bodies import announced_bytes, body_chunks
+from service.api.rest.bodies import announced_bytes, body_chunks, described, read_model
 from service.api.rest.context import Use
 from service.api.rest.schemas import UploadInfo, UploadRequest
 from service.core.uploads import Upload
@@ -22,9 +22,10 @@ _PIECE: dict[str, Any] = {
 _WRONG: dict[int | str, dict[str, Any]] = {409: {"description": "It goes on at the offset in `Upload-Offset`."}}
 
 
-@routes.post("/uploads", status_code=201)
-async def create_upload(body: UploadRequest, response: Response, use: Use) -> UploadInfo:
+@routes.post("/uploads", status_code=201, openapi_extra=described(UploadRequest))
+async def create_upload(request: Request, response: Response, use: Use) -> UploadInfo:
     """Announce a file by its length and, if known, its sha256; `Location` is where its bytes go."""
+    body = await read_model(request, UploadRequest, what="upload")
     upload = await use.uploads.create(body.length, sha256=body.sha256)
     response.headers.update(_headers(upload) | {"location": f"/v1/uploads/{upload.id}"})
     return UploadInfo.from_core(upload, use.uploads.expires_at(upload))

@@ -140,3 +140,16 @@ async def test_too_much_is_refused(server):
     assert (await server.http.post(f"/v1/datasets?upload={upload_id}&format=pickle")).status_code == 400
     for hostile in ("..", "up-../../../x", "x" * 300):
         assert (await server.http.post("/v1/datasets", params={"upload": hostile})).status_code == 404
+
+
+async def test_announcement_without_end_is_not_read(server):
+    """Small bodies are small: more is refused before it is held, and says so in the form of every error."""
+    endless = b'{"length": 3, "sha256": "' + b"x" * 100_000 + b'"}'
+    for method, path in (("POST", "/v1/uploads"), ("PUT", "/v1/models/m/aliases/a")):
+        reply = await server.http.request(method, path, content=endless)
+        assert (reply.status_code, "at most 65536 bytes" in reply.json()["error"]) == (413, True)
+        broken = await server.http.request(method, path, content=b"{")
+        assert (broken.status_code, "expected JSON" in broken.json()["error"]) == (400, True)
+    document = (await server.http.get("/openapi.json")).json()
+    body = document["paths"]["/v1/uploads"]["post"]["requestBody"]
+    assert body["content"]["application/json"]["schema"]["required"] == ["length"]
