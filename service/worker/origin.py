@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 import engine
 from engine import bundle
 from engine.bundle import Bundle, FunctionProgram
 from engine.errors import CheckpointError, DataError
+from engine.model.state import flatten, unflatten
 from engine.preprocess import Preprocess
 from engine.train import checkpoint
 from engine.train.freezing import freeze, unfreeze
@@ -60,7 +63,7 @@ class Origin:
         nothing.
         """
         if self._bundle is not None:
-            state = self._bundle.state
+            state = self._bundle.state if self._spec.precision is None else _cast(self._bundle.state, self.model)
         else:
             state = bundle.marked(engine.build(self.model, mode="train")[0](seed=self._spec.seed), self._graph)
         if self._job.start_checkpoint is not None:
@@ -72,6 +75,14 @@ class Origin:
         for frozen, unfrozen in (*before, (self._spec.freeze, self._spec.unfreeze)):
             state = freeze(unfreeze(state, unfrozen), frozen)
         return state
+
+
+def _cast(state: engine.ModelState, model: engine.Model) -> engine.ModelState:
+    """The state with its parameters in the types in which a model keeps them: another policy may have others."""
+    layers = bundle.check_size(model)
+    types = {f"{layer.name}.{name}": leaf.dtype for layer in layers for name, leaf in layer.params.items()}
+    cast = {path: np.asarray(leaf).astype(types[path]) for path, leaf in flatten(state.parameters)}
+    return dataclasses.replace(state, parameters=unflatten(cast))
 
 
 def _read(path: Path) -> Bundle:

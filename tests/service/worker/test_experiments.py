@@ -204,6 +204,24 @@ def travelling_model(path: Path, *, steps: bool = True) -> None:
     )
 
 
+def test_version_in_half_precision_goes_on_in_single(make_job: MakeJob, tmp_path: Path) -> None:
+    """Its parameters are cast to what the job's policy keeps."""
+    half = ax.apply_policy(bundle.graph_from_json(graph()), ax.Policy("bf16", "bf16", "f32"))
+    before = ax.build(half)[0](seed=3)
+    bundle.write(tmp_path / "half.axon", half, before)
+    still = {"name": "sgd", "learning_rate": 0.0}
+    job = make_job(
+        start=FROM_VERSION,
+        files={"start_bundle": str(tmp_path / "half.axon")},
+        precision="float32",
+        optimizer=still,
+        epochs=1,
+    )
+    for name, value in leaves(finished(trained(job)).state.parameters).items():
+        assert value.dtype == np.float32
+        np.testing.assert_array_equal(value, leaves(before.parameters)[name].astype(np.float32))
+
+
 STALLING: dict[str, Any] = {
     "validation_fraction": 0.25,
     "batch_size": 12,
