@@ -10,6 +10,7 @@ ObjectiveFunction(lambda forward, model_state, inputs, targets: ...)     anythin
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -93,6 +94,7 @@ def objective(model: Model, loss: Losses) -> Objective:
 
     Raises:
         OptionError: an unknown loss, option or regularizer, a value outside its domain, or outputs that are not there.
+    Warns: `UserWarning` where a loss with `from_logits` is of a softmax's or sigmoid's output.
     """
     if isinstance(loss, Objective):
         return loss
@@ -174,6 +176,10 @@ def scalar(loss: Any) -> jax.Array:
     return jnp.asarray(loss)
 
 
+_CALLERS = 6
+"""Frames from here to whoever calls `trainer`."""
+
+
 def _single_objective(
     node: Node, loss: LossSpec, *, alone: bool = True
 ) -> tuple[Node, Callable[[Any], Any], LossFunction]:
@@ -191,6 +197,13 @@ def _single_objective(
     if options.setdefault("reduction", "mean") == "none":
         raise OptionError(f"loss {name}: expected the reduction mean or sum for training, got none")
     _check_values(name, options)
+    if options.get("from_logits") and node.op.name in FUSED_ACTIVATION.values():
+        warnings.warn(
+            f"loss {name}: expected logits because of from_logits, got the output of {node.op.name}, so that two "
+            "activations are applied; leave out from_logits or the model's activation",
+            UserWarning,
+            stacklevel=_CALLERS,
+        )
     fused = FUSED_ACTIVATION.get(name) == node.op.name and node.options.get("axis", -1) == -1
     # A hook of the activation sees it, so then it is computed.
     if fused and alone and not options.get("from_logits") and not node.hooks:

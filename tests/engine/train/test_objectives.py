@@ -360,3 +360,21 @@ def test_any_value_of_any_loss_option_is_taken_or_refused(name: str) -> None:
                 objective(trunk(), {"name": name, option: value})
             except OptionError:
                 continue
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss"),
+    [
+        ("softmax", "categorical_cross_entropy"),
+        ("sigmoid", "binary_cross_entropy"),
+        ("sigmoid", "categorical_cross_entropy"),
+    ],
+)
+def test_an_activated_output_taken_for_logits_is_warned_of(activation: str, loss: str) -> None:
+    """In the caller's line; not without `from_logits`, nor without the activation."""
+    logits = {"name": loss, "from_logits": True}
+    with pytest.warns(UserWarning, match=f"loss {loss}: expected logits .* got the output of {activation}") as found:
+        trainer(trunk().dense(3, activation=activation), logits, SLOW)
+    assert [Path(warning.filename) for warning in found] == [Path(__file__)]
+    trainer(trunk().dense(3, activation=activation), loss, SLOW)
+    trainer(trunk().dense(3), logits, SLOW)
