@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from service.core.limits import Limits
 from service.core.manifests import bundle_manifest
 from service.core.starts import Starts
 from service.core.types import Job, JobState
+from tests.faults.processes import trainer_of
+from tests.faults.references import parameters, train_undisturbed
 from tests.service.worker.test_experiments import leaves, travelling_model
 from tests.service.worker.workshop import Workshop, spec_json
 
@@ -103,6 +107,40 @@ async def test_version_with_a_layer_of_ones_own_is_fine_tuned(place: Place, tmp_
     assert not np.array_equal(after.state.parameters["gate"]["threshold"], before.state.parameters["gate"]["threshold"])
     again = EngineRuntime().check_bundle(store.version("own", 2).path)
     assert again.inputs == report.inputs
+
+
+async def test_killed_experiment_publishes_the_same_best_epoch(place: Place, tmp_path: Path):
+    """SIGKILL after some epochs: best parameters, patience and learning rate go on from the checkpoint, bit for bit."""
+    options: dict[str, Any] = {
+        "validation_fraction": 0.25,
+        "batch_size": 12,
+        "epochs": 12,
+        "checkpoint_every_steps": 4,
+        "optimizer": {"name": "sgd", "learning_rate": 1.0},
+        "early_stopping": {"metric": "validation_loss", "patience": 1},
+        "reduce_on_plateau": {"metric": "loss", "patience": 0, "factor": 0.5},
+        "keep": "best",
+    }
+    job = (await place.jobs.submit(spec_json(**options))).job
+    async with place.workshop.working():
+        checkpoints = 0
+        async for event in place.workshop.queue.events(job.id):
+            checkpoints += event.kind == "checkpoint"
+            if event.kind == "checkpoint" and checkpoints == 4:
+                trainer = trainer_of(os.getpid())
+                assert trainer is not None
+                os.kill(trainer, signal.SIGKILL)
+    ended = await place.jobs.get(job.id)
+    assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2), ended.error
+    dataset = place.workshop.datasets.get("ds")
+    undisturbed = train_undisturbed(dataset, tmp_path / "undisturbed", options)
+    expected, found = parameters(undisturbed), parameters(place.workshop.store.version("toy", 1).path)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, strict=True, err_msg=name)
+    lineages = [bundle.read(undisturbed).lineage, place.version(1).lineage]
+    assert lineages[0]["epoch"] == lineages[1]["epoch"] < 12
+    assert lineages[0]["metrics"] == lineages[1]["metrics"]
 
 
 async def test_start_that_was_deleted_meanwhile_fails_the_job_at_once(place: Place):
