@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     """Finished jobs that can be read; the oldest are forgotten first."""
 
     keep_jobs_s: float = Field(default=7 * 86_400.0, gt=0)
-    """How long finished jobs and their events can be read, in seconds."""
+    """How long finished jobs and their events can be read, in seconds; so long the checkpoints of failed ones stay."""
 
     max_job_events: int = Field(default=10_000, ge=100)
     """About how many events are kept per job."""

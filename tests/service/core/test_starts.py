@@ -22,11 +22,13 @@ from tests.service.waiting import FakeClock
 
 
 class TwoDatasets(Datasets):
-    """`ds`, and `thin` without most of its columns."""
+    """`ds`, `twin` with the same columns, and `thin` without most of them."""
 
     def get(self, dataset_id: str) -> Dataset:
         if dataset_id == "thin":
             return replace(self.dataset, id="thin", columns=COLUMNS[2:4])
+        if dataset_id == "twin":
+            return replace(self.dataset, id="twin")
         return super().get(dataset_id)
 
 
@@ -236,5 +238,6 @@ async def test_second_data_set_is_checked_too(place):
         InvalidRequest, match=r"validation_dataset: inputs\.x: expected a column of the data set: one, short"
     ):
         await place.jobs.submit(fitting(validation_dataset="thin"))
-    job = (await place.jobs.submit(fitting(validation_dataset="ds"))).job
-    assert parse_spec(dict(job.spec)).validation_dataset == "ds"
+    job = (await place.jobs.submit(fitting(validation_dataset="twin"))).job
+    assert parse_spec(dict(job.spec)).validation_dataset == "twin"
+    assert await place.queue.using("ds") == await place.queue.using("twin") == [job.id]
