@@ -2,12 +2,14 @@ r"""Resampling of images. Source: Axon.Layers.resize."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.image
 import jax.numpy as jnp
+from jax import lax
 
 from engine.functional.options import Channels, as_sizes, require_choice
 from engine.functional.windows import spatial_axes
@@ -61,5 +63,37 @@ def resize(
     """
     shape = _resized(jnp.shape(x), size, method, channels)
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if _products_pay(x.shape, shape, method):
+        return _by_products(wide, shape, method, antialias).astype(x.dtype)
     resized: jax.Array = jax.image.resize(wide, shape, method, antialias=antialias)
     return resized.astype(x.dtype)
+
+
+def _products_pay(x: Shape, shape: Shape, method: Method) -> bool:
+    """Whether to resample by `_by_products`: on the CPU, where its weights are no larger than its result."""
+    if jax.default_backend() != "cpu" or method == "nearest" or not all(isinstance(size, int) for size in x):
+        return False
+    sizes = list(x)
+    for axis in _changed(x, shape):
+        if math.prod(sizes[: axis + 1]) * shape[axis] > math.prod(shape):
+            return False
+        sizes[axis] = shape[axis]
+    return True
+
+
+def _changed(x: Shape, shape: Shape) -> list[int]:
+    """The resampled axes, the last one first."""
+    return [axis for axis in reversed(range(len(x))) if x[axis] != shape[axis]]
+
+
+def _by_products(x: jax.Array, shape: Shape, method: Method, antialias: bool) -> jax.Array:
+    """`jax.image.resize` as a batch of products of matrices per axis: JAX transposes the whole image for each."""
+    for axis in _changed(x.shape, shape):
+        size, before, after = shape[axis], math.prod(x.shape[:axis]), x.shape[axis + 1 :]
+        unit = jnp.eye(x.shape[axis], dtype=x.dtype)
+        weights = jax.image.resize(unit, (size, x.shape[axis]), method, antialias=antialias)
+        rows = x.reshape(before, x.shape[axis], math.prod(after))
+        spread = jnp.broadcast_to(weights, (before, *weights.shape))
+        y = jnp.matmul(spread, rows, precision=lax.Precision.HIGHEST)
+        x = y.reshape(*x.shape[:axis], size, *after)
+    return x
