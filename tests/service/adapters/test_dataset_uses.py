@@ -40,6 +40,14 @@ async def test_unfinished_jobs_need_their_data_set(queue, uses):
     assert await uses.using("ds-3") == []
 
 
+async def test_data_set_of_a_validation_is_needed_too(queue, uses):
+    """As much as the one that is trained on."""
+    await queue.submit(a_job("validated", spec={"dataset": "ds-1", "validation_dataset": "ds-4"}))
+    await queue.submit(a_job("alone", spec={"dataset": "ds-1", "validation_dataset": None}))
+    assert await uses.using("ds-4") == ["validated"]
+    assert sorted(await uses.using("ds-1")) == ["alone", "validated"]
+
+
 async def test_many_jobs_are_asked_in_pages(queue, uses):
     """None is left out."""
     for number in range(450):
