@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.core.errors import Conflict, NotFound, NotReady, ServiceError, StaleLease
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
@@ -32,6 +32,7 @@ MAX_RENEW_EVERY_S = 2.0
 _MAX_WAITING_EVENTS = 1000
 _FLUSH_S = 5.0
 _MAX_TAIL = 4000
+_CANCEL_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,13 @@ class Workplace:
         kept_s = self.keep_s if job.ttl_s is None else min(job.ttl_s, self.keep_s)
         ended_at = self.clock.time() if job.finished_at is None else job.finished_at
         self.checkpoints.expire(job.id, ended_at + kept_s)
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended: Redis's client loses a cancellation that comes while it connects."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 class Stop(enum.StrEnum):
@@ -120,11 +128,9 @@ class Attempt:
         finally:
             if self._child is not None:
                 await self._child.close()
-            for task in tasks:
-                task.cancel()
-            if self._ending is not None:
-                tasks.append(self._ending)
-            await asyncio.gather(*tasks, *self._commits, return_exceptions=True)
+            await asyncio.gather(*map(end, tasks))
+            others = [*self._commits] if self._ending is None else [*self._commits, self._ending]
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _work(self) -> None:
         try:

@@ -18,7 +18,7 @@ from service.core.errors import NotFound, NotReady
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
 from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Lease, WorkerInfo
-from service.worker.attempt import Attempt, Workplace
+from service.worker.attempt import Attempt, Workplace, end
 from service.worker.child import TRAINER
 from service.worker.devices import Devices, Slot
 from service.worker.faults import fault_point
@@ -31,7 +31,6 @@ _BROKE_S = 1.0
 _HEARTBEAT_TTL_S = 15.0
 _TIDY_EVERY_S = 600.0
 _ROOM_S = 2.0
-_CANCEL_AGAIN_S = 0.5
 _DEVICE = Backoff(base_s=5.0, cap_s=60.0)
 
 
@@ -99,8 +98,7 @@ class Supervisor:
                 for slot in self._slots:
                     slots.create_task(self._serve(slot, stop))
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            await end(beating)
 
     async def _open_devices(self, stop: asyncio.Event) -> None:
         """Initialise the devices. While that fails the worker says why and takes nothing."""
@@ -157,7 +155,7 @@ class Supervisor:
             await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-            await _end(claiming)
+            await end(claiming)
         return None if claiming.cancelled() else claiming.result()
 
     async def _attempt(self, slot: Slot, lease: Lease, stop: asyncio.Event) -> None:
@@ -231,13 +229,6 @@ class Supervisor:
             job = await self._place.queue.get(job_id)
             if job.state.final:
                 await asyncio.to_thread(self._place.clear, job)
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task until it has ended: Redis's client loses a cancellation that comes while it connects."""
-    while not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 async def _until(awaited: Awaitable[Any], seconds: float) -> None:
