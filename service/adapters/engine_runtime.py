@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from service.core import datatypes
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
 from service.core.serving_spec import parse_serving
 from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
+
+_GRAPHS = 2
 
 
 def use_compile_cache(folder: Path) -> None:
@@ -72,11 +74,13 @@ class EngineRuntime:
         self._limits = limits
         self._platform = device
         self._schema = json.dumps(engine.bundle.graph_schema()).encode()
+        # A job's graph is checked more than once, that of a sweep for each of its jobs.
+        self._checked_graph = lru_cache(_GRAPHS)(self._graph)
 
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""
         with _translated("graph"):
-            _, model, layers = self._graph(graph)
+            _, model, layers = self._checked_graph(graph)
             return self._report(model, layers)
 
     def graph_schema(self) -> bytes:
@@ -208,7 +212,7 @@ class EngineRuntime:
                 bundle = self._stored(source)
                 return bundle.model, engine.bundle.check_size(bundle.model, self._limits), bundle.state
         with _translated("graph"):
-            value, model, layers = self._graph(source)
+            value, model, layers = self._checked_graph(source)
             return model, layers, engine.bundle.marked(_abstract_state(layers), value)
 
     def _stored(self, path: Path) -> Bundle:

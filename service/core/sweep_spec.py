@@ -154,12 +154,17 @@ def read_sweep(value: Json) -> Sweep:
     return sweep
 
 
-def children_of(base: Mapping[str, Json], sweep: Sweep) -> tuple[Sweep, list[JobSpec]]:
+def children_of(
+    base: Mapping[str, Json], sweep: Sweep, settings: Sequence[Mapping[str, Json]] | None = None
+) -> tuple[Sweep, list[JobSpec]]:
     """The specs of a sweep's jobs, and the sweep with its metric; `base` is the spec without the sweep.
+
+    `settings` are those of the sweep, where they are known already.
 
     Raises `InvalidRequest`: a problem that all jobs have is told once, another as that of `sweep[3].epochs`.
     """
-    specs = each_checked([put_all(base, setting) for setting in sweep.settings()], parse_spec)
+    settings = sweep.settings() if settings is None else settings
+    specs = each_checked([put_all(base, setting) for setting in settings], parse_spec)
     metric = sweep.metric or ("validation_loss" if all(spec.validated for spec in specs) else "loss")
     each_checked(specs, lambda spec: _check_metric(spec, metric))
     mode = sweep.mode or mode_of(metric)

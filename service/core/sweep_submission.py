@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from service.core.errors import TooLarge
+from service.core.errors import InvalidRequest, TooLarge
 from service.core.job_spec import JobSpec
 from service.core.sweep_spec import Sweep, alone, children_of, each_checked, read_sweep
 from service.core.sweeps import child_id
@@ -48,10 +49,23 @@ async def sweep_of(spec: Mapping[str, Json], key: str, how: Submitting, *, max_s
     Its own spec has the values of the first of them beside `sweep`. Its last step is short, so it goes before others.
     """
     base = {name: value for name, value in spec.items() if name != "sweep"}
-    sweep, specs = await asyncio.to_thread(lambda: children_of(base, read_sweep(spec["sweep"])))
+    sweep, specs = await asyncio.to_thread(_specs, base, spec["sweep"], max_spec_bytes)
     specs = await _resolved(specs, how.resolve)
     await asyncio.to_thread(each_checked, specs, how.check)
     return await asyncio.to_thread(_jobs, sweep, specs, key, how, max_spec_bytes)
+
+
+def _specs(base: Mapping[str, Json], asked: Json, max_spec_bytes: int) -> tuple[Sweep, list[JobSpec]]:
+    sweep = read_sweep(asked)
+    settings = sweep.settings()
+    try:
+        size = len(json.dumps(base))
+    except RecursionError:
+        raise InvalidRequest("job spec: expected JSON of less depth, got more levels than can be written") from None
+    if size * len(settings) > MAX_SPECS * max_spec_bytes:  # before so many are read and checked
+        expected = f"specs of at most {MAX_SPECS * max_spec_bytes} bytes together"
+        raise TooLarge(f"sweep: expected {expected}, got {len(settings)} of {size}")
+    return children_of(base, sweep, settings)
 
 
 async def _resolved(specs: Sequence[JobSpec], resolve: Callable[[JobSpec], Awaitable[JobSpec]]) -> list[JobSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,14 @@ async def test_specs_of_a_sweep_are_bounded_together(server, spec):
     reply = await server.http.post("/v1/jobs", json={**spec, "graph": graph, "sweep": sweep})
     assert reply.status_code == 413
     assert "together" in reply.json()["error"]
+
+
+async def test_spec_too_deep_for_a_sweep_is_refused(server, spec):
+    """JSON may be read deeper than it can be written."""
+    text = json.dumps({**spec, "sweep": RATES})
+    text = text[:-1] + ', "graph": ' + "[" * 1020 + "]" * 1020 + "}"
+    reply = await server.http.post("/v1/jobs", content=text)
+    assert reply.status_code == 400, reply.text
 
 
 async def test_sweep_is_compared(server, spec):
