@@ -51,6 +51,7 @@ class _Document:
             "next_version": state.next_version,
             "loaded": sorted(state.loaded),
             "aliases": dict(state.aliases),
+            "serving": {str(version): dict(asked) for version, asked in state.serving.items()},
             "deleted": self.deleted,
             "removed": sorted(self.removed),
             "floor": self.floor,
@@ -59,7 +60,12 @@ class _Document:
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Json]) -> _Document:
         state = ModelState(
-            name, value["generation"], value["next_version"], frozenset(value["loaded"]), dict(value["aliases"])
+            name,
+            value["generation"],
+            value["next_version"],
+            frozenset(value["loaded"]),
+            dict(value["aliases"]),
+            {int(version): asked for version, asked in value.get("serving", {}).items()},
         )
         return cls(state, value["deleted"], frozenset(value["removed"]), value["floor"])
 

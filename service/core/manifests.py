@@ -27,12 +27,16 @@ def bundle_manifest(path: Path, report: BundleReport, lineage: Mapping[str, Json
     return manifest | {"serving": dict(report.serving)} if report.serving else manifest
 
 
-def serving_config(defaults: ServingConfig, manifest: Mapping[str, Json]) -> ServingConfig:
+def serving_config(
+    defaults: ServingConfig, manifest: Mapping[str, Json], override: Mapping[str, Json] | None = None
+) -> ServingConfig:
     """The settings' defaults with what the version's manifest says under `serving`, at most what the settings allow.
+
+    `override` is what a load asked for instead.
 
     Uploads and jobs that ask for more are refused; what is stored may be older than the settings.
     """
-    asked = dict(manifest.get("serving") or {})
+    asked = {**(manifest.get("serving") or {}), **(override or {})}
     asked |= {name: min(asked[name], most) for name, most in most_of(defaults).items() if name in asked}
     if isinstance(exposed := asked.get("expose_intermediate"), list):
         asked["expose_intermediate"] = tuple(exposed)

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,8 @@ from service.core.ports import Clock, Engine, ModelStore
 from service.core.routing import DEFAULT_ALIAS, ModelEntry, Slot, VersionStatus, listed, reason_of
 from service.core.serving import ServedModel
 from service.core.serving_spec import above
-from service.core.types import BundleReport, GraphForm, ModelState, ServingConfig, StoredVersion, VersionState
+from service.core.statistics import Statistics
+from service.core.types import BundleReport, GraphForm, Json, ModelState, ServingConfig, StoredVersion, VersionState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -166,31 +167,39 @@ class Registry:
         finally:
             await self._call(shutil.rmtree, folder, ignore_errors=True)
 
-    async def load(self, name: str, version: int | None = None) -> int:
+    async def load(self, name: str, version: int | None = None, *, serving: Mapping[str, Json] | None = None) -> int:
         """Load a version (None: the alias `prod`, else the newest) and wait until it is ready; returns its number.
 
-        Raises `NotFound`, or what the engine said when it failed; a failed version is tried again.
+        `serving` are fields of `ServingConfig` in place of the bundle's own while it is loaded ({}: none of them, None:
+        as it is); a version that is served otherwise is loaded anew beside itself and then exchanged. Raises
+        `NotFound`, `InvalidRequest`, or what the engine said when it failed; a failed version is tried again.
         """
+        if serving and (problems := above(serving, self._defaults)):
+            raise InvalidRequest.from_problems(f"model {name!r}", problems)
         number = await self._call(self._newest, name) if version is None else version
         entry = self._entries.get(name)
         if entry is not None and (slot := entry.slots.get(number)) and slot.state is VersionState.FAILED:
             self._forget(entry, number, slot)
-        await self._call(lambda: self._store.change(name, lambda s: replace(s, loaded=s.loaded | {number})))
+        await self._call(lambda: self._store.change(name, lambda s: _wanted(s, number, serving)))
         await self._refresh(name)
-        while (slot := self._slot(name, number)) is None or slot.state is not VersionState.READY:
+        while (slot := self._slot(name, number)) is None or not slot.usable():
             if slot is None:
                 raise NotReady(f"model {name!r}: version {number} was unloaded while it was loading")
             if slot.error is not None:
                 raise _load_error(name, number, slot.error)
             await (slot.gone if slot.state is VersionState.UNLOADING else slot.settled).wait()
+        if slot.refusal is not None and slot.refused == serving:
+            refusal, before = slot.refusal, slot.serving
+            await self._call(lambda: self._store.change(name, lambda s: _back(s, number, serving, before)))
+            await self._refresh(name)
+            raise _load_error(name, number, refusal)
         return number
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Stop serving a version (None: all of them); returns when its last request has been answered."""
-        drop = (lambda loaded: frozenset[int]()) if version is None else (lambda loaded: loaded - {version})
         if version is not None:
             await self._call(self._store.version, name, version)
-        await self._call(lambda: self._store.change(name, lambda s: replace(s, loaded=drop(s.loaded))))
+        await self._call(lambda: self._store.change(name, lambda s: _unwanted(s, version)))
         await self._refresh(name)
         slots = self._entries[name].slots if name in self._entries else {}
         waiting = [slot for number, slot in slots.items() if version in (None, number)]
@@ -332,22 +341,60 @@ class Registry:
         lagging = entry.lagging()
         wanted = set() if self._closed else entry.desired.loaded & set(entry.versions)
         for number in sorted(wanted):
-            if number not in entry.slots:
-                slot = entry.slots[number] = Slot()
-                self._spawn(self._load(entry, number, slot))
+            self._bring(entry, number, entry.desired.serving.get(number, {}))
         for number, slot in list(entry.slots.items()):
             if number not in wanted and number not in lagging:
                 self._start_unload(entry, number, slot)
         entry.route()
 
+    def _bring(self, entry: ModelEntry, number: int, serving: Mapping[str, Json]) -> None:
+        """Begin to load a wanted version that is not here, or is not served as it shall be."""
+        slot = entry.slots.get(number)
+        if slot is not None and slot.state is VersionState.FAILED and slot.serving != serving:
+            self._forget(entry, number, slot)
+            slot = None
+        if slot is None:
+            slot = entry.slots[number] = Slot(serving=serving)
+            self._spawn(self._load(entry, number, slot))
+        elif serving == slot.serving:
+            slot.refused = slot.refusal = None
+        elif slot.usable() and serving != slot.refused:
+            slot.settled.clear()
+            self._spawn(self._reload(entry, number, slot, serving))
+
+    async def _serve(self, name: str, number: int, serving: Mapping[str, Json], statistics: Statistics) -> ServedModel:
+        stored = await self._call(self._store.version, name, number)
+        config = serving_config(self._defaults, stored.manifest, serving)
+        loop = asyncio.get_running_loop()
+        began = self._clock.monotonic()
+        loaded = await loop.run_in_executor(self._loader, self._engine.load, stored.path, config)
+        served = ServedModel(name, number, loaded, config, self._clock, statistics)
+        served.load_s = self._clock.monotonic() - began
+        return served
+
+    async def _reload(self, entry: ModelEntry, number: int, slot: Slot, serving: Mapping[str, Json]) -> None:
+        """Load a ready version once more, to be served differently; the old one serves until the new one can."""
+        name, old = entry.desired.name, slot.served
+        assert old is not None
+        try:
+            served = await self._serve(name, number, serving, old.statistics)
+        except Exception as error:  # whatever it was, the old one goes on serving
+            _log.warning("model %s version %d did not load anew", name, number, exc_info=error)
+            slot.refused, slot.refusal = serving, error
+            spare = None
+        else:
+            spare = served if slot.served is None else old  # it may have been unloaded meanwhile
+            if spare is old:
+                slot.served, slot.serving = served, serving
+        slot.settled.set()
+        self._reconcile(entry)
+        if spare is not None:
+            await spare.close()
+
     async def _load(self, entry: ModelEntry, number: int, slot: Slot) -> None:
         name = entry.desired.name
         try:
-            stored = await self._call(self._store.version, name, number)
-            config = serving_config(self._defaults, stored.manifest)
-            loop = asyncio.get_running_loop()
-            loaded = await loop.run_in_executor(self._loader, self._engine.load, stored.path, config)
-            slot.served = ServedModel(name, number, loaded, config, self._clock)
+            slot.served = await self._serve(name, number, slot.serving, Statistics())
             slot.state = VersionState.READY
         except Exception as error:  # whatever it was, the others go on serving and the status says why
             _log.warning("model %s version %d did not load", name, number, exc_info=error)
@@ -376,6 +423,7 @@ class Registry:
 
     def _forget(self, entry: ModelEntry, number: int, slot: Slot) -> None:
         del entry.slots[number]
+        entry.unloaded.add(number)
         slot.state = VersionState.UNLOADED
         slot.settled.set()
         slot.gone.set()
@@ -411,6 +459,29 @@ class Registry:
         if not versions:
             raise NotFound(f"model {name!r} has no version")
         return state.aliases.get(DEFAULT_ALIAS, versions[-1])
+
+
+def _wanted(state: ModelState, number: int, serving: Mapping[str, Json] | None) -> ModelState:
+    """`state` with a version to be loaded, and how it is to be served (None: as it is)."""
+    state = replace(state, loaded=state.loaded | {number})
+    return state if serving is None else _served(state, number, serving)
+
+
+def _unwanted(state: ModelState, version: int | None) -> ModelState:
+    """`state` without a version (None: without any) to be loaded."""
+    if version is None:
+        return replace(state, loaded=frozenset(), serving={})
+    return _served(replace(state, loaded=state.loaded - {version}), version, {})
+
+
+def _back(state: ModelState, number: int, serving: Mapping[str, Json], before: Mapping[str, Json]) -> ModelState:
+    """`state` with a version to be served as before, unless somebody has asked for something else since."""
+    return _served(state, number, before) if state.serving.get(number, {}) == serving else state
+
+
+def _served(state: ModelState, number: int, serving: Mapping[str, Json]) -> ModelState:
+    others = {version: asked for version, asked in state.serving.items() if version != number}
+    return replace(state, serving=others | ({number: dict(serving)} if serving else {}))
 
 
 def _load_error(name: str, number: int, error: Exception) -> ServiceError:

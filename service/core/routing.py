@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from service.core.errors import NotFound, NotReady, ServiceError
 from service.core.serving import ServedModel
-from service.core.types import ModelState, VersionState
+from service.core.types import Json, ModelState, VersionState
 
 DEFAULT_ALIAS = "prod"
 """Where a request without a version goes, when a model has this alias."""
@@ -19,25 +19,37 @@ _SHOWN = 128
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """What a stored version is doing in this process; `reason` explains a failure."""
+    """What a stored version is doing in this process; `reason` explains a failure.
+
+    `known` says whether it has been loaded here, or was to be.
+    """
 
     version: int
     state: VersionState
     reason: str = ""
+    known: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
     """A version that is loaded here, or on its way.
 
-    `settled` is set when it stops being LOADING, `gone` when the slot is given up.
+    `settled` is set while nothing is being loaded for it, `gone` when the slot is given up. `serving` is what its load
+    asked for instead of the bundle's own; `refused` is what a later load asked for in vain, `refusal` why.
     """
 
     state: VersionState = VersionState.LOADING
     served: ServedModel | None = None
     error: Exception | None = None
+    serving: Mapping[str, Json] = field(default_factory=dict)
+    refused: Mapping[str, Json] | None = None
+    refusal: Exception | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def usable(self) -> bool:
+        """Whether it is ready and nothing else is being loaded for it."""
+        return self.state is VersionState.READY and self.settled.is_set()
 
 
 @dataclass(slots=True)
@@ -45,7 +57,7 @@ class ModelEntry:
     """One model as last read from the store, and what is here of it.
 
     `aliases` are those in effect. `routes` is what requests look up: "" for no version, a number, an alias; it is
-    replaced as a whole, so a request sees all of a change or nothing of it.
+    replaced as a whole, so a request sees all of a change or nothing of it. `unloaded` are versions that were here.
     """
 
     desired: ModelState
@@ -53,6 +65,7 @@ class ModelEntry:
     slots: dict[int, Slot] = field(default_factory=dict)
     aliases: dict[str, int] = field(default_factory=dict)
     routes: dict[str, ServedModel] = field(default_factory=dict)
+    unloaded: set[int] = field(default_factory=set)
 
     def ready(self) -> list[int]:
         """The versions that are ready, ascending."""
@@ -116,7 +129,8 @@ class ModelEntry:
     def _status(self, number: int) -> VersionStatus:
         slot = self.slots.get(number)
         if slot is None:
-            return VersionStatus(number, VersionState.UNLOADED)
+            known = number in self.unloaded
+            return VersionStatus(number, VersionState.UNLOADED, "unloaded" if known else "", known)
         return VersionStatus(number, slot.state, "" if slot.error is None else reason_of(slot.error))
 
 

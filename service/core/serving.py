@@ -27,15 +27,25 @@ _REASONS: tuple[tuple[type[ServiceError], str], ...] = (
 class ServedModel:
     """One version of one model, ready to answer.
 
-    Owns `loaded`: it is closed once the last batch has run. Belongs to one event loop.
+    Owns `loaded`: it is closed once the last batch has run. Belongs to one event loop. `statistics` are those to count
+    on; `load_s` is how long loading took, in seconds.
     """
 
-    def __init__(self, name: str, version: int, loaded: LoadedModel, config: ServingConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        loaded: LoadedModel,
+        config: ServingConfig,
+        clock: Clock,
+        statistics: Statistics | None = None,
+    ) -> None:
         self.name = name
         self.version = version
         self.config = config
         self.spec: ModelSpec = loaded.spec
-        self.statistics = Statistics()
+        self.statistics = Statistics() if statistics is None else statistics
+        self.load_s = 0.0
         self.label = f"model {name!r} version {version}"
         self._clock = clock
         self._timeout_s = config.default_timeout_us * 1e-6

@@ -98,7 +98,7 @@ class ModelState:
     """The desired state of one model: a small document in the store, changed by compare-and-swap.
 
     `next_version` only grows, so that a number is never given twice, not even after deletion.
-    `generation` counts changes.
+    `generation` counts changes. `serving` is, per loaded version, what a load asked for instead of the bundle's own.
     """
 
     name: str
@@ -106,6 +106,7 @@ class ModelState:
     next_version: int = 1
     loaded: frozenset[int] = frozenset()
     aliases: Mapping[str, int] = field(default_factory=dict)
+    serving: Mapping[int, Mapping[str, Json]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
