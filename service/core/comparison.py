@@ -166,7 +166,7 @@ def differences(specs: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
 
 
 def _differ(path: str, values: Sequence[Json], found: Sequence[dict[str, Json]]) -> None:
-    if all(value == values[0] and isinstance(value, bool) == isinstance(values[0], bool) for value in values):
+    if all(value == values[0] for value in values):
         return
     named = [_named(value) for value in values]
     if any(each is None for each in named) or not path.count(".") < 24:
