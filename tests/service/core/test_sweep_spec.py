@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service.core.errors import InvalidRequest
 from service.core.sweep_spec import MAX_CHILDREN, Range, children_of, put_all, read_sweep
@@ -211,3 +213,33 @@ def test_values_are_put_into_copies():
     base = {"a": [{"name": "n", "b": {"c": 1}}], "d": {"e": 2}}
     assert put_all(base, {"a.n.b.c": 5, "d.f": 6}) == {"a": [{"name": "n", "b": {"c": 5}}], "d": {"e": 2, "f": 6}}
     assert base == {"a": [{"name": "n", "b": {"c": 1}}], "d": {"e": 2}}
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=5)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+PATHS = st.sampled_from(["epochs", "optimizer.learning_rate", "graph.nodes.x.op", "loss", "a..b", "model", "seed.x"])
+RANGES = st.fixed_dictionaries(
+    {"low": SCALARS, "high": SCALARS}, optional={"scale": st.sampled_from(["log", "linear", 1]), "integer": SCALARS}
+)
+SWEEPS = VALUES | st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(["grid", "random"]) | VALUES,
+        "over": st.dictionaries(PATHS, st.lists(SCALARS, max_size=4) | RANGES | VALUES, max_size=3) | VALUES,
+    },
+    optional=dict.fromkeys(("count", "seed", "metric", "mode", "keep"), SCALARS),
+)
+
+
+@settings(max_examples=500)
+@given(SWEEPS)
+def test_whatever_comes_is_read_or_refused(sweep):
+    """Never another error; what is read has as many jobs as settings, and reads back."""
+    try:
+        asked = read_sweep(sweep)
+        again, specs = children_of(BASE, asked)
+    except InvalidRequest:
+        return
+    assert 1 <= len(specs) == len(asked.settings()) <= MAX_CHILDREN
+    assert read_sweep(again.to_json()) == again
