@@ -134,7 +134,9 @@ def _shifted(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
         element.astype(wide) * kernel[place][0].astype(wide)
         for place, element in _elements(x, kernel.shape[:-2], geometry)
     ]
-    return functools.reduce(operator.add, terms).astype(x.dtype)
+    total = functools.reduce(operator.add, terms).astype(x.dtype)
+    # A sum that follows would otherwise take the terms in one by one, each from a slice in memory.
+    return lax.optimization_barrier(total)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _side_by_side(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
