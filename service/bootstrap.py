@@ -123,6 +123,7 @@ class Api:
         uses: DatasetUses,
     ) -> None:
         from service.adapters.dataset_files import FileDatasetReader  # imports JAX
+        from service.api.repository import ModelRepository
         from service.api.rest.context import Context
         from service.core.datasets import DatasetService
         from service.core.inference import InferenceService
@@ -139,6 +140,7 @@ class Api:
         self._unfinished = FileUploadStore(settings.data_dir)
         self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock)
+        self._repository = ModelRepository(self.registry, limits)
         self._stopping = asyncio.Event()
         starts = Starts(self._models, FileCheckpointStore(settings.data_dir), queue)
         self._uploads = UploadService(self._unfinished, clock, limits)
@@ -158,7 +160,7 @@ class Api:
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         from service.api import metrics
-        from service.api.rest import v2
+        from service.api.rest import v2, v2_operation, v2_repository
         from service.api.rest.app import create_app
         from service.api.rest.dispatch import Dispatcher
         from service.api.rest.server import build_server
@@ -166,7 +168,12 @@ class Api:
         collectors = CollectorRegistry()
         collectors.register(metrics.InferenceCollector(self._inference.served))
         ProcessCollector(registry=collectors)
-        routers = (v2.router(self._inference), metrics.router(collectors))
+        routers = (
+            v2.router(self._inference),
+            v2_repository.router(self._repository, max_body_bytes=self._settings.max_request_bytes),
+            v2_operation.router(self._inference),
+            metrics.router(collectors),
+        )
         app = create_app(self._context, routers, version=version("axon-server"))
         dispatcher = Dispatcher(app, self._inference, max_body_bytes=self._settings.max_request_bytes)
         return build_server(dispatcher, backlog=self._settings.backlog, drain_s=self._settings.drain_s)
@@ -178,7 +185,7 @@ class Api:
         use = self._context
         servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
         largest = self._settings.max_request_bytes
-        return build_server(self._inference, extra_servicers=servicers, max_message_bytes=largest)
+        return build_server(self._inference, self._repository, extra_servicers=servicers, max_message_bytes=largest)
 
     async def start(self) -> Endpoints:
         """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""

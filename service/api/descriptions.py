@@ -7,7 +7,7 @@ from typing import Any
 
 from service.core.batching import PRIORITY_LEVELS
 from service.core.datatypes import datatype
-from service.core.inference import PLATFORM
+from service.core.inference import BACKEND, PLATFORM
 from service.core.serving import ServedModel
 from service.core.statistics import BatchStatistics, Duration
 from service.core.types import TensorSpec
@@ -20,10 +20,13 @@ def model_config(served: ServedModel) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": served.name,
         "platform": PLATFORM,
+        "backend": BACKEND,
         "max_batch_size": spec.max_batch_size,
         "input": [_tensor(tensor, batched) for tensor in spec.inputs],
         "output": [_tensor(tensor, batched) for tensor in spec.outputs],
+        "instance_group": [{"name": served.name, "kind": "KIND_AUTO", "count": 1}],
         "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
     }
     if batched:
         described["dynamic_batching"] = {

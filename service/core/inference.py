@@ -5,19 +5,28 @@ Routes and servicers convert, await a method of it, and convert back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, final
 
+import numpy as np
+
+from service.core.classification import largest
 from service.core.errors import NotFound, NotReady
 from service.core.ports import Clock
 from service.core.serving import ServedModel
 from service.core.types import InferRequest, InferResult, TensorSpec
 
 PLATFORM = "jax_graph"
+BACKEND = "jax"
 
 EXTENSIONS: tuple[str, ...] = (
     "binary_tensor_data",
+    "classification",
+    "logging",
     "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "parameters",
     "schedule_policy",
     "statistics",
@@ -109,6 +118,10 @@ class InferenceService:
         """The version that would answer; raises `NotFound` or `NotReady`."""
         return self._registry.resolve(name, version)
 
+    def check_model(self, name: str) -> None:
+        """Raise `NotFound` for a name that is not known."""
+        self._registry.versions(name)
+
     def served(self, name: str | None = None) -> list[ServedModel]:
         """Every ready version of one model, or of all; raises `NotFound` for a name that is not known."""
         if name is not None:
@@ -130,4 +143,19 @@ class InferenceService:
         """Answer `request`; raises `NotFound`, `NotReady` and what `ServedModel.infer` raises."""
         served = self._registry.resolve(request.model, request.version)
         outputs = await served.infer(request.inputs, request.outputs, request.deadline, request.priority)
+        if request.classes:
+            outputs = _classified(served, outputs, request.classes)
         return InferResult(served.name, served.version, outputs, request.id)
+
+
+def _classified(
+    served: ServedModel, outputs: Mapping[str, np.ndarray], classes: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """`outputs`, of which those in `classes` are texts of their largest values."""
+    batched = served.spec.max_batch_size > 0
+    return {
+        name: largest(array, classes[name], f"{served.label}: output {name!r}", batched=batched)
+        if name in classes
+        else array
+        for name, array in outputs.items()
+    }

@@ -188,9 +188,9 @@ class Registry:
             if slot.error is not None:
                 raise _load_error(name, number, slot.error)
             await (slot.gone if slot.state is VersionState.UNLOADING else slot.settled).wait()
-        if slot.refusal is not None and slot.refused == serving:
-            refusal, before = slot.refusal, slot.serving
-            await self._call(lambda: self._store.change(name, lambda s: _back(s, number, serving, before)))
+        if (refusal := slot.refusal) is not None and (asked := slot.refused) is not None and asked == serving:
+            before = slot.serving
+            await self._call(lambda: self._store.change(name, lambda s: _back(s, number, asked, before)))
             await self._refresh(name)
             raise _load_error(name, number, refusal)
         return number

@@ -61,7 +61,7 @@ class InferRequest:
     """One call: `inputs` by name with their full shapes; `outputs` None means all declared ones, in their order.
 
     `deadline` is in seconds of the monotonic clock (None: the model's default timeout); `priority` 0 is
-    the default, 1 the highest.
+    the default, 1 the highest. `classes` says for which outputs how many of the largest values are wanted instead.
     """
 
     model: str
@@ -71,6 +71,7 @@ class InferRequest:
     id: str = ""
     deadline: float | None = None
     priority: int = 0
+    classes: Mapping[str, int] | None = None
 
 
 @dataclass(slots=True)

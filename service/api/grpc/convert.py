@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from service.api.grpc.generated import inference_pb2 as pb
-from service.api.parameters import UNSCHEDULED, Schedule, schedule
+from service.api.operation import TRACE_SETTINGS, log_settings
+from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
 from service.api.raw_tensors import read_raw, write_raw
+from service.api.repository import IndexEntry
 from service.core.datatypes import Datatype, datatype, element_count, name_of
 from service.core.errors import InvalidRequest, Unsupported
 from service.core.inference import ModelMetadata, ServerMetadata
@@ -23,11 +25,11 @@ _NARROW = {"INT8": "b", "INT16": "h", "UINT8": "B", "UINT16": "H"}
 
 def request_from_proto(message: pb.ModelInferRequest) -> tuple[InferRequest, Schedule]:
     """One inference request; raw inputs are views of the message's bytes. Raises `InvalidRequest`, `Unsupported`."""
-    wanted = schedule(_parameters(message.parameters), _ALLOWED) if message.parameters else UNSCHEDULED
+    wanted = schedule(parameters_from_proto(message.parameters), _ALLOWED) if message.parameters else UNSCHEDULED
     request = InferRequest(message.model_name, message.model_version or None, _inputs(message), id=message.id)
     request.priority = wanted.priority
     if message.outputs:
-        request.outputs = _outputs(message.outputs)
+        _read_outputs(message.outputs, request)
     return request, wanted
 
 
@@ -38,6 +40,31 @@ def result_to_proto(result: InferResult) -> pb.ModelInferResponse:
         message.outputs.add(name=name, datatype=name_of(array.dtype), shape=array.shape)
         message.raw_output_contents.append(write_raw(array))
     return message
+
+
+def index_to_proto(entries: Sequence[IndexEntry]) -> pb.RepositoryIndexResponse:
+    """What is stored, and what each version is doing."""
+    index = pb.RepositoryIndexResponse.ModelIndex
+    return pb.RepositoryIndexResponse(
+        models=[index(name=each.name, version=each.version, state=each.state, reason=each.reason) for each in entries]
+    )
+
+
+def trace_settings_to_proto() -> pb.TraceSettingResponse:
+    """Tracing is off."""
+    response = pb.TraceSettingResponse()
+    for key, value in TRACE_SETTINGS.items():
+        response.settings[key].value.extend([value] if isinstance(value, str) else value)
+    return response
+
+
+def log_settings_to_proto() -> pb.LogSettingsResponse:
+    """How this process logs."""
+    response = pb.LogSettingsResponse()
+    for key, value in log_settings().items():
+        kind = {bool: "bool_param", int: "uint32_param", str: "string_param"}[type(value)]
+        setattr(response.settings[key], kind, value)
+    return response
 
 
 def server_metadata_to_proto(metadata: ServerMetadata) -> pb.ServerMetadataResponse:
@@ -113,18 +140,24 @@ def _typed(item: pb.ModelInferRequest.InferInputTensor, entry: Datatype, count: 
         raise InvalidRequest(f"{where}: expected values of {entry.name}, got {wrong}") from error
 
 
-def _outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> list[str]:
+def _read_outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor], request: InferRequest) -> None:
+    request.outputs = [output.name for output in wanted]
+    classes: dict[str, int] = {}
     for output in wanted:
         if not output.parameters:
             continue
-        if "classification" in output.parameters:
-            raise Unsupported(f"output {output.name[:128]!r}: this server does not offer classification")
+        where = f"output {output.name[:128]!r}"
         if any(key in output.parameters for key in _SHARED_MEMORY):
-            raise Unsupported(f"output {output.name[:128]!r}: this server does not offer shared memory")
-    return [output.name for output in wanted]
+            raise Unsupported(f"{where}: this server does not offer shared memory")
+        if "classification" in output.parameters:
+            classes[output.name] = class_count(parameters_from_proto(output.parameters)["classification"], where)
+    request.classes = classes or None
 
 
-def _parameters(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+def parameters_from_proto(
+    parameters: Mapping[str, pb.InferParameter] | Mapping[str, pb.ModelRepositoryParameter],
+) -> dict[str, Any]:
+    """The values of a request's parameters; None for one without."""
     read: dict[str, Any] = {}
     for key, value in parameters.items():
         choice = value.WhichOneof("parameter_choice")

@@ -13,6 +13,8 @@ from service.api.grpc import convert
 from service.api.grpc.errors import Context, details
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
+from service.api.operation import no_log_changes, no_shared_memory, no_tracing
+from service.api.repository import ModelRepository
 from service.api.status import failure_of
 from service.core.inference import InferenceService
 
@@ -24,10 +26,11 @@ STREAM_WINDOW = 64
 
 @final
 class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
-    """Serves `inference`; errors become statuses by `guarded`."""
+    """Serves `inference` and `repository`; errors become statuses by `guarded`."""
 
-    def __init__(self, inference: InferenceService) -> None:
+    def __init__(self, inference: InferenceService, repository: ModelRepository) -> None:
         self._inference = inference
+        self._repository = repository
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         """Whether the process answers."""
@@ -72,7 +75,8 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         """Answers in the order of the requests.
 
         A failed one is answered with its message and id, and the stream goes on, unless the call's metadata says
-        `triton_grpc_error: true`: then the stream ends with the status of the first failure.
+        `triton_grpc_error: true`: then the stream ends with the status of the first failure. Every answer is the final
+        one of its request and says so; there are no empty ones.
         """
         metadata = dict(context.invocation_metadata() or ())
         strict = metadata.get("triton_grpc_error") == "true"
@@ -92,13 +96,13 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         try:
             while (task := await waiting.get()) is not None:
                 try:
-                    yield pb.ModelStreamInferResponse(infer_response=await task)
+                    yield _final(pb.ModelStreamInferResponse(infer_response=await task))
                 except Exception as error:
                     if strict:
                         raise
-                    yield pb.ModelStreamInferResponse(
-                        error_message=details(failure_of(error)),
-                        infer_response=pb.ModelInferResponse(id=ids[task]),
+                    failed = pb.ModelInferResponse(id=ids[task])
+                    yield _final(
+                        pb.ModelStreamInferResponse(error_message=details(failure_of(error)), infer_response=failed)
                     )
                 started.discard(task)
                 del ids[task]
@@ -106,6 +110,76 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             reader.cancel()
             for task in started:
                 task.cancel()
+
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
+        """What is stored, and what each version is doing."""
+        return convert.index_to_proto(self._repository.index(ready_only=request.ready))
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load a model and wait for it."""
+        name = request.model_name or request.repository_name
+        await self._repository.load(name, convert.parameters_from_proto(request.parameters))
+        return pb.RepositoryModelLoadResponse(model_name=name, isLoaded=True)
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload a model and wait for its last request."""
+        name = request.model_name or request.repository_name
+        await self._repository.unload(name, convert.parameters_from_proto(request.parameters))
+        return pb.RepositoryModelUnloadResponse(model_name=name, isUnloaded=True)
+
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, context: Context
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """None."""
+        return pb.SystemSharedMemoryStatusResponse()
+
+    async def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterRequest, context: Context
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        """Not offered."""
+        raise no_shared_memory()
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, context: Context
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Nothing to do."""
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    async def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, context: Context
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """None."""
+        return pb.CudaSharedMemoryStatusResponse()
+
+    async def CudaSharedMemoryRegister(
+        self, request: pb.CudaSharedMemoryRegisterRequest, context: Context
+    ) -> pb.CudaSharedMemoryRegisterResponse:
+        """Not offered."""
+        raise no_shared_memory()
+
+    async def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Nothing to do."""
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
+        """Tracing is off."""
+        if request.model_name:
+            self._inference.check_model(request.model_name)
+        if request.settings:
+            raise no_tracing()
+        return convert.trace_settings_to_proto()
+
+    async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
+        """How this process logs."""
+        if request.settings:
+            raise no_log_changes()
+        return convert.log_settings_to_proto()
 
     async def _infer(self, message: pb.ModelInferRequest, remaining_s: float | None) -> pb.ModelInferResponse:
         request, wanted = convert.request_from_proto(message)
@@ -115,3 +189,9 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         if remaining_s is not None:
             request.deadline = self._inference.deadline(remaining_s)
         return convert.result_to_proto(await self._inference.infer(request))
+
+
+def _final(response: pb.ModelStreamInferResponse) -> pb.ModelStreamInferResponse:
+    """Mark the only answer to its request."""
+    response.infer_response.parameters["triton_final_response"].bool_param = True
+    return response

@@ -13,10 +13,14 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 from service.api.grpc.errors import Context, guarded
+from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc
 from service.api.grpc.inference import SERVICE_NAME, InferenceServicer
+from service.api.repository import ModelRepository
 from service.core.errors import NotFound
 from service.core.inference import InferenceService
+
+SECOND_REPOSITORY = "inference.model_repository.ModelRepositoryService"
 
 _HEALTH_POLL_S = 1.0
 
@@ -31,7 +35,11 @@ class Servicer:
 
 
 def build_server(
-    inference: InferenceService, *, extra_servicers: Sequence[Servicer] = (), max_message_bytes: int
+    inference: InferenceService,
+    repository: ModelRepository,
+    *,
+    extra_servicers: Sequence[Servicer] = (),
+    max_message_bytes: int,
 ) -> grpc.aio.Server:
     """A server without a port, to be built and started on the event loop of `inference`.
 
@@ -45,10 +53,9 @@ def build_server(
             ("grpc.so_reuseport", 0),
         )
     )
+    protocol = InferenceServicer(inference, repository)
     servicers = [
-        Servicer(
-            inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, InferenceServicer(inference), SERVICE_NAME
-        ),
+        Servicer(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, protocol, SERVICE_NAME),
         *extra_servicers,
     ]
     names = [servicer.name for servicer in servicers]
@@ -56,8 +63,29 @@ def build_server(
     servicers.append(Servicer(health_pb2_grpc.add_HealthServicer_to_server, health, HEALTH_NAME))
     for each in servicers:
         each.add(guarded(each.servicer), server)
+    _add_second_repository(server, protocol)
     reflection.enable_server_reflection((*names, HEALTH_NAME, reflection.SERVICE_NAME), server)
     return server
+
+
+def _add_second_repository(server: grpc.aio.Server, protocol: InferenceServicer) -> None:
+    """Serve the model repository under the name that MLServer's clients call too; the messages are the same."""
+    calls: dict[str, tuple[Any, Any]] = {
+        "RepositoryIndex": (protocol.RepositoryIndex, pb.RepositoryIndexRequest),
+        "RepositoryModelLoad": (protocol.RepositoryModelLoad, pb.RepositoryModelLoadRequest),
+        "RepositoryModelUnload": (protocol.RepositoryModelUnload, pb.RepositoryModelUnloadRequest),
+    }
+    handlers: dict[str, Any] = {
+        name: grpc.unary_unary_rpc_method_handler(
+            call, request_deserializer=kind.FromString, response_serializer=_serialized
+        )
+        for name, (call, kind) in calls.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SECOND_REPOSITORY, handlers),))
+
+
+def _serialized(reply: Any) -> bytes:
+    return bytes(reply.SerializeToString())
 
 
 @final

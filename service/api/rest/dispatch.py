@@ -72,6 +72,7 @@ class Dispatcher:
             if request.schedule.timeout_us is not None:
                 infer.deadline = self._inference.deadline(request.schedule.timeout_us * 1e-6)
             infer.priority = request.schedule.priority
+            infer.classes = request.classes
             self._watch.enter(task, receive)
             try:
                 result = await self._inference.infer(infer)
@@ -207,11 +208,10 @@ def _compressed(request_headers: dict[bytes, bytes], headers: Headers, body: byt
     inference, so only the explicit wish for a single encoding counts.
     """
     accepted = request_headers.get(b"accept-encoding")
-    bits = _WINDOW_BITS.get(accepted) if accepted is not None else None
-    if accepted is None or bits is None:
+    if accepted is None or (bits := _WINDOW_BITS.get(accepted.strip().lower())) is None:
         return headers, body
     deflater = zlib.compressobj(level=1, wbits=bits)
-    return [*headers, (b"content-encoding", accepted)], deflater.compress(body) + deflater.flush()
+    return [*headers, (b"content-encoding", accepted.strip().lower())], deflater.compress(body) + deflater.flush()
 
 
 async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:

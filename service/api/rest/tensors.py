@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.api.parameters import UNSCHEDULED, Schedule, schedule
+from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
 from service.api.raw_tensors import read_raw, write_raw
 from service.api.rest.values import read_values, write_values
 from service.core.datatypes import datatype, element_count, name_of
@@ -28,7 +28,11 @@ _NOTHING: Mapping[str, Any] = {}
 
 @dataclass(slots=True)
 class WireRequest:
-    """A decoded request body. `binary` tells per output whether it goes back as bytes; `binary_all` for the others."""
+    """A decoded request body.
+
+    `binary` tells per output whether it goes back as bytes; `binary_all` for the others. `classes` tells for which
+    outputs how many of the largest values are wanted instead.
+    """
 
     inputs: dict[str, np.ndarray]
     outputs: list[str] | None = None
@@ -36,6 +40,7 @@ class WireRequest:
     schedule: Schedule = UNSCHEDULED
     binary_all: bool = False
     binary: Mapping[str, bool] = field(default_factory=dict)
+    classes: dict[str, int] | None = None
 
 
 def decode_request(body: bytes, header_length: int | None) -> WireRequest:
@@ -58,7 +63,7 @@ def decode_request(body: bytes, header_length: int | None) -> WireRequest:
     request.schedule = schedule(parameters)
     request.binary_all = _flag(parameters, "binary_data_output", "parameters", False)
     if "outputs" in content:
-        request.outputs, request.binary = _outputs(content["outputs"], request.binary_all)
+        _read_outputs(content["outputs"], request)
     return request
 
 
@@ -118,10 +123,16 @@ def _parse(text: bytes) -> Any:
 
 
 def _parse_exactly(text: bytes, refusal: orjson.JSONDecodeError) -> Any:
-    """Read what the fast parser refuses and the protocol allows: bare NaN, Infinity and -Infinity."""
+    """Read what the fast parser refuses and the protocol allows: bare NaN, Infinity and -Infinity.
+
+    The standard library's parser also allows what is no JSON (a number beyond FP64, half a surrogate pair, other
+    encodings), so the fast one judges the text too, with 0 in the place of the bare words; within a string that changes
+    nothing of whether it is one.
+    """
     if b"NaN" not in text and b"Infinity" not in text:
         raise InvalidRequest(f"request: expected JSON: {refusal}") from refusal
     try:
+        orjson.loads(text.replace(b"NaN", b"0").replace(b"Infinity", b"0"))
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"request: expected JSON: {error}") from error
@@ -173,8 +184,8 @@ def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tup
     return read_values(item["data"], entry, count, where).reshape(shape), offset
 
 
-def _outputs(given: Any, binary_all: bool) -> tuple[list[str] | None, dict[str, bool]]:
-    """The outputs asked for (none named: all of them) and which of them in binary."""
+def _read_outputs(given: Any, request: WireRequest) -> None:
+    """Note the outputs asked for (none named: all of them), and in which form each."""
     if not isinstance(given, list):
         raise InvalidRequest(f"outputs: expected a list, got {type(given).__name__}")
     binary: dict[str, bool] = {}
@@ -188,9 +199,11 @@ def _outputs(given: Any, binary_all: bool) -> tuple[list[str] | None, dict[str, 
         parameters = _object(item, "parameters", where)
         _refuse_shared_memory(parameters, where)
         if "classification" in parameters:
-            raise Unsupported(f"{where}: this server does not offer classification")
-        binary[name] = _flag(parameters, "binary_data", where, binary_all)
-    return list(binary) or None, binary
+            if request.classes is None:
+                request.classes = {}
+            request.classes[name] = class_count(parameters["classification"], where)
+        binary[name] = _flag(parameters, "binary_data", where, request.binary_all)
+    request.outputs, request.binary = list(binary) or None, binary
 
 
 def _refuse_shared_memory(parameters: Mapping[str, Any], where: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import orjson
 
@@ -35,10 +36,13 @@ _FORMATS = {
     "UINT32": "I",
     "UINT64": "Q",
     "FP16": "e",
-    "BF16": "f",
     "FP32": "f",
     "FP64": "d",
 }
+
+
+_BF16_END = 2.0**128 - 2.0**119
+"""Half a step beyond the largest finite bfloat16: what is as large rounds to infinity."""
 
 
 def read_values(data: object, entry: Datatype, count: int, where: str) -> np.ndarray:
@@ -110,13 +114,30 @@ def _numbers(values: list[Any], kinds: set[type], entry: Datatype, where: str) -
         if any(type(value) is str and value not in _NON_FINITE for value in values):
             raise _wrong(values, expected, where, lambda value: type(value) is not str or value in _NON_FINITE)
         values = [_NON_FINITE[value] if value is None or type(value) is str else value for value in values]
+    if entry.name == "BF16":
+        return _bfloat16(values, where)
     code = _FORMATS[entry.name]
     try:
         packed = struct.pack(f"<{len(values)}{code}", *values)
     except (struct.error, OverflowError) as error:
         raise _wrong(values, f"values of {entry.name}", where, lambda value: _fits(value, code)) from error
-    read = np.frombuffer(packed, np.float32 if entry.name == "BF16" else entry.dtype)
-    return read.astype(entry.dtype) if entry.name == "BF16" else read
+    return np.frombuffer(packed, entry.dtype)
+
+
+def _bfloat16(values: list[Any], where: str) -> np.ndarray:
+    """Each value rounded once: by way of FP32 rounded to odd, which loses no tie."""
+    try:
+        wide = np.array(values, np.float64)
+    except OverflowError as error:
+        raise _wrong(values, "values of BF16", where, lambda value: _fits(value, "d")) from error
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = wide.astype(np.float32)
+        bits = near.view(np.uint32) - (np.abs(near) > np.abs(wide))
+        bits |= near != wide
+        read = np.where(np.isfinite(near), bits.view(np.float32), near).astype(ml_dtypes.bfloat16)
+    if not (np.isfinite(read) == np.isfinite(wide)).all():
+        raise _wrong(values, "values of BF16", where, lambda value: not math.isfinite(value) or abs(value) < _BF16_END)
+    return read
 
 
 def _fits(value: Any, code: str) -> bool:

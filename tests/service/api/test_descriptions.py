@@ -11,10 +11,12 @@ from google.protobuf.json_format import MessageToDict
 
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.inference import InferenceServicer
+from service.api.repository import ModelRepository
 from service.api.rest import v2
 from service.api.rest.errors import install
 from service.core.errors import NotFound
 from service.core.inference import InferenceService
+from service.core.limits import Limits
 from service.core.serving import ServedModel
 from tests.service.api.asgi import Reply, call
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
@@ -29,8 +31,9 @@ class Server:
             serve(HeldModel(spec(max_batch_size=4)), version=2),
             serve(HeldModel(spec(max_batch_size=0)), name="alone"),
         ]
-        inference = InferenceService(FakeRegistry(*self.served), "axon", "1", RealClock())
-        self.grpc = InferenceServicer(inference)
+        registry = FakeRegistry(*self.served)
+        inference = InferenceService(registry, "axon", "1", RealClock())
+        self.grpc = InferenceServicer(inference, ModelRepository(registry, Limits()))
         self.app = FastAPI()
         self.app.include_router(v2.router(inference))
         install(self.app)

@@ -20,11 +20,13 @@ from service.adapters.file_store import FileModelStore
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
 from service.api.grpc.server import build_server
+from service.api.repository import ModelRepository
 from service.api.rest import v2
 from service.api.rest.dispatch import App, Dispatcher
 from service.api.rest.errors import install
 from service.core.errors import InvalidModel
 from service.core.inference import InferenceService
+from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
 from tests.service.api.asgi import call
@@ -122,7 +124,7 @@ async def test_without_the_option_a_layer_is_an_unknown_output(server: Server) -
 
 async def test_the_same_over_grpc(server: Server) -> None:
     """Raw bytes of the layer, and INVALID_ARGUMENT where it is not exposed."""
-    running = build_server(server.inference, max_message_bytes=10_000)
+    running = build_server(server.inference, ModelRepository(server.registry, Limits()), max_message_bytes=10_000)
     port = running.add_insecure_port("127.0.0.1:0")
     await running.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

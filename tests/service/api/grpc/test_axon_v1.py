@@ -16,6 +16,7 @@ from service.api.grpc import axon_v1
 from service.api.grpc.generated import axon_v1_pb2 as pb
 from service.api.grpc.generated import axon_v1_pb2_grpc as rpc
 from service.api.grpc.server import build_server
+from service.api.repository import ModelRepository
 from service.core.errors import NotReady
 from service.core.inference import InferenceService
 from service.core.types import JobState, WorkerInfo
@@ -51,7 +52,8 @@ async def stubs(server) -> AsyncIterator[Stubs]:
     use = server.context
     inference = InferenceService(use.registry, "axon", "0", RealClock())
     servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
-    running = build_server(inference, extra_servicers=servicers, max_message_bytes=2**20)
+    repository = ModelRepository(use.registry, use.limits)
+    running = build_server(inference, repository, extra_servicers=servicers, max_message_bytes=2**20)
     port = running.add_insecure_port("127.0.0.1:0")
     await running.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -19,8 +19,10 @@ from service.api.grpc.errors import MAX_DETAILS
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
 from service.api.grpc.server import HealthServicer, build_server
+from service.api.repository import ModelRepository
 from service.core.errors import InvalidRequest
 from service.core.inference import InferenceService
+from service.core.limits import Limits
 from service.core.types import ModelSpec, TensorSpec
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
 
@@ -43,7 +45,9 @@ class Server:
         self.inference = InferenceService(self.registry, "axon", "0.1", RealClock())
 
     async def start(self) -> None:
-        self.server = build_server(self.inference, max_message_bytes=MAX_MESSAGE)
+        self.server = build_server(
+            self.inference, ModelRepository(self.registry, Limits()), max_message_bytes=MAX_MESSAGE
+        )
         port = self.server.add_insecure_port("127.0.0.1:0")
         await self.server.start()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
