@@ -16,7 +16,7 @@ import engine
 from engine import bundle, runtime
 from engine.errors import CheckpointError, DataError, DivergedError, EngineError
 from engine.functional.metrics import METRICS
-from engine.train import ArrayData, Loop, LoopState, Status, checkpoint, trainer
+from engine.train import ArrayData, Count, Event, Loop, LoopState, Status, checkpoint, trainer
 from service.core.datatypes import name_of
 from service.core.job_spec import public
 from service.core.jobs import JobSpec, input_columns, stored_spec
@@ -162,9 +162,9 @@ class Training:
 
 
 class Watch:
-    """Handlers of the loop: they report progress, write checkpoints, and stop on request.
+    """Handler of the loop's iterations and epochs: it reports progress, writes checkpoints, and stops on request.
 
-    They read values from the device only when progress is due, at most every `PROGRESS_EVERY_S` and at each epoch's
+    It reads values from the device only when progress is due, at most every `PROGRESS_EVERY_S` and at each epoch's
     end. A checkpoint is not begun while the one before has not been acknowledged: one due by time comes later, for one
     due by steps training waits, so that at most two intervals of steps are ever lost.
     """
@@ -186,30 +186,40 @@ class Watch:
         self._saved_step = step
         self._saved_at = time.monotonic()
 
-    def iteration(self, state: LoopState) -> Status | None:
-        """After every step."""
+    def due(self, event: Event, count: Count) -> bool:
+        """Whether there is anything to do, for which the loop then makes a state; asked after every step."""
+        if event is not Event.ITERATION_COMPLETED:
+            return True
         fault_point("training")
         now = time.monotonic()
         if self._told_step is None:  # the first step compiled; the rate is that of the others
-            self._told_at, self._told_step = now, state.total_iterations
+            self._told_at, self._told_step = now, count.total
+        progress, checkpoint = now - self._told_at >= PROGRESS_EVERY_S, self._is_checkpoint_due(count.total, now)
+        return self._reports.stopping or progress or checkpoint
+
+    def __call__(self, state: LoopState) -> Status | None:
+        """Do what is due after a step, or after an epoch and its validation."""
+        now = time.monotonic()
+        if state.event is Event.EPOCH_COMPLETED:
+            self._tell(state, now, {"epoch_completed": True})
+            return None
+        step = state.total_iterations
         if self._reports.stopping:
-            if state.total_iterations > self._saved_step:
+            if step > self._saved_step:
                 self._save(state)
             self.halted = True
             return Status.HALT_LOOP
         if now - self._told_at >= PROGRESS_EVERY_S:
             self._tell(state, now, {})
-        if self._is_due_by_steps(state.total_iterations):
+        if self._is_checkpoint_due(step, now):
             self._wait()
-            self._save(state)
-        elif self._is_due_by_time(now) and self._reports.acknowledged >= self._awaited:
             self._save(state)
         return None
 
-    def epoch(self, state: LoopState) -> Status | None:
-        """After every epoch and its validation."""
-        self._tell(state, time.monotonic(), {"epoch_completed": True})
-        return None
+    def _is_checkpoint_due(self, step: int, now: float) -> bool:
+        return self._is_due_by_steps(step) or (
+            self._is_due_by_time(now) and self._reports.acknowledged >= self._awaited
+        )
 
     def _is_due_by_steps(self, step: int) -> bool:
         every = self._spec.checkpoint_every_steps
@@ -277,6 +287,7 @@ def make_loop(spec: JobSpec, model: engine.Model, *, class_numbers: bool) -> Loo
         loss_scale=scale,
         devices=spec.devices,
         shard_params=spec.shard_params,
+        steps_per_execution=1,  # a job that is to stop does so after its step
     )
     for name in spec.metrics:
         takes_classes = class_numbers and name in METRICS and "sparse" in inspect.signature(METRICS[name]).parameters
@@ -288,7 +299,7 @@ def watched(loop: Loop, spec: JobSpec, watch: Watch, *, averaged: bool) -> Loop:
     """The loop with all that looks at its metrics; what may end it comes last, so that nothing misses an epoch."""
     if spec.keep is not None:
         loop = loop.keep_best(spec.keep.metric, mode=_mode(spec.keep.mode), averaged=averaged)
-    loop = loop.handle_event("iteration_completed", watch.iteration).handle_event("epoch_completed", watch.epoch)
+    loop = loop.handle_event(("iteration_completed", "epoch_completed"), watch)
     if (plateau := spec.reduce_on_plateau) is not None:
         loop = loop.reduce_lr_on_plateau(
             plateau.metric,
@@ -376,9 +387,13 @@ def _fitted(values: np.ndarray, wanted: runtime.Signature, what: str) -> np.ndar
     dtype = np.dtype(wanted.dtype)
     if values.dtype == dtype:
         return values
-    cast = values.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(cast, values):
-        raise DataError(f"{what}: expected whole numbers that fit {dtype}, got {values.min()} to {values.max()}")
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    whole = dtype.kind in "iu"
+    fits = np.array_equal(cast, values) if whole else np.array_equal(np.isinf(cast), np.isinf(values))
+    if not fits:
+        kind = "whole numbers" if whole else "numbers"
+        raise DataError(f"{what}: expected {kind} that fit {dtype}, got {values.min()} to {values.max()}")
     return cast
 
 

@@ -355,6 +355,15 @@ def test_whole_numbers_that_do_not_fit_are_refused(make_job):
     assert str(2**40) in reports.of("failed")[0]["error"]
 
 
+def test_number_beyond_the_models_type_is_refused(make_job):
+    """It would become infinite; an infinity that is in the data stays one, and is the loss's affair."""
+    job = make_job(loss="mean_squared_error", target="wide", metrics=[])
+    np.save(Path(job.dataset) / "wide.npy", np.full((ROWS, 3), 1e300))
+    reports = trained(job)
+    assert "wide" in reports.of("failed")[0]["error"]
+    assert "1e+300" in reports.of("failed")[0]["error"]
+
+
 async def start_trainer(parent: int) -> asyncio.subprocess.Process:
     """The real program; it waits for its job, so JAX is not imported."""
     pipe = asyncio.subprocess.PIPE
