@@ -1,7 +1,7 @@
 """Training throughput: `Loop.run` beside hand-written JAX, Flax NNX, Keras 3 on JAX, and PyTorch.
 
 Four works (`train_works.py`): an MLP and a CNN on MNIST, an LSTM and a GPT on Shakespeare's plays. All sides run the
-same job (`train_sides.py`) in one process, in turns whose order rotates; ratios are the medians of the rounds'. Then
+same job (`train_sides.py`) in one process, in turns whose order is drawn; ratios are the medians of the rounds'. Then
 what the loop costs beside a hand-written step: host time, time to the first step, peak memory. Sides that are not
 installed are left out.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import sys
 import time
@@ -45,9 +46,11 @@ def turns(work: TrainWork, sides: dict[str, Train], rounds: int, seconds: float)
     for train in sides.values():
         train(batches)
     order, rates = list(sides), {side: list[float]() for side in sides}
+    chance = random.Random(0)
     for _ in range(max(FEWEST_ROUNDS, rounds)):
-        order = order[1:] + order[:1]
+        chance.shuffle(order)
         for side in order:
+            sides[side](SCANNED)  # until the threads of the side before have stopped spinning
             rates[side].append(batches * work.batch / timed(sides[side], batches))
     return batches, rates
 

@@ -70,20 +70,22 @@ def initial(work: TrainWork) -> ax.ModelState:
 # Ours
 
 
-def engine_parts(work: TrainWork, *, initialise: bool = True) -> tuple[ArrayData, ax.train.Loop, ax.ModelState | None]:
+def engine_parts(
+    work: TrainWork, *, initialise: bool = True, steps: int | None = None
+) -> tuple[ArrayData, ax.train.Loop, ax.ModelState | None]:
     """Data, a loop with a metric and progress, and a state to start from."""
     x, y = parts(work)[0]
     name = next(iter(work.model.inputs()))
     data = ArrayData({name: x}, y, batch_size=work.batch, drop_remainder=True)
     loss = LOSS | ({"from_logits": True} if work.random else {})
-    loop = trainer(work.model, loss, "adam").metric("accuracy", sparse=True)
+    loop = trainer(work.model, loss, "adam", steps_per_execution=steps).metric("accuracy", sparse=True)
     console = Console(file=io.StringIO(), force_terminal=True)
     return data, loop.progress(console), initial(work) if initialise else None
 
 
-def engine_loop(work: TrainWork) -> Train:
+def engine_loop(work: TrainWork, steps: int | None = None) -> Train:
     """`Loop.run` with a metric, progress and validation."""
-    data, trained, state = engine_parts(work)
+    data, trained, state = engine_parts(work, steps=steps)
     _, (x, y) = parts(work)
     name = next(iter(work.model.inputs()))
 
@@ -239,9 +241,11 @@ def torch_side(work: TrainWork) -> Train:
     return train
 
 
+SINGLE = "Loop.run, single steps"
 OURS, BY_HAND, SCAN = "Loop.run", "jax.jit + Optax", "lax.scan + Optax"
 SIDES: dict[str, Callable[[TrainWork], Train]] = {
     OURS: engine_loop,
+    SINGLE: functools.partial(engine_loop, steps=1),
     BY_HAND: hand_written,
     SCAN: hand_scanned,
     "Flax NNX": nnx_side,
