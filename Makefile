@@ -7,7 +7,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults-short faults fuzz check format proto bench constraints clean
+.PHONY: help install demo test faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ faults-short: $(STAMP)  ## kill everything at every point of a job's life, cance
 faults: $(STAMP)  ## the same with Redis or the API restarted at that moment; prints the table
 	FAULTS=whole $(BIN)/python -m pytest -q tests/faults
 
+conformance-short: $(STAMP)  ## a real inference client, tritonclient, against the server (a minute)
+	$(BIN)/python -m tests.conformance --short
+
+conformance: $(STAMP)  ## every inference client, each in an environment of its own; prints the table (minutes)
+	$(BIN)/python -m tests.conformance
+
 check: $(STAMP)  ## lint, types, import contracts, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,4 +70,4 @@ constraints:  ## pin every dependency again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-conformance build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
