@@ -152,6 +152,7 @@ class Api:
             limits,
             self._stopping,
         )
+        self._metrics: Server | None = None
         self._http = self._build_http()
         self._grpc = self._build_grpc()
         self._tasks: list[asyncio.Task[None]] = []
@@ -160,6 +161,7 @@ class Api:
         from prometheus_client import CollectorRegistry, ProcessCollector
 
         from service.api import metrics
+        from service.api.nv_metrics import NvMetrics
         from service.api.rest import v2, v2_operation, v2_repository
         from service.api.rest.app import create_app
         from service.api.rest.dispatch import Dispatcher
@@ -168,15 +170,20 @@ class Api:
         collectors = CollectorRegistry()
         collectors.register(metrics.InferenceCollector(self._inference.served))
         ProcessCollector(registry=collectors)
+        measured = metrics.router(collectors, NvMetrics(self._inference.served))
+        settings = self._settings
+        if settings.metrics_port is not None:
+            alone = metrics.alone(measured)
+            self._metrics = build_server(alone, backlog=settings.backlog, drain_s=settings.drain_s)
         routers = (
             v2.router(self._inference),
-            v2_repository.router(self._repository, max_body_bytes=self._settings.max_request_bytes),
+            v2_repository.router(self._repository, max_body_bytes=settings.max_request_bytes),
             v2_operation.router(self._inference),
-            metrics.router(collectors),
+            measured,
         )
         app = create_app(self._context, routers, version=version("axon-server"))
-        dispatcher = Dispatcher(app, self._inference, max_body_bytes=self._settings.max_request_bytes)
-        return build_server(dispatcher, backlog=self._settings.backlog, drain_s=self._settings.drain_s)
+        dispatcher = Dispatcher(app, self._inference, max_body_bytes=settings.max_request_bytes)
+        return build_server(dispatcher, backlog=settings.backlog, drain_s=settings.drain_s)
 
     def _build_grpc(self) -> Any:
         from service.api.grpc import axon_v1
@@ -196,6 +203,9 @@ class Api:
         except RuntimeError as error:
             listener.close()
             raise OSError(f"gRPC cannot listen on {settings.host}:{settings.grpc_port}: {error}") from None
+        if self._metrics is not None:
+            measured = _listen(settings.host, settings.metrics_port or 0, settings.backlog)
+            self._tasks.append(asyncio.create_task(self._metrics.serve(sockets=[measured])))
         await self._grpc.start()
         self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
         self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
@@ -216,6 +226,8 @@ class Api:
         self.registry.drain()
         self._stopping.set()
         self._http.should_exit = True
+        if self._metrics is not None:
+            self._metrics.should_exit = True
         await self._grpc.stop(self._settings.drain_s)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.registry.close()

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     grpc_port: int = Field(default=8001, ge=0, le=65535)
     """Port of gRPC; 0 takes a free one."""
 
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of `/metrics` alone, besides the one of REST, which has them too; 8002 is what `perf_analyzer` asks."""
+
     backlog: int = Field(default=2048, ge=1)
     """Connections that may wait to be accepted."""
 

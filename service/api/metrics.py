@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from service.api.nv_metrics import NvMetrics
+from service.api.rest.errors import install
 from service.core.serving import ServedModel
 from service.core.statistics import LATENCY_BOUNDS_S, Duration
 
@@ -44,16 +46,25 @@ class InferenceCollector(Collector):
         yield _gauge("axon_parameter_bytes", "Bytes of parameters", served, lambda m: m.spec.parameter_bytes)
 
 
-def router(registry: CollectorRegistry) -> APIRouter:
-    """`GET /metrics`: everything in `registry` as Prometheus text."""
+def router(registry: CollectorRegistry, compatible: NvMetrics) -> APIRouter:
+    """`GET /metrics`: everything in `registry` as Prometheus text, and the same under the names of `compatible`."""
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
         # On the event loop on purpose: the counters belong to it.
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        text = generate_latest(registry) + compatible.text().encode()
+        return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return routes
+
+
+def alone(routes: APIRouter) -> FastAPI:
+    """An application of nothing but the metrics, for a port of their own."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.include_router(routes)
+    install(app)
+    return app
 
 
 def _labels(model: ServedModel) -> list[str]:

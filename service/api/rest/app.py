@@ -17,7 +17,14 @@ Every error is `{"error": text}`, with a list `details` of `{path, expected, got
 
 def create_app(context: Context, routers: Sequence[APIRouter] = (), *, version: str) -> FastAPI:
     """The application over the core's services; `routers` are further ones, such as the Open Inference Protocol's."""
-    app = FastAPI(title="Axon", version=version, description=_DESCRIPTION, docs_url="/docs", redoc_url=None)
+    app = FastAPI(
+        title="Axon",
+        version=version,
+        description=_DESCRIPTION,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     app.state.context = context
     errors.install(app)
     for router in (*routers, v1_models.routes, v1_datasets.routes, v1_uploads.routes, v1_jobs.routes):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, final
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 JOIN_BYTES = 2**16
@@ -88,9 +89,35 @@ class JoinedWrites(asyncio.Transport):
             self._flush_later = None
 
 
+MAX_HEADER_BYTES = 2**17
+"""How much of a request's head may come before its end; uvicorn sets no bound with this parser."""
+
+
 @final
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over `JoinedWrites`."""
+    """uvicorn's protocol over `JoinedWrites`, with a bound on headers and JSON for what is no HTTP."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come; refuse a head that does not end."""
+        super().data_received(data)
+        cycle = self.cycle
+        if self.scope is not None and (cycle is None or cycle.scope is not self.scope):
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more")
+        elif self._head_bytes:
+            self._head_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:
+        """Say in the protocol's form that this is no request, and close."""
+        body = orjson.dumps({"error": msg})
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""

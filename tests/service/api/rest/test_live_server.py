@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 
@@ -11,6 +12,7 @@ import orjson
 import pytest
 
 from service.api.rest.dispatch import App, Dispatcher
+from service.api.rest.http_protocol import MAX_HEADER_BYTES
 from service.api.rest.server import build_server
 from service.core.inference import InferenceService
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
@@ -130,3 +132,38 @@ async def test_client_that_hangs_up_leaves_the_queue(live: Live) -> None:
     assert answered((await reply(first_reader))[1]) == 2
     first_writer.close()
     assert len(live.model.batches) == 1
+
+
+@pytest.mark.parametrize("garbage", [b"no request at all\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"])
+async def test_what_is_no_http_gets_the_protocols_error(live: Live, garbage: bytes) -> None:
+    """400 with a JSON body, and the connection is closed."""
+    reader, writer = await live.connect()
+    writer.write(garbage)
+    async with asyncio.timeout(WAIT_S):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head.split(b"\r\n")
+    assert orjson.loads(body).keys() == {"error"}
+    writer.close()
+
+
+async def test_headers_without_an_end_are_refused(live: Live) -> None:
+    """After a bound, however they come; slow ones that do end are read."""
+    reader, writer = await live.connect()
+    with contextlib.suppress(ConnectionError):
+        writer.write(b"POST /v2/models/fake/infer HTTP/1.1\r\n")
+        for _ in range(MAX_HEADER_BYTES // 1000 + 2):
+            writer.write(b"x: " + b"y" * 995 + b"\r\n")
+            await writer.drain()
+    async with asyncio.timeout(WAIT_S):
+        assert b"headers: expected at most" in await reader.read()
+    writer.close()
+    reader, writer = await live.connect()
+    request = post(content(1))
+    for _ in range(2):
+        for piece in (request[:30], request[30:]):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert answered((await reply(reader))[1]) == 2
+    writer.close()
