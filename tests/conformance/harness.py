@@ -51,8 +51,8 @@ class Cases:
     def __init__(self) -> None:
         self.cases: list[Case] = []
 
-    def case(self, name: str, *clients: str, short: bool = False) -> Callable[[Body], Body]:
-        """Add the decorated function for each of `clients."""
+    def case(self, name: str, *clients: str) -> Callable[[Body], Body]:
+        """Add the decorated function for each of `clients`."""
 
         def add(body: Body) -> Body:
             self.cases += [Case(client, name, body) for client in clients]

@@ -204,7 +204,7 @@ async def _(wire: Wire) -> None:
 
 for _datatype in DTYPES:
 
-    @case(f"datatype {_datatype}", *ALL, short=_datatype in ("BOOL", "INT64", "FP16", "FP32"))
+    @case(f"datatype {_datatype}", *ALL)
     async def _(wire: Wire, datatype: str = _datatype) -> None:
         x = extremes(datatype)
         for given in FLAGS if wire.is_http else (True,):
