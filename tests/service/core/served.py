@@ -111,6 +111,10 @@ class FakeRegistry:
         self._loading = set(loading)
         self.is_ready = True
 
+    def add(self, model: ServedModel) -> None:
+        """Serve one more."""
+        self._served[model.name, model.version] = model
+
     def resolve(self, name: str, version: str | None) -> ServedModel:
         if name in self._loading:
             raise NotReady(f"model {name!r} is loading")
