@@ -25,6 +25,7 @@ MAX_CONFIG_BYTES: Final = 2**18
 """Largest configuration of a load, as JSON."""
 
 _FILE = re.compile(r"file:([0-9]{1,19})/(bundle\.axon|graph\.json|params\.safetensors)")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 _FORMS = ({"bundle.axon"}, {"graph.json"}, {"graph.json", "params.safetensors"})
 _FIELDS: Mapping[str, tuple[str, int]] = {
     "max_batch_size": ("max_batch_size", 1),
@@ -189,12 +190,15 @@ def _read_config(
 
 
 def _same(given: Json, told: Any) -> bool:
-    """Whether a client repeats what it was told; 64-bit numbers may have become texts on the way."""
+    """Whether a client repeats what it was told.
+
+    Protobuf's JSON leaves out what is zero and makes texts of 64-bit numbers.
+    """
     if isinstance(told, Mapping):
         return (
             isinstance(given, Mapping)
-            and given.keys() == told.keys()
-            and all(_same(given[key], told[key]) for key in told)
+            and given.keys() <= told.keys()
+            and all(_same(value, told[key]) for key, value in given.items())
         )
     if isinstance(told, list):
         return isinstance(given, list) and len(given) == len(told) and all(map(_same, given, told))
@@ -205,5 +209,5 @@ def _same(given: Json, told: Any) -> bool:
 
 def _integer(value: Json) -> int | None:
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdecimal() and len(value) <= 19 else None
+        return int(value) if _INTEGER.fullmatch(value) else None
     return value if type(value) is int else None

@@ -14,9 +14,11 @@ import numpy as np
 import orjson
 import pytest
 from fastapi import FastAPI
+from google.protobuf.json_format import MessageToDict
 
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
+from service.api.grpc.inference import InferenceServicer
 from service.api.grpc.server import SECOND_REPOSITORY, build_server
 from service.api.repository import ModelRepository
 from service.api.rest import v2, v2_repository
@@ -38,7 +40,7 @@ class Wires:
         self.registry = server.context.registry
         self.engine = server.engine
         self.root = server.root
-        inference = InferenceService(self.registry, "axon", "0", RealClock())
+        self.inference = inference = InferenceService(self.registry, "axon", "0", RealClock())
         self.repository = ModelRepository(self.registry, server.context.limits)
         self.app = FastAPI()
         self.app.include_router(v2.router(inference))
@@ -141,6 +143,20 @@ async def test_config_of_a_load_is_served(wires: Wires) -> None:
     assert (await wires.config())["dynamic_batching"]["max_queue_delay_microseconds"] == 20
     assert (await wires.post("/models/m/load")).status == 200
     assert wires.registry.resolve("m").config.max_queue_delay_us == 0
+
+
+async def test_config_as_grpc_tells_it_may_be_repeated(wires: Wires) -> None:
+    """Protobuf's JSON: texts for 64-bit numbers, nothing for zeros."""
+    await wires.registry.submit_graph("m", GRAPH, None)
+    message = await InferenceServicer(wires.inference, wires.repository).ModelConfig(
+        pb.ModelConfigRequest(name="m"), None
+    )
+    told = MessageToDict(message.config, preserving_proto_field_name=True)
+    assert told["dynamic_batching"]["priority_levels"] == "3"
+    assert told["response_cache"] == {}
+    told["dynamic_batching"]["max_queue_delay_microseconds"] = "30"
+    assert (await wires.post("/models/m/load", {"parameters": {"config": json.dumps(told)}})).status == 200
+    assert wires.registry.resolve("m").config.max_queue_delay_us == 30
 
 
 @pytest.mark.parametrize(
