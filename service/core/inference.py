@@ -5,8 +5,10 @@ Routes and servicers convert, await a method of it, and convert back.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, final
 
 import numpy as np
@@ -19,6 +21,9 @@ from service.core.types import InferRequest, InferResult, TensorSpec
 
 PLATFORM = "jax_graph"
 BACKEND = "jax"
+
+_SORTED_AT_ONCE = 10_000
+"""Values that are sorted on the event loop, in less time than a thread takes to be called for."""
 
 EXTENSIONS: tuple[str, ...] = (
     "binary_tensor_data",
@@ -144,18 +149,18 @@ class InferenceService:
         served = self._registry.resolve(request.model, request.version)
         outputs = await served.infer(request.inputs, request.outputs, request.deadline, request.priority)
         if request.classes:
-            outputs = _classified(served, outputs, request.classes)
+            outputs = await _classified(served, outputs, request.classes)
         return InferResult(served.name, served.version, outputs, request.id)
 
 
-def _classified(
+async def _classified(
     served: ServedModel, outputs: Mapping[str, np.ndarray], classes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """`outputs`, of which those in `classes` are texts of their largest values."""
+    """`outputs`, of which those in `classes` are texts of their largest values; long ones are sorted in a thread."""
     batched = served.spec.max_batch_size > 0
-    return {
-        name: largest(array, classes[name], f"{served.label}: output {name!r}", batched=batched)
-        if name in classes
-        else array
-        for name, array in outputs.items()
-    }
+    answer = dict(outputs)
+    for name, count in classes.items():
+        array = answer[name]
+        sort = partial(largest, array, count, f"{served.label}: output {name!r}", batched=batched)
+        answer[name] = sort() if array.size <= _SORTED_AT_ONCE else await asyncio.to_thread(sort)
+    return answer

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import orjson
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -65,6 +65,14 @@ def item(array: np.ndarray, **more: Any) -> dict[str, Any]:
     return {"name": "x", "shape": list(array.shape), "datatype": name_of(array), **more}
 
 
+LIMITS = (
+    np.array([2**63 - 1, -(2**63), 2**53 + 1]),
+    np.array([2**64 - 1, 0, 2**63 + 1], np.uint64),
+)
+
+
+@example(LIMITS[0])
+@example(LIMITS[1])
 @given(tensors(text=True))
 def test_json(array: np.ndarray) -> None:
     """An answer's JSON, sent back as a request."""
@@ -76,6 +84,8 @@ def test_json(array: np.ndarray) -> None:
     same(request.inputs["x"], array, payload=False)
 
 
+@example(LIMITS[0])
+@example(LIMITS[1])
 @given(tensors())
 def test_binary(array: np.ndarray) -> None:
     """An answer's bytes, sent back as a request, one tensor before and one behind it."""
@@ -88,6 +98,8 @@ def test_binary(array: np.ndarray) -> None:
         same(request.inputs[name], expected, payload=True)
 
 
+@example(LIMITS[0])
+@example(LIMITS[1])
 @given(tensors())
 def test_raw_contents(array: np.ndarray) -> None:
     """An answer's raw contents over gRPC, through real messages, sent back as a request."""
@@ -101,6 +113,8 @@ def test_raw_contents(array: np.ndarray) -> None:
     same(request.inputs["x"], array, payload=True)
 
 
+@example(LIMITS[0])
+@example(LIMITS[1])
 @given(tensors().filter(lambda array: name_of(array) in TYPED))
 def test_typed_contents(array: np.ndarray) -> None:
     """Values in the field of their datatype."""
