@@ -23,6 +23,7 @@ from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.kept_process import KeptProcess
+from service.adapters.nvml import Nvml
 from service.adapters.redis_dataset_uses import RedisDatasetUses
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.adapters.redis_webhooks import RedisWebhookStore
@@ -170,7 +171,9 @@ class Api:
         collectors = CollectorRegistry()
         collectors.register(metrics.InferenceCollector(self._inference.served))
         ProcessCollector(registry=collectors)
-        measured = metrics.router(collectors, NvMetrics(self._inference.served))
+        nvml = Nvml()
+        compatible = NvMetrics(self._inference.served, nvml.read if nvml.available else None)
+        measured = metrics.router(collectors, compatible)
         settings = self._settings
         if settings.metrics_port is not None:
             alone = metrics.alone(measured)

@@ -53,7 +53,7 @@ def router(registry: CollectorRegistry, compatible: NvMetrics) -> APIRouter:
     @routes.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:
         # On the event loop on purpose: the counters belong to it.
-        text = generate_latest(registry) + compatible.text().encode()
+        text = generate_latest(registry) + (await compatible.text()).encode()
         return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return routes

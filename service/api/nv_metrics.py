@@ -1,17 +1,19 @@
 """Metrics under the names that dashboards and load generators of the Open Inference Protocol's first server know.
 
 Written as text here because clients match it by regular expressions: counters without `_total`, no exponents, and no
-labels beyond `model` and `version`. `metrics` has the same numbers under names of our own.
+labels beyond `model` and `version`, of GPUs `gpu_uuid` alone. `metrics` has the same numbers under names of our own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, final
 
+from service.core.gpus import GpuReading
 from service.core.serving import ServedModel
 from service.core.statistics import LATENCY_BOUNDS_S, Statistics
 
@@ -36,17 +38,38 @@ _COUNTERS: Final[Sequence[tuple[str, str, _Value]]] = (
 )
 
 
+_GAUGES: Final[Sequence[tuple[str, str, Callable[[GpuReading], float | None]]]] = (
+    ("nv_gpu_utilization", "0 to 1", lambda gpu: gpu.utilization),
+    ("nv_gpu_power_usage", "Watts", lambda gpu: gpu.power_w),
+    ("nv_gpu_power_limit", "Watts", lambda gpu: gpu.power_limit_w),
+    ("nv_energy_consumption", "Joules since the driver was loaded", lambda gpu: gpu.energy_j),
+    ("nv_gpu_memory_total_bytes", "Bytes", lambda gpu: gpu.memory_total_bytes),
+    ("nv_gpu_memory_used_bytes", "Bytes", lambda gpu: gpu.memory_used_bytes),
+)
+
+
 @final
 class NvMetrics:
-    """The metrics of every served version and of the machine; `served` lists the ready ones."""
+    """The metrics of every served version and of the machine.
 
-    def __init__(self, served: Callable[[], Iterable[ServedModel]], *, proc: Path = _PROC) -> None:
+    `served` lists the ready ones; `gpus` reads the GPUs, in a thread, and is None where there are none.
+    """
+
+    def __init__(
+        self,
+        served: Callable[[], Iterable[ServedModel]],
+        gpus: Callable[[], Sequence[GpuReading]] | None = None,
+        *,
+        proc: Path = _PROC,
+    ) -> None:
         self._served = served
+        self._gpus = gpus
         self._proc = proc
         self._busy, self._total = self._cpu_times()
 
-    def text(self) -> str:
+    async def text(self) -> str:
         """As Prometheus reads it."""
+        gpus = [] if self._gpus is None else await asyncio.to_thread(self._gpus)
         served = list(self._served())
         lines: list[str] = []
         for name, text, value in _COUNTERS:
@@ -61,7 +84,7 @@ class NvMetrics:
         )
         loads = [f"nv_model_load_duration_secs{{{_labels(model)}}} {model.load_s:.6f}" for model in served]
         lines += _family("nv_model_load_duration_secs", "gauge", "How long loading took", loads)
-        return "\n".join((*lines, *self._machine(), ""))
+        return "\n".join((*lines, *self._machine(), *_gpus(gpus), ""))
 
     def _machine(self) -> Iterator[str]:
         before = self._busy, self._total
@@ -88,6 +111,22 @@ class NvMetrics:
             used = sizes["MemTotal"] - sizes["MemAvailable"]
             return {"nv_cpu_memory_total_bytes": sizes["MemTotal"], "nv_cpu_memory_used_bytes": used}
         return {}
+
+
+def _gpus(readings: Sequence[GpuReading]) -> Iterator[str]:
+    for name, text, value in _GAUGES:
+        kind = "counter" if name == "nv_energy_consumption" else "gauge"
+        samples = [
+            f'{name}{{gpu_uuid="{each.uuid}"}} {_plain(number)}'
+            for each in readings
+            if (number := value(each)) is not None
+        ]
+        yield from _family(name, kind, text, samples)
+
+
+def _plain(number: float) -> str:
+    """A number without an exponent."""
+    return str(number) if isinstance(number, int) else f"{number:.6f}"
 
 
 def _labels(model: ServedModel) -> str:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service.api import metrics
 from service.api.nv_metrics import NvMetrics
 from service.core.errors import InvalidRequest
+from service.core.gpus import GpuReading
 from tests.service.api.asgi import call
 from tests.service.core.served import WAIT_S, HeldModel, serve, spec
 
@@ -71,7 +72,8 @@ async def test_names_that_dashboards_know(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  131072000 kB\nMemFree: 1 kB\nMemAvailable:   31072000 kB\n")
     (tmp_path / "stat").write_text("cpu  10 0 10 80 0 0 0 0 0 0\ncpu0 1\n")
     served = serve(HeldModel(spec(max_batch_size=4)))
-    compatible = NvMetrics(lambda: [served], proc=tmp_path)
+    gpu = GpuReading("GPU-1", 0.5, 123.456, None, 1e10, 150_754_820_096, 14_000_000_000)
+    compatible = NvMetrics(lambda: [served], lambda: [gpu], proc=tmp_path)
     await served.infer({"x": np.zeros((2, 3), np.float32)})
     with pytest.raises(InvalidRequest):
         await served.infer({})
@@ -96,13 +98,20 @@ async def test_names_that_dashboards_know(tmp_path: Path) -> None:
         "nv_cpu_memory_total_bytes 134217728000",
         "nv_cpu_memory_used_bytes 102400000000",
         "nv_cpu_utilization 0.300000",
+        'nv_gpu_utilization{gpu_uuid="GPU-1"} 0.500000',
+        'nv_gpu_power_usage{gpu_uuid="GPU-1"} 123.456000',
+        'nv_energy_consumption{gpu_uuid="GPU-1"} 10000000000.000000',
+        'nv_gpu_memory_total_bytes{gpu_uuid="GPU-1"} 150754820096',
+        'nv_gpu_memory_used_bytes{gpu_uuid="GPU-1"} 14000000000',
     ):
         assert line in text.splitlines()
+    assert "nv_gpu_power_limit" not in text
     assert re.search(rf"nv_inference_queue_duration_us{{{labels}}} [0-9]+$", text, re.MULTILINE)
     assert (await call(app, "GET", "/other")).status == 404  # type: ignore[union-attr]
     assert await served.close(WAIT_S)
 
 
-def test_machine_without_proc_has_no_machine_metrics(tmp_path: Path) -> None:
+async def test_machine_without_proc_has_no_machine_metrics(tmp_path: Path) -> None:
     """Nothing is made up."""
-    assert NvMetrics(list, proc=tmp_path).text() == ""
+    assert await NvMetrics(list, proc=tmp_path).text() == ""
+    assert "nv_gpu" not in await NvMetrics(list, lambda: [GpuReading("GPU-1")], proc=tmp_path).text()
