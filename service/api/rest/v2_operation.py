@@ -19,7 +19,7 @@ from service.core.inference import InferenceService
 
 
 def router(inference: InferenceService) -> APIRouter:
-    """Logging, trace settings, shared memory, generate."""
+    """Logging, trace settings, shared memory, generate; what is always refused is not in the API's description."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
     _add_logging(routes)
     _add_trace(routes, inference)
@@ -34,7 +34,7 @@ def _add_logging(routes: APIRouter) -> None:
     async def read() -> Response:
         return _json(log_settings())
 
-    @routes.post("/logging", summary="Refused: how the server logs is its operator's business")
+    @routes.post("/logging", include_in_schema=False)
     async def change() -> Response:
         raise no_log_changes()
 
@@ -49,8 +49,8 @@ def _add_trace(routes: APIRouter, inference: InferenceService) -> None:
         inference.check_model(name)
         return _json(TRACE_SETTINGS)
 
-    @routes.post("/trace/setting", summary="Not offered")
-    @routes.post("/models/{name}/trace/setting", summary="Not offered")
+    @routes.post("/trace/setting", include_in_schema=False)
+    @routes.post("/models/{name}/trace/setting", include_in_schema=False)
     async def change() -> Response:
         raise no_tracing()
 
@@ -61,7 +61,7 @@ def _add_shared_memory(routes: APIRouter, path: str) -> None:
     async def status() -> Response:
         return _json([])
 
-    @routes.post(f"{path}/region/{{region}}/register", summary="Not offered")
+    @routes.post(f"{path}/region/{{region}}/register", include_in_schema=False)
     async def register() -> Response:
         raise no_shared_memory()
 
@@ -77,7 +77,7 @@ def _add_generate(routes: APIRouter) -> None:
 
     for model in ("/models/{name}", "/models/{name}/versions/{version}"):
         for verb in ("generate", "generate_stream"):
-            routes.add_api_route(f"{model}/{verb}", generate, methods=["POST"], summary="Not offered")
+            routes.add_api_route(f"{model}/{verb}", generate, methods=["POST"], include_in_schema=False)
 
 
 def _json(body: Any) -> Response:

@@ -19,6 +19,8 @@ _INDEX = ("/index", "/{repository}/index")
 _LOAD = ("/models/{name}/load", "/{repository}/models/{name}/load")
 _UNLOAD = ("/models/{name}/unload", "/{repository}/models/{name}/unload")
 _MAX_INDEX_BYTES = 65_536
+_READY = {"ready": {"type": "boolean"}}
+_PARAMETERS = {"parameters": {"type": "object", "additionalProperties": {"type": ["string", "boolean"]}}}
 
 
 def router(repository: ModelRepository, *, max_body_bytes: int) -> APIRouter:
@@ -42,13 +44,15 @@ def router(repository: ModelRepository, *, max_body_bytes: int) -> APIRouter:
         await repository.unload(name, _parameters(await _read(request, max_body_bytes)))
         return Response(orjson.dumps({"name": name, "unload": True}), media_type="application/json")
 
-    for paths, endpoint, summary in (
-        (_INDEX, index, "What is stored, and what each version is doing"),
-        (_LOAD, load, "Load a model; answered when it is ready"),
-        (_UNLOAD, unload, "Unload a model; answered when its last request has been"),
+    for paths, endpoint, known, summary in (
+        (_INDEX, index, _READY, "What is stored, and what each version is doing"),
+        (_LOAD, load, _PARAMETERS, "Load a model; answered when it is ready"),
+        (_UNLOAD, unload, _PARAMETERS, "Unload a model; answered when its last request has been"),
     ):
         for path in paths:
-            routes.add_api_route(path, endpoint, methods=["POST"], summary=summary)
+            described = {"content": {"application/json": {"schema": {"type": "object", "properties": known}}}}
+            extra = {"requestBody": described}
+            routes.add_api_route(path, endpoint, methods=["POST"], summary=summary, openapi_extra=extra)
     return routes
 
 
