@@ -200,14 +200,18 @@ class Api:
     async def start(self) -> Endpoints:
         """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""
         settings = self._settings
-        listener = _listen(settings.host, settings.http_port, settings.backlog)
+        listener = _listen("REST", settings.host, settings.http_port, settings.backlog)
         try:
             grpc_port = self._grpc.add_insecure_port(f"{_bracketed(settings.host)}:{settings.grpc_port}")
         except RuntimeError as error:
             listener.close()
             raise OSError(f"gRPC cannot listen on {settings.host}:{settings.grpc_port}: {error}") from None
-        if self._metrics is not None:
-            measured = _listen(settings.host, settings.metrics_port or 0, settings.backlog)
+        if self._metrics is not None and settings.metrics_port is not None:
+            try:
+                measured = _listen("metrics", settings.host, settings.metrics_port, settings.backlog)
+            except OSError:
+                listener.close()
+                raise
             self._tasks.append(asyncio.create_task(self._metrics.serve(sockets=[measured])))
         await self._grpc.start()
         self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
@@ -472,12 +476,12 @@ def _pid(embedded: EmbeddedRedis) -> int | None:
         return None
 
 
-def _listen(host: str, port: int, backlog: int) -> socket.socket:
+def _listen(what: str, host: str, port: int, backlog: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
-        raise OSError(f"REST cannot listen on {host}:{port}: {error.strerror}") from None
+        raise OSError(f"{what} cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 def _bracketed(host: str) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -44,9 +45,12 @@ class Program:
         command = [sys.executable, "-m", "service", "up", "--data-dir", str(folder / "data")]
         command += [*arguments] if arguments else ["--http-port", "0", "--grpc-port", "0"]
         clean = {k: v for k, v in os.environ.items() if k != "REDIS_URL" and not k.startswith("AXON_")}
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.metrics_port = free.getsockname()[1]
+        clean |= {"AXON_DRAIN_S": "5", "AXON_METRICS_PORT": str(self.metrics_port)}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [*command, "--ready-file", str(self.ready)], stdout=log, stderr=log, env=clean | {"AXON_DRAIN_S": "5"}
+                [*command, "--ready-file", str(self.ready)], stdout=log, stderr=log, env=clean
             )
 
     def report(self) -> dict[str, Any]:
@@ -125,6 +129,8 @@ def test_restart_on_the_same_data_serves_again_and_sigterm_ends_in_order(program
     with Client(report["http"]) as client:
         assert client.model("m")["aliases"] == {"prod": 1}
         assert answers(client), "what was loaded is loaded before the program calls itself ready"
+    for url in (report["http"], f"http://127.0.0.1:{program.metrics_port}"):
+        assert b'nv_inference_request_success{model="m",version="1"} 1\n' in urlopen(f"{url}/metrics").read()
     program.process.send_signal(signal.SIGTERM)
     assert program.process.wait(STOP_S) == 0, program.log.read_text()
     assert not any(alive(pid) for pid in report["pids"].values())

@@ -141,6 +141,17 @@ async def test_other_process_follows(registry: Registry, store: FileModelStore) 
     await other.close()
 
 
+async def test_state_of_an_older_server_is_read(registry: Registry, store: FileModelStore, tmp_path: Path) -> None:
+    """Its documents do not say how versions are to be served."""
+    (document,) = (tmp_path / "models").rglob("state.json")
+    content = json.loads(document.read_text())
+    assert content.pop("serving") == {}
+    document.write_text(json.dumps(content))
+    again = FileModelStore(tmp_path, SystemClock())
+    assert again.state("m").serving == {}
+    again.close()
+
+
 async def test_more_than_the_settings_allow_is_refused(registry: Registry) -> None:
     """Before anything is changed."""
     with pytest.raises(InvalidRequest, match="at most 4096"):
