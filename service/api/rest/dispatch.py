@@ -27,6 +27,7 @@ _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _LOOK_EVERY_S = 0.025
+_SMALL_BYTES = 4096
 
 
 class _Gone(Exception):
@@ -121,7 +122,7 @@ class Dispatcher:
         return body if encoding is None else _decompress(body, encoding.strip().lower(), limit)
 
     async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
-        chunks: list[bytes] = []
+        chunks: list[bytes | bytearray] = []
         size = 0
         while True:
             if message["type"] != "http.request":
@@ -130,7 +131,13 @@ class Dispatcher:
             size += len(chunk)
             if size > self._max_body_bytes:
                 raise TooLarge(f"body: expected at most {self._max_body_bytes} bytes, got more")
-            chunks.append(chunk)
+            # A body of single bytes must not become as many objects.
+            if len(chunk) >= _SMALL_BYTES:
+                chunks.append(chunk)
+            elif chunks and isinstance(chunks[-1], bytearray):
+                chunks[-1] += chunk
+            else:
+                chunks.append(bytearray(chunk))
             if not message.get("more_body", False):
                 return b"".join(chunks)
             message = await receive()

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import re
 import struct
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -178,6 +179,32 @@ async def test_non_finite_values_travel_in_json(server: Server) -> None:
         reply = await server.post(body)
         assert reply.status == 200
         assert reply.json["outputs"][0]["data"] == ["NaN", "Infinity", "-Infinity"]
+
+
+async def test_body_of_single_bytes_takes_no_more_memory_than_its_own(server: Server) -> None:
+    """However small the pieces; what they say is read in order."""
+    body = orjson.dumps(request(id="x" * 90_000), option=orjson.OPT_SERIALIZE_NUMPY)
+    cuts = [*range(40_000), *range(48_000, len(body))]  # one larger piece in the middle
+    pieces = zip(cuts, [*cuts[1:], len(body)], strict=True)
+
+    async def receive() -> dict[str, Any]:
+        start, stop = next(pieces)
+        return {"type": "http.request", "body": body[start:stop], "more_body": stop < len(body)}
+
+    tracemalloc.start()
+    sent: list[Any] = []
+    await server.app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, _keep(sent))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert orjson.loads(sent[1]["body"])["id"] == "x" * 90_000
+    assert peak < 30 * len(body)
+
+
+def _keep(sent: list[Any]) -> Any:
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    return send
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 7])
