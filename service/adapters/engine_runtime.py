@@ -302,7 +302,12 @@ class LoadedExecutable:
         """What it takes and gives."""
         return self._spec
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    @property
+    def partitions(self) -> int:
+        """How many devices hold it."""
+        return 1
+
+    def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         """Compute one batch and wait for it; raises `InvalidRequest` for a size that was not compiled."""
         rows = next(iter(inputs.values())).shape[0]
         if rows not in self._buckets:

@@ -43,8 +43,12 @@ class LoadedModel(Protocol):
     def spec(self) -> ModelSpec:
         """What it takes and gives."""
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Compute one batch and wait for it.
+    @property
+    def partitions(self) -> int:
+        """How many devices hold the model; `run` may be called for each of them at the same time, and more than once."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
+        """Compute one batch on a device and wait for it.
 
         The leading size must be one of `spec.buckets` for a batched model; never compiles for one. Outputs are
         host arrays in the model's order, with the leading size given. Raises `ExecutionFailed`.

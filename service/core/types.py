@@ -24,12 +24,29 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenSize:
+    """A size besides the batch that each request chooses, one for all of `axes` (input name -> its axes, 0 the batch).
+
+    The model is compiled for `sizes`, ascending. With `pad_values` (one per input in `axes`) a request of another size
+    is padded at the end to the next one; without, only exactly these sizes are answered. `mask` is an input that
+    clients do not send: the server fills it with 1 where a position is real and 0 where it is padded.
+    """
+
+    axes: Mapping[str, tuple[int, ...]]
+    sizes: tuple[int, ...]
+    pad_values: Mapping[str, int | float | bytes] = field(default_factory=dict)
+    mask: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What a loaded version takes and gives.
 
     `intermediates` are given to requests that ask for them by name. `max_batch_size` is 0 when requests must not be
     batched; `batching_reason` then says why.
-    `buckets` are the batch sizes that are compiled.
+    `buckets` are the batch sizes that are compiled, each with every combination of the `open_sizes`. `masks` are the
+    inputs that the server fills. `open_axes` says which axes of an output have an open size (output name -> axis ->
+    index in `open_sizes`): padding is cut off there.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -39,6 +56,13 @@ class ModelSpec:
     batching_reason: str = ""
     parameter_bytes: int = 0
     intermediates: tuple[TensorSpec, ...] = ()
+    open_sizes: tuple[OpenSize, ...] = ()
+    masks: tuple[TensorSpec, ...] = ()
+    open_axes: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+
+WarmUp = Literal["none", "zeros", "random"]
+"""What every compiled program is run on once before a version is ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +70,9 @@ class ServingConfig:
     """How a version is served; read from a bundle's `serving.json`, else from the settings.
 
     `expose_intermediate` are layers whose values requests may ask for besides the outputs; True: all of them.
+    `batch_buckets` are the batch sizes to compile, the largest of them `max_batch_size` (empty: powers of two up to
+    it); `open_sizes` those besides the batch. `instances` batches are computed at the same time on each device.
+    `precision` is a policy by name in place of the model's own; `default_priority` is what priority 0 means.
     """
 
     max_batch_size: int = 64
@@ -54,6 +81,12 @@ class ServingConfig:
     max_queue_bytes: int = 256 * 2**20
     default_timeout_us: int = 30_000_000
     expose_intermediate: bool | tuple[str, ...] = False
+    batch_buckets: tuple[int, ...] = ()
+    open_sizes: tuple[OpenSize, ...] = ()
+    instances: int = 1
+    precision: str | None = None
+    warm_up: WarmUp = "zeros"
+    default_priority: int = 2
 
 
 @dataclass(slots=True)

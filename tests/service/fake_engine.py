@@ -23,7 +23,12 @@ class FakeModel:
         tensor = ("FP32", (-1, 2))
         self.spec = ModelSpec((TensorSpec("x", *tensor),), (TensorSpec("y", *tensor),), 4, (1, 2, 4))
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    @property
+    def partitions(self) -> int:
+        """One device."""
+        return 1
+
+    def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         assert not self.closed
         return {"y": inputs["x"] * np.float32(self.scale)}
 

@@ -91,7 +91,12 @@ class HeldModel:
     def spec(self) -> ModelSpec:
         return self._spec
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    @property
+    def partitions(self) -> int:
+        """One device."""
+        return 1
+
+    def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         assert not self.closed.is_set(), "run after close"
         self.batches.append({name: array.copy() for name, array in inputs.items()})
         self.addresses.extend(array.ctypes.data for array in inputs.values())
