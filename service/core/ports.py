@@ -45,7 +45,7 @@ class LoadedModel(Protocol):
 
     @property
     def partitions(self) -> int:
-        """How many devices hold the model; `run` may be called for each of them at the same time, and more than once."""
+        """How many devices hold the model; `run` may be called for each at the same time, and more than once."""
 
     def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         """Compute one batch on a device and wait for it.
