@@ -24,6 +24,7 @@ from engine.model.walk import LayerInfo
 from engine.runtime import Executable, Signature, intermediates, signature
 from service.core import datatypes
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
+from service.core.ports import Processing
 from service.core.serving_spec import parse_serving
 from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
 
@@ -282,10 +283,11 @@ def _buckets(largest: int) -> list[int]:
 class LoadedExecutable:
     """A loaded version: the `LoadedModel` port over an `Executable`."""
 
-    def __init__(self, executable: Executable, *, parameter_bytes: int) -> None:
+    def __init__(self, executable: Executable, *, parameter_bytes: int, processing: Processing | None = None) -> None:
         self._run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = executable
         self._close = executable.close
         self._buckets = executable.buckets
+        self._processing = processing
         reason = executable.mixes_rows
         self._spec = ModelSpec(
             inputs=tuple(map(_tensor_spec, executable.inputs)),
@@ -301,6 +303,11 @@ class LoadedExecutable:
     def spec(self) -> ModelSpec:
         """What it takes and gives."""
         return self._spec
+
+    @property
+    def processing(self) -> Processing | None:
+        """What is done around `run`."""
+        return self._processing
 
     @property
     def partitions(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from service.core.types import (
     ModelState,
     ServingConfig,
     StoredVersion,
+    TensorSpec,
     WorkerInfo,
 )
 
@@ -36,12 +38,57 @@ class Clock(Protocol):
         """Seconds since the epoch."""
 
 
+class InputStep(Protocol):
+    """What makes a model's own input of what clients send. Called from several threads at once."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """What clients are told to send: the input's name, a datatype, the full shape."""
+
+    @property
+    def datatypes(self) -> frozenset[str]:
+        """The datatypes that are taken, that of `spec` among them."""
+
+    def apply(self, values: np.ndarray, where: str) -> np.ndarray:
+        """The model's own input, of its datatype and shape; `values` are of the shape in `spec`.
+
+        Raises `InvalidRequest` beginning with `where`, and naming the row where one is at fault.
+        """
+
+
+class OutputStep(Protocol):
+    """What answers get in place of one of a model's outputs. Called from several threads at once."""
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """The outputs it gives."""
+
+    def apply(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Those outputs by name; `values` are the model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """What is done to requests before a batch and to answers after it, by name of the model's inputs and outputs.
+
+    `labels` are the texts of an output's classes: those along its last axis, from the first on.
+    """
+
+    inputs: Mapping[str, InputStep] = field(default_factory=dict)
+    outputs: Mapping[str, OutputStep] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
 class LoadedModel(Protocol):
     """A version with its parameters on the device and every declared bucket compiled."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What it takes and gives."""
+        """What `run` takes and gives."""
+
+    @property
+    def processing(self) -> Processing | None:
+        """What is done around `run`; None for nothing."""
 
     @property
     def partitions(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from service.core.errors import InvalidModel, Problem
+from service.core.ports import Processing
 from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
 
 
@@ -20,6 +21,7 @@ class FakeModel:
     def __init__(self, scale: float) -> None:
         self.scale = scale
         self.closed = False
+        self.processing: Processing | None = None
         tensor = ("FP32", (-1, 2))
         self.spec = ModelSpec((TensorSpec("x", *tensor),), (TensorSpec("y", *tensor),), 4, (1, 2, 4))
 

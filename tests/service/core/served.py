@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from service.core.errors import NotFound, NotReady
+from service.core.ports import Processing
 from service.core.serving import ServedModel
 from service.core.types import ModelSpec, ServingConfig, TensorSpec
 
@@ -76,8 +77,10 @@ class HeldModel:
         compute: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = double,
         *,
         held: bool = False,
+        processing: Processing | None = None,
     ) -> None:
         self._spec = spec
+        self.processing = processing
         self._compute = compute
         self.gate = threading.Event()
         if not held:
