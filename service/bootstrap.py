@@ -22,12 +22,14 @@ from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
+from service.adapters.health_checks import checks
 from service.adapters.kept_process import KeptProcess
 from service.adapters.nvml import Nvml
 from service.adapters.redis_dataset_uses import RedisDatasetUses
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.adapters.redis_webhooks import RedisWebhookStore
 from service.core.errors import InvalidRequest, NotReady
+from service.core.health import HealthMonitor
 from service.core.ports import Engine, JobQueue
 from service.core.retry import Backoff
 from service.settings import Settings
@@ -140,7 +142,9 @@ class Api:
         self._datasets = FileDatasetStore(settings.data_dir)
         self._unfinished = FileUploadStore(settings.data_dir)
         self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
-        self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock)
+        watched = checks(self._models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
+        self._health = HealthMonitor(watched, clock, stalled_s=settings.stalled_s)
+        self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
         self._repository = ModelRepository(self.registry, limits)
         self._stopping = asyncio.Event()
         starts = Starts(self._models, FileCheckpointStore(settings.data_dir), queue)
@@ -163,7 +167,7 @@ class Api:
 
         from service.api import metrics
         from service.api.nv_metrics import NvMetrics
-        from service.api.rest import v2, v2_operation, v2_repository
+        from service.api.rest import v1_status, v2, v2_operation, v2_repository
         from service.api.rest.app import create_app
         from service.api.rest.dispatch import Dispatcher
         from service.api.rest.server import build_server
@@ -182,6 +186,7 @@ class Api:
             v2.router(self._inference),
             v2_repository.router(self._repository, max_body_bytes=settings.max_request_bytes),
             v2_operation.router(self._inference),
+            v1_status.router(self._inference),
             measured,
         )
         app = create_app(self._context, routers, version=version("axon-server"))
@@ -217,6 +222,7 @@ class Api:
         self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
         self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
         self._tasks.append(asyncio.create_task(self._uploads.run(self._stopping)))
+        self._tasks.append(asyncio.create_task(self._health.run(self._stopping)))
         return Endpoints(settings.host, listener.getsockname()[1], grpc_port)
 
     async def wait_ready(self) -> None:

@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     registry_poll_s: float = Field(default=0.5, gt=0)
     """How often the store is asked for changes of other processes, such as a finished job's model, in seconds."""
 
+    min_free_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Least room on the file system of the data folder; with less the server is not ready."""
+
+    stalled_s: float = Field(default=10.0, gt=0)
+    """How much longer than its timeout one batch may compute before the server says that it hangs, in seconds."""
+
     device: str | None = None
     """JAX platform that serves (`cpu`, `cuda`); JAX's own choice without it."""
 

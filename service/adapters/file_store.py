@@ -4,6 +4,7 @@
     models/<name>/versions/<v>/bundle.axon   a published version: the folder is prepared in tmp/, synced, renamed
     models/<name>/versions/<v>/manifest.json
     datasets/<id>/<column>.npy, manifest.json, lock; columns of the same content are one file with several names
+    models/.store                            tells the store from the empty folder under a mount that went away
     tmp/                                     scratch; what a dead process left there goes at the next start
 
 `state.json` is the truth: a version folder that it calls removed is invisible even before it is gone. The folder of a
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from service.adapters.files import Scratch, locked, move, replace_json, sync, write_json
-from service.core.errors import Conflict, NotFound
+from service.core.errors import Conflict, NotFound, NotReady
 from service.core.names import check_name, is_name
 from service.core.ports import Clock
 from service.core.types import Column, ColumnStatistics, Dataset, Json, ModelState, StoredVersion
@@ -31,6 +32,7 @@ from service.core.types import Column, ColumnStatistics, Dataset, Json, ModelSta
 BUNDLE = "bundle.axon"
 MANIFEST = "manifest.json"
 STATE = "state.json"
+MARK = ".store"
 _SETTLED_NS = 1_000_000_000  # a file younger than the clock's grain may change again under the same stamp
 
 
@@ -79,6 +81,7 @@ class FileModelStore:
     def __init__(self, root: Path, clock: Clock) -> None:
         self._models = root / "models"
         self._models.mkdir(parents=True, exist_ok=True)
+        (self._models / MARK).touch()
         self._clock = clock
         self._scratch = Scratch(root / "tmp")
         self._seen: dict[str, tuple[tuple[int, int, int], _Document]] = {}
@@ -88,8 +91,20 @@ class FileModelStore:
         """Remove this process's scratch."""
         self._scratch.close()
 
+    def check(self) -> None:
+        """Raise `NotReady` when the store has gone (removed, unmounted) or cannot be written."""
+        try:
+            (self._models / MARK).stat()
+            os.scandir(self._models).close()
+        except OSError as error:
+            raise NotReady(f"the store of models is not there: {error.strerror}") from None
+        if not os.access(self._models, os.R_OK | os.W_OK | os.X_OK):
+            raise NotReady("the store of models cannot be written: its folder or file system forbids it")
+
     def models(self) -> list[str]:
-        """Names of all models, sorted."""
+        """Names of all models, sorted; raises `NotReady` for a store that has gone, whose models have not."""
+        if not (self._models / MARK).exists():
+            raise NotReady("the store of models is not there")
         names = filter(is_name, os.listdir(self._models))  # whatever else lies there is none of ours
         return [name for name in sorted(names) if (found := self._read(name)) is not None and not found.deleted]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from service.core.classification import largest
 from service.core.errors import NotFound, NotReady
+from service.core.health import Health, Part
 from service.core.ports import Clock
 from service.core.serving import ServedModel
 from service.core.types import InferRequest, InferResult, TensorSpec
@@ -77,12 +78,18 @@ class ModelMetadata:
 
 @final
 class InferenceService:
-    """Health, metadata and inference of everything that `registry` serves. Belongs to one event loop."""
+    """Health, metadata and inference of everything that `registry` serves. Belongs to one event loop.
 
-    def __init__(self, registry: ServedModels, server_name: str, version: str, clock: Clock) -> None:
+    `health` tells of what else the server stands on (None: nothing else is watched).
+    """
+
+    def __init__(
+        self, registry: ServedModels, server_name: str, version: str, clock: Clock, health: Health | None = None
+    ) -> None:
         self._registry = registry
         self._metadata = ServerMetadata(server_name, version, EXTENSIONS)
         self._clock = clock
+        self._health = health
 
     def live(self) -> bool:
         """Whether the process answers."""
@@ -90,7 +97,16 @@ class InferenceService:
 
     def ready(self) -> bool:
         """Whether it can take traffic."""
-        return self._registry.ready()
+        return not self.unready()
+
+    def unready(self) -> list[str]:
+        """Why it cannot take traffic; empty when it can."""
+        reasons = [] if self._registry.ready() else ["models are loading, or it is draining"]
+        return reasons + [f"{part.part}: {part.reason}" for part in self.parts() if part.required and part.reason]
+
+    def parts(self) -> list[Part]:
+        """What the server stands on, as it is now."""
+        return [] if self._health is None else self._health.parts()
 
     def server_metadata(self) -> ServerMetadata:
         """Name, version, extensions."""

@@ -34,8 +34,8 @@ def _add_server(routes: APIRouter, inference: InferenceService) -> None:
 
     @routes.get("/health/ready", summary="Whether the server takes traffic")
     async def ready() -> Response:
-        if not inference.ready():
-            raise NotReady("the server is not ready: models are loading, or it is draining")
+        if reasons := inference.unready():
+            raise NotReady(f"the server is not ready: {'; '.join(reasons)}")
         return _json({"ready": True, "live": True})
 
     @routes.get("/models", summary="Names of all models")
