@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +15,8 @@ from service.core.errors import InvalidRequest
 MAX_RANK = 64
 """NumPy's own limit on the number of dimensions."""
 
-MAX_ELEMENTS = 2**63 - 1
+MAX_ELEMENTS = 2**60 - 1
+"""NumPy counts bytes in 63 bits, and an element has up to 8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def name_of(dtype: np.dtype) -> str:
 
 
 def element_count(shape: Sequence[object], where: str) -> int:
-    """Number of elements of a client's `shape`; raises `InvalidRequest` on anything but integers >= 0 below 2**63."""
+    """Number of elements of a client's `shape`; raises `InvalidRequest` on anything but integers >= 0 below 2**60."""
     if len(shape) > MAX_RANK:
         raise InvalidRequest(f"{where}: expected at most {MAX_RANK} dimensions, got {len(shape)}")
     count = 1
@@ -84,7 +87,11 @@ def element_count(shape: Sequence[object], where: str) -> int:
         if type(size) is not int or size < 0:
             raise InvalidRequest(f"{where}: expected a shape of integers >= 0, got {str(list(shape))[:200]}")
         count *= size
-    # An axis of size 0 must not hide absurd sizes on the others: NumPy multiplies those first.
-    if count > MAX_ELEMENTS or (count == 0 and any(type(size) is int and size > MAX_ELEMENTS for size in shape)):
-        raise InvalidRequest(f"{where}: expected fewer than 2**63 elements, got shape {str(list(shape))[:200]}")
+    # An axis of size 0 must not hide absurd sizes on the others: NumPy multiplies those all the same.
+    if count > MAX_ELEMENTS or (count == 0 and _without_zeros(shape) > MAX_ELEMENTS):
+        raise InvalidRequest(f"{where}: expected fewer than 2**60 elements, got shape {str(list(shape))[:200]}")
     return count
+
+
+def _without_zeros(shape: Sequence[Any]) -> int:
+    return math.prod(size for size in shape if size)

@@ -171,7 +171,7 @@ def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tup
         _refuse_shared_memory(parameters, where)
         size = parameters.get("binary_data_size")
         if size is not None:
-            if "data" in item:
+            if item.get("data") is not None:
                 raise InvalidRequest(f"{where}: expected data or binary_data_size, got both")
             if type(size) is not int or not 0 <= size <= len(body) - offset:
                 raise InvalidRequest(
@@ -179,7 +179,7 @@ def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tup
                     f"got {str(size)[:64]}"
                 )
             return read_raw(body, offset, size, entry, shape, count, where), offset + size
-    if "data" not in item:
+    if item.get("data") is None:
         raise InvalidRequest(f"{where}: expected data or binary_data_size, got neither")
     return read_values(item["data"], entry, count, where).reshape(shape), offset
 

@@ -50,7 +50,12 @@ KEYS = st.sampled_from(
     ]
 )
 PARAMETERS = st.one_of(ODD, st.dictionaries(KEYS, ODD, max_size=3))
-SHAPES = st.one_of(ODD, st.lists(st.integers(0, 3), max_size=3), st.just([2**40, 2**40]), st.just([0, 2**63]))
+SHAPES = st.one_of(
+    ODD,
+    st.lists(st.integers(0, 3), max_size=3),
+    st.just([2**40, 2**40]),
+    st.sampled_from([[0, 2**63], [0, 2**60], [2**31, 0, 2**31]]),
+)
 TENSORS = st.fixed_dictionaries(
     {},
     optional={

@@ -56,7 +56,8 @@ def test_numpy_type_without_a_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "count"), [([], 1), ([0], 0), ([2, 3], 6), ([1, 0, 5], 0), ([2**62], 2**62), ([1] * 64, 1)]
+    ("shape", "count"),
+    [([], 1), ([0], 0), ([2, 3], 6), ([1, 0, 5], 0), ([2**59], 2**59), ([0, 2**59], 0), ([1] * 64, 1)],
 )
 def test_element_count_is_the_product(shape: list[int], count: int) -> None:
     """The empty product is one."""
@@ -65,9 +66,20 @@ def test_element_count_is_the_product(shape: list[int], count: int) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [[-1], [1.0], ["1"], [True], [None], [2**63], [2**32, 2**31], [0, 2**63], [0, 2**62, 4, 2**64], [1] * 65, [[1]]],
-)
+    [
+        [-1], [1.0], ["1"], [True], [None], [2**60], [2**30, 2**30], [0, 2**60], [2**30, 0, 2**30],
+        [0, 2**62, 4, 2**64], [1] * 65, [[1]],
+    ],
+)  # fmt: skip
 def test_hostile_shape_is_refused(shape: list[object]) -> None:
     """Negative, fractional, overflowing or endless shapes never reach an allocation."""
     with pytest.raises(InvalidRequest, match="input 'x'"):
         element_count(shape, "input 'x'")
+
+
+@pytest.mark.parametrize("scalar", [row[2] for row in PROTOCOL])
+def test_numpy_takes_every_shape_that_is_not_refused(scalar: type) -> None:
+    """The largest sizes beside a zero."""
+    for shape in ((0, 2**60 - 1), (2**30, 0, 2**29), (0, *[2] * 59)):
+        element_count(shape, "x")
+        assert np.empty(0, scalar).reshape(shape).shape == shape

@@ -297,6 +297,14 @@ async def test_empty_binary_tensor(server: Server) -> None:
     assert segments == b""
 
 
+async def test_data_of_null_is_no_data(server: Server) -> None:
+    """KServe's client writes it beside the size of a tensor without elements, in a body without the header."""
+    empty = {**binary_input(X[:0]), "data": None}
+    assert (await server.post({"inputs": [empty]})).json["outputs"][0]["shape"] == [0, 3]
+    body, headers = binary({"inputs": [{**binary_input(X), "data": None}]}, X.tobytes())
+    assert (await server.post(body, headers)).json["outputs"][0]["data"] == [2, 4, 6, 8, 10, 12]
+
+
 def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
     """Bodies, headers, and what the error must say."""
     good = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": X.ravel().tolist()}
@@ -315,10 +323,12 @@ def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
         ({"inputs": [{**good, "datatype": "FLOAT"}]}, {}, "datatype: expected one of"),
         ({"inputs": [{**good, "shape": [3, 2]}]}, {}, r"expected shape \[-1, 3\], got \[3, 2\]"),
         ({"inputs": [{**good, "shape": [-2, -3]}]}, {}, "integers >= 0"),
-        ({"inputs": [{**good, "shape": [2**32, 2**32]}]}, {}, r"fewer than 2\*\*63"),
+        ({"inputs": [{**good, "shape": [2**32, 2**32]}]}, {}, r"fewer than 2\*\*60"),
+        ({"inputs": [{**good, "shape": [0, 2**60], "data": []}]}, {}, r"fewer than 2\*\*60"),
         ({"inputs": [{**good, "shape": "23"}]}, {}, "expected a shape"),
         ({"inputs": [{**good, "data": "x"}]}, {}, "expected data to be a list"),
         ({"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32"}]}, {}, "got neither"),
+        ({"inputs": [{**good, "data": None}]}, {}, "got neither"),
         ({"inputs": [{**good, "parameters": 3}]}, {}, "parameters to be an object"),
         ({"inputs": [{**good, "parameters": {"binary_data_size": 24}}]}, {}, "got both"),
         ({"inputs": [{**good, "parameters": {"shared_memory_region": "r"}}]}, {}, "shared memory"),
