@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
-from service.core.serving_spec import most_of
+from service.core.serving_spec import most_of, open_size
 from service.core.types import BundleReport, Json, ServingConfig, TensorSpec
 
 
@@ -32,12 +32,20 @@ def serving_config(
 ) -> ServingConfig:
     """The settings' defaults with what the version's manifest says under `serving`, at most what the settings allow.
 
-    `override` is what a load asked for instead.
-
-    Uploads and jobs that ask for more are refused; what is stored may be older than the settings.
+    `override` is what a load asked for instead; without batch buckets of its own it cuts the version's at its largest
+    batch. Uploads and jobs that ask for more are refused; what is stored may be older than the settings.
     """
-    asked = {**(manifest.get("serving") or {}), **(override or {})}
+    own, instead = manifest.get("serving") or {}, override or {}
+    asked = {**own, **instead}
+    if buckets := asked.get("batch_buckets"):
+        given = instead if instead.keys() & {"batch_buckets", "max_batch_size"} else own
+        asked["max_batch_size"] = given.get("max_batch_size", buckets[-1])
     asked |= {name: min(asked[name], most) for name, most in most_of(defaults).items() if name in asked}
+    if buckets:
+        largest = max(asked["max_batch_size"], 1)
+        asked["batch_buckets"] = (*(size for size in buckets if size < largest), largest)
+    if "open_sizes" in asked:
+        asked["open_sizes"] = tuple(map(open_size, asked["open_sizes"]))
     if isinstance(exposed := asked.get("expose_intermediate"), list):
         asked["expose_intermediate"] = tuple(exposed)
     return replace(defaults, **{f.name: asked[f.name] for f in fields(defaults) if f.name in asked})
