@@ -1,8 +1,9 @@
-"""The extension classification: the largest values of an output as texts `value:index`."""
+"""The extension classification: the largest values of an output as texts `value:index:label`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,8 +14,10 @@ MAX_TEXTS = 100_000
 """Texts of one output: each costs some hundred bytes and a microsecond."""
 
 
-def largest(array: np.ndarray, count: int, where: str, *, batched: bool) -> np.ndarray:
+def largest(array: np.ndarray, count: int, where: str, *, batched: bool, labels: Sequence[str] = ()) -> np.ndarray:
     """The `count` largest values of every row as bytes `value:index`, the highest first; equal ones by their index.
+
+    With `labels`, which are those of places on the last axis, as `value:index:label`.
 
     `array` is `[...]`, or `[rows, ...]` when `batched`; the answer `[min(count, size of a row)]`, or with rows before.
     NaN comes last; values are the shortest texts that read back identically. Raises `InvalidRequest` for an output
@@ -34,5 +37,14 @@ def largest(array: np.ndarray, count: int, where: str, *, batched: bool) -> np.n
     order = np.argsort(~values if values.dtype.kind in "iu" else -values, axis=1, kind="stable")[:, :kept]
     texts = np.empty(rows * kept, object)
     found = np.take_along_axis(values, order, axis=1).ravel()
-    texts[:] = [f"{value!s}:{index}".encode() for value, index in zip(found, order.ravel().tolist(), strict=True)]
+    pairs = zip(found, order.ravel().tolist(), strict=True)
+    if labels:
+        size = array.shape[-1] if array.ndim else 1
+        texts[:] = [f"{value!s}:{index}{_label(labels, index % size)}".encode() for value, index in pairs]
+    else:
+        texts[:] = [f"{value!s}:{index}".encode() for value, index in pairs]
     return texts.reshape((rows, kept) if batched else (kept,))
+
+
+def _label(labels: Sequence[str], place: int) -> str:
+    return f":{labels[place]}" if place < len(labels) else ""

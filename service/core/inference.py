@@ -177,6 +177,7 @@ async def _classified(
     answer = dict(outputs)
     for name, count in classes.items():
         array = answer[name]
-        sort = partial(largest, array, count, f"{served.label}: output {name!r}", batched=batched)
+        labels = served.labels.get(name, ())
+        sort = partial(largest, array, count, f"{served.label}: output {name!r}", batched=batched, labels=labels)
         answer[name] = sort() if array.size <= _SORTED_AT_ONCE else await asyncio.to_thread(sort)
     return answer

@@ -12,6 +12,7 @@ from service.core.batching import Batcher, Tensors
 from service.core.datatypes import datatype, name_of
 from service.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.core.ports import Clock, LoadedModel
+from service.core.processing import Processor
 from service.core.statistics import Statistics
 from service.core.types import ModelSpec, ServingConfig, TensorSpec
 
@@ -28,7 +29,8 @@ class ServedModel:
     """One version of one model, ready to answer.
 
     Owns `loaded`: it is closed once the last batch has run. Belongs to one event loop. `statistics` are those to count
-    on; `load_s` is how long loading took, in seconds.
+    on; `load_s` is how long loading took, in seconds. `spec` is what clients send and get, `labels` are the texts of
+    an output's classes.
     """
 
     def __init__(
@@ -43,20 +45,25 @@ class ServedModel:
         self.name = name
         self.version = version
         self.config = config
-        self.spec: ModelSpec = loaded.spec
         self.statistics = Statistics() if statistics is None else statistics
         self.load_s = 0.0
         self.label = f"model {name!r} version {version}"
+        own, around = loaded.spec, loaded.processing
+        self._processor: Processor | None = None
+        if around is not None:
+            self._processor = Processor(around, own, label=self.label, max_bytes=config.max_queue_bytes)
+        self.labels: Mapping[str, Sequence[str]] = {} if around is None else around.labels
+        self.spec: ModelSpec = self._processor.spec if self._processor else own
         self._clock = clock
         self._timeout_s = config.default_timeout_us * 1e-6
         self._outputs = frozenset(tensor.name for tensor in (*self.spec.outputs, *self.spec.intermediates))
         # Without intermediates an answer goes out as the batch gave it.
         self._declared = [tensor.name for tensor in self.spec.outputs] if self.spec.intermediates else None
-        self._batched = self.spec.max_batch_size > 0
-        self._expected = {tensor.name: (datatype(tensor.datatype).dtype, tensor.shape) for tensor in self.spec.inputs}
+        self._batched = own.max_batch_size > 0
+        self._inputs = own.inputs
+        self._expected = {tensor.name: (datatype(tensor.datatype).dtype, tensor.shape) for tensor in own.inputs}
         self._rows_of = {
-            tensor.name: (datatype(tensor.datatype).dtype, len(tensor.shape), tensor.shape[1:])
-            for tensor in self.spec.inputs
+            tensor.name: (datatype(tensor.datatype).dtype, len(tensor.shape), tensor.shape[1:]) for tensor in own.inputs
         }
         self._batcher = Batcher(loaded, config, clock, label=self.label, statistics=self.statistics)
 
@@ -68,7 +75,8 @@ class ServedModel:
     @property
     def in_flight(self) -> int:
         """Requests waiting or being computed."""
-        return self._batcher.depth + self._batcher.running
+        preparing = 0 if self._processor is None else self._processor.running
+        return self._batcher.depth + self._batcher.running + preparing
 
     async def infer(
         self,
@@ -84,6 +92,8 @@ class ServedModel:
         """
         latest = self._clock.monotonic() + self._timeout_s
         try:
+            if self._processor is not None:
+                inputs = await self._processor.before(inputs)
             rows = self.validate(inputs)
             if outputs is not None:
                 self._check_outputs(outputs)
@@ -102,11 +112,13 @@ class ServedModel:
         except asyncio.CancelledError:
             self._batcher.discard(pending)
             raise
+        if self._processor is not None:
+            return await self._processor.after(answer, outputs)
         names = self._declared if outputs is None else outputs
         return answer if names is None else {name: answer[name] for name in names}
 
     def validate(self, inputs: Mapping[str, np.ndarray]) -> int:
-        """Check `inputs` against the spec and return the number of rows (1 for a model that is not batched).
+        """Check the model's own `inputs`, and return the number of rows (1 for a model that is not batched).
 
         Raises `InvalidRequest` that names the model, the input, and the expected and given datatype or shape.
         """
@@ -131,7 +143,11 @@ class ServedModel:
 
         Returns whether everything has ended; if not, the model is freed after the batch it is computing.
         """
-        return await asyncio.to_thread(self._batcher.close, drain_s)
+        if self._processor is not None:
+            began = self._clock.monotonic()
+            await self._processor.drain(drain_s)
+            drain_s -= self._clock.monotonic() - began
+        return await asyncio.to_thread(self._batcher.close, max(drain_s, 0.0))
 
     def _check_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
         unknown = [name for name in inputs if name not in self._expected]
@@ -140,7 +156,7 @@ class ServedModel:
             expected = ", ".join(map(repr, self._expected))
             got = ", ".join(repr(name[:128]) for name in inputs) or "none"
             raise InvalidRequest(f"{self.label}: expected the inputs {expected}, got {got}"[:2000])
-        for tensor in self.spec.inputs:
+        for tensor in self._inputs:
             self._check_tensor(tensor, inputs[tensor.name])
 
     def _check_tensor(self, tensor: TensorSpec, array: np.ndarray) -> None:

@@ -1,0 +1,142 @@
+"""What a served version does around its model: what clients send becomes the model's inputs, its outputs the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar, final
+
+import numpy as np
+
+from service.core.datatypes import name_of
+from service.core.errors import InvalidRequest, Overloaded
+from service.core.ports import InputStep, Processing
+from service.core.types import ModelSpec, TensorSpec
+
+MAX_TEXT_BYTES = 2**20
+"""Of one text: splitting it into tokens holds up everything else for a moment."""
+
+_AT_ONCE_BYTES = 16_384
+"""What is worked on in the event loop, in about the time that a thread takes to be called for."""
+
+_THREADS = 2
+"""Requests of one model that are worked on at the same time; the others wait."""
+
+Tensors = dict[str, np.ndarray]
+_Result = TypeVar("_Result")
+
+
+@final
+class Processor:
+    """The steps of one served version. Belongs to one event loop.
+
+    `spec` is what clients are told: the model's, with inputs and outputs as they are on the wire. `max_bytes` bounds
+    the inputs that wait to be worked on together.
+    """
+
+    def __init__(self, processing: Processing, spec: ModelSpec, *, label: str, max_bytes: int) -> None:
+        self._inputs = processing.inputs
+        self._outputs = processing.outputs
+        self._label = label
+        self._max_bytes = max_bytes
+        self._max_rows = max(spec.max_batch_size, *spec.buckets, 0)
+        self._threads = asyncio.Semaphore(_THREADS)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.running = 0
+        self._bytes = 0
+        given = {tensor.name: self._given(tensor.name, (tensor,)) for tensor in spec.outputs}
+        self._source = {tensor.name: name for name, tensors in given.items() for tensor in tensors}
+        self._source |= {tensor.name: tensor.name for tensor in spec.intermediates}
+        self._declared = [tensor.name for tensors in given.values() for tensor in tensors]
+        self.spec = replace(
+            spec,
+            inputs=tuple(t if t.name not in self._inputs else self._inputs[t.name].spec for t in spec.inputs),
+            outputs=tuple(tensor for tensors in given.values() for tensor in tensors),
+        )
+
+    def _given(self, name: str, plain: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        step = self._outputs.get(name)
+        return plain if step is None else step.specs
+
+    async def before(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The model's own inputs; what is wrong with others than those that have steps is left to its own check.
+
+        Long ones are worked on in a thread. Raises `InvalidRequest`, and `Overloaded` when too much waits already.
+        """
+        if not all(name in inputs for name in self._inputs):
+            return inputs
+        size = sum(self._check(step, inputs[name]) for name, step in self._inputs.items())
+        work = partial(self._prepared, inputs)
+        if size <= _AT_ONCE_BYTES:
+            return work()
+        if self._bytes + size > self._max_bytes:
+            raise Overloaded(
+                f"{self._label}: {self._bytes} bytes of inputs wait to be preprocessed (at most {self._max_bytes})"
+            )
+        self.running += 1
+        self._bytes += size
+        self._idle.clear()
+        try:
+            return await self._in_thread(work)
+        finally:
+            self.running -= 1
+            self._bytes -= size
+            if self.running == 0:
+                self._idle.set()
+
+    async def after(self, outputs: Tensors, names: Sequence[str] | None) -> Tensors:
+        """The outputs that clients get in place of the model's: `names` in that order, None for the declared ones."""
+        wanted = self._declared if names is None else names
+        steps = {source for name in wanted if (source := self._source[name]) in self._outputs}
+        work = partial(self._finished, outputs, wanted, steps)
+        if sum(outputs[name].nbytes for name in steps) <= _AT_ONCE_BYTES:
+            return work()
+        return await self._in_thread(work)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until nothing is worked on before the model, for so long at most."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        async with self._threads:
+            return await asyncio.to_thread(work)
+
+    def _prepared(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        prepared = dict(inputs)
+        for name, step in self._inputs.items():
+            prepared[name] = step.apply(inputs[name], f"{self._label}: input {name!r}")
+        return prepared
+
+    def _finished(self, outputs: Tensors, names: Sequence[str], steps: set[str]) -> Tensors:
+        finished = dict(outputs)
+        for name in steps:
+            finished |= self._outputs[name].apply(outputs[name])
+        return {name: finished[name] for name in names}
+
+    def _check(self, step: InputStep, array: np.ndarray) -> int:
+        """Bytes of an input, once its datatype, shape and the length of its texts are known to fit."""
+        spec = step.spec
+        where = f"{self._label}: input {spec.name!r}"
+        if (got := name_of(array.dtype)) not in step.datatypes:
+            known = [spec.datatype, *sorted(step.datatypes - {spec.datatype})]
+            raise InvalidRequest(f"{where}: expected datatype {' or '.join(known)}, got {got}")
+        fits = array.ndim == len(spec.shape) and all(
+            expected in (-1, size) for expected, size in zip(spec.shape, array.shape, strict=True)
+        )
+        if not fits:
+            raise InvalidRequest(f"{where}: expected shape {list(spec.shape)}, got {list(array.shape)}")
+        if array.ndim and array.shape[0] > self._max_rows > 0:
+            raise InvalidRequest(f"{where}: expected at most {self._max_rows} rows in one request, got {len(array)}")
+        if not array.dtype.hasobject:
+            return array.nbytes
+        lengths = [len(text) for text in array.ravel().tolist()]
+        if lengths and (longest := max(lengths)) > MAX_TEXT_BYTES:
+            row = lengths.index(longest)
+            raise InvalidRequest(f"{where}: expected at most {MAX_TEXT_BYTES} bytes in a text, got {longest} in {row=}")
+        return sum(lengths)
