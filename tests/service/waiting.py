@@ -7,9 +7,12 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+WAIT_S = 120.0
+"""How long tests wait for what must come: never reached, so long enough for a slow machine with much else to do."""
+
 
 async def wait_until(
-    condition: Callable[[], Any | Awaitable[Any]], *, within_s: float = 20.0, every_s: float = 0.01
+    condition: Callable[[], Any | Awaitable[Any]], *, within_s: float = WAIT_S, every_s: float = 0.01
 ) -> Any:
     """Ask until the answer is true and return it; fails after `within_s`."""
     async with asyncio.timeout(within_s):

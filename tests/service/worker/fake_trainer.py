@@ -46,10 +46,15 @@ def crash(job: TrainerJob, channel: Channel) -> int:
     return 3
 
 
-def crash_if_seeded(job: TrainerJob, channel: Channel) -> int:
-    """Crashes in the first attempt at a job with a seed, and heeds a cancellation."""
-    if job.spec["seed"] and job.attempt == 1:
+def by_seed(job: TrainerJob, channel: Channel) -> int:
+    """Seed 0 ends after a checkpoint, 1 crashes in its first attempt before that, 2 goes on until it is asked to stop."""
+    if job.spec["seed"] == 1 and job.attempt == 1:
         return 3
+    while job.spec["seed"] == 2 and not channel.stopping:
+        time.sleep(0.005)
+    save(job, channel, 5)
+    while channel.acknowledged < 5 and not channel.stopping:
+        time.sleep(0.005)
     return EXIT_STOPPED if channel.stopping else finish(job, channel)
 
 
@@ -163,7 +168,7 @@ BEHAVIOURS["measured"] = measured
 BEHAVIOURS["until_told_where"] = until_told_where
 BEHAVIOURS["until_told"] = until_told
 BEHAVIOURS["steady"] = steady
-BEHAVIOURS["crash_if_seeded"] = crash_if_seeded
+BEHAVIOURS["by_seed"] = by_seed
 BEHAVIOURS["restless_once"] = restless_once
 BEHAVIOURS["finish"] = just_finish
 
