@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar, final
@@ -42,7 +43,8 @@ class Processor:
         self._label = label
         self._max_bytes = max_bytes
         self._max_rows = max(spec.max_batch_size, *spec.buckets, 0)
-        self._threads = asyncio.Semaphore(_THREADS)
+        # Its threads end with it. One that a caller no longer waits for still counts, so callers cannot get more.
+        self._threads = ThreadPoolExecutor(_THREADS, f"processing {label}")
         self._idle = asyncio.Event()
         self._idle.set()
         self.running = 0
@@ -104,8 +106,7 @@ class Processor:
             return
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        async with self._threads:
-            return await asyncio.to_thread(work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _prepared(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         prepared = dict(inputs)
