@@ -13,14 +13,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.conformance.environments import make
+from tests.conformance.environments import NotOffered, make
 from tests.conformance.server import Running, running
 
 HERE = Path(__file__).parent
-FAMILY_S = 600
+FAMILY_S = 300
 FAMILIES = {
     "tritonclient": ("tritonclient http", "tritonclient http aio", "tritonclient grpc", "tritonclient grpc aio"),
     "kserve": ("kserve rest", "kserve grpc"),
@@ -30,7 +31,7 @@ FAMILIES = {
 }
 """Each family's clients, as its script names them."""
 SHORT = ("tritonclient",)
-console = Console(width=None if sys.stdout.isatty() else 160)
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,20 @@ def main() -> int:
         started = time.monotonic()
         try:
             pythons[family] = make(family)
+        except NotOffered as reason:
+            outcomes.append(Outcome(FAMILIES[family][0], "the environment", None, str(reason)))
         except RuntimeError as error:
             outcomes.append(Outcome(FAMILIES[family][0], "the environment", False, str(error)))
         console.print(f"{family}: environment in {time.monotonic() - started:.1f} s", style="dim")
+    if pythons:
+        outcomes += ask(pythons)
+    show(outcomes)
+    return int(any(outcome.ok is False for outcome in outcomes))
+
+
+def ask(pythons: dict[str, Path]) -> list[Outcome]:
+    """What each family found, with one server for all."""
+    outcomes: list[Outcome] = []
     with running([client for family in pythons for client in FAMILIES[family]]) as server:
         for family, python in pythons.items():
             started = time.monotonic()
@@ -66,8 +78,7 @@ def main() -> int:
             console.print(f"{family}: {len(found)} cases in {time.monotonic() - started:.1f} s", style="dim")
             outcomes += found
         outcomes.append(log_is_clean(server))
-    show(outcomes)
-    return int(any(outcome.ok is False for outcome in outcomes))
+    return outcomes
 
 
 def run(family: str, python: Path, server: Running) -> list[Outcome]:
@@ -105,20 +116,22 @@ def show(outcomes: list[Outcome]) -> None:
     """The table, then every reason."""
     clients = list(dict.fromkeys(outcome.client for outcome in outcomes))
     cells = {(outcome.case, outcome.client): outcome.ok for outcome in outcomes}
-    table = Table(title="Open Inference Protocol: clients and cases")
-    table.add_column("case")
+    table = Table(title="Open Inference Protocol: clients and cases", box=box.SIMPLE_HEAD)
+    table.add_column("case", no_wrap=True)
     for client in clients:
-        table.add_column(client, justify="center", overflow="fold")
+        table.add_column(client.replace(" ", "\n"), justify="center", no_wrap=True)
     marks = {True: "[green]ok[/]", False: "[bold red]FAILED[/]", None: "[yellow]not run[/]"}
     for case in dict.fromkeys(outcome.case for outcome in outcomes):
         table.add_row(case, *(marks[cells[case, client]] if (case, client) in cells else "" for client in clients))
     console.print(table)
     for ok, title in ((None, "not run"), (False, "failed")):
+        reasons: dict[tuple[str, str], list[str]] = {}
         for outcome in outcomes:
             if outcome.ok is ok:
-                console.print(
-                    f"{title}: {outcome.client}: {outcome.case}: {outcome.reason}", markup=False, soft_wrap=True
-                )
+                reasons.setdefault((outcome.client, outcome.reason), []).append(outcome.case)
+        for (client, reason), names in reasons.items():
+            line = f"{title}: {client}: {', '.join(names)}: {reason}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     counts = {ok: sum(outcome.ok is ok for outcome in outcomes) for ok in marks}
     console.print(f"{len(outcomes)} cases: {counts[True]} passed, {counts[False]} failed, {counts[None]} not run")
 

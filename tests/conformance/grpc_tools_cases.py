@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -110,4 +109,4 @@ def _(channel: grpc.Channel) -> None:
 
 
 if __name__ == "__main__":
-    cases.main(dict.fromkeys((REFLECTION, HEALTH), functools.partial(connect)))
+    cases.main(dict.fromkeys((REFLECTION, HEALTH), connect))

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.numpy import save
 
 from service.client import Client
-from tests.conformance.values import ALIASED, ECHO, MAX_BATCH, MLP, SIMPLE, echo, mlp_params, movable
+from tests.conformance.values import ALIASED, ECHO, MAX_BATCH, MLP, SIMPLE, echo, echo_graph, mlp_params, movable
 
 START_S = 120
 STOP_S = 60
@@ -71,13 +71,13 @@ def _process(folder: Path) -> Iterator[Running]:
 
 def _fill(client: Client, clients: list[str]) -> None:
     for datatype, dtype in ECHO.items():
-        client.submit(echo(datatype), graph=_echo(dtype))
+        client.submit(echo(datatype), graph=echo_graph(dtype))
     client.submit(MLP, graph=_MLP, params=save(mlp_params()), alias="prod")
     client.submit(SIMPLE, graph=_SIMPLE)
-    client.submit(ALIASED, graph=_echo("f32"), alias="prod")
-    client.submit(ALIASED, graph=_echo("f32"))
+    client.submit(ALIASED, graph=echo_graph("f32"), alias="prod")
+    client.submit(ALIASED, graph=echo_graph("f32"))
     for name in clients:
-        client.submit(movable(name), graph=_echo("f32"))
+        client.submit(movable(name), graph=echo_graph("f32"))
 
 
 def _graph(nodes: list[dict[str, Any]], outputs: str | dict[str, str]) -> dict[str, Any]:
@@ -86,10 +86,6 @@ def _graph(nodes: list[dict[str, Any]], outputs: str | dict[str, str]) -> dict[s
 
 def _input(name: str, units: int, dtype: str) -> dict[str, Any]:
     return {"name": name, "op": "input", "options": {"shape": [None, units], "dtype": dtype}}
-
-
-def _echo(dtype: str) -> dict[str, Any]:
-    return _graph([_input("x", 4, dtype), {"name": "y", "op": "flatten", "inputs": ["x"]}], "y")
 
 
 _SIMPLE = _graph(

@@ -10,143 +10,32 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from harness import Cases, NotRun, contains, same
+from harness import NotRun, contains, same
 from tritonclient.grpc import service_pb2
-from tritonclient_wire import ALL, CONNECT, FORBIDDEN, GRPC, HTTP, INVALID, LATE, NOT_OFFERED, NOT_READY, UNKNOWN, Wire
-from values import ALIASED, DTYPES, ECHO, MLP, SIMPLE, close, echo, equal, extremes, features, mlp, movable, non_finite
+from tritonclient_management import cases
+from tritonclient_wire import ALL, CONNECT, FORMS, GRPC, HTTP, INVALID, LATE, UNKNOWN, Wire
+from values import ALIASED, DTYPES, MLP, SIMPLE, close, echo, equal, extremes, features, mlp, non_finite
 
-EXTENSIONS = {
-    "binary_tensor_data",
-    "classification",
-    "logging",
-    "model_configuration",
-    "model_repository",
-    "parameters",
-    "schedule_policy",
-    "statistics",
-}
-FLAGS = (False, True)
-cases = Cases()
 case = cases.case
 
 
-@case("server is live and ready", *ALL)
-async def _(wire: Wire) -> None:
-    same(await wire.call("is_server_live"), True, "live")
-    same(await wire.call("is_server_ready"), True, "ready")
+async def echoes(wire: Wire, datatype: str, x: np.ndarray, *, given_forms: tuple[bool, ...] | None = None) -> None:
+    """Fail unless `x` comes back bit for bit, in every form in and out (or in `given_forms` in)."""
+    for given in given_forms or wire.forms:
+        for asked in wire.forms:
+            outputs = [wire.output("y", binary=asked)]
+            found = (await wire.infer(echo(datatype), {"x": x}, binary=given, outputs=outputs)).as_numpy("y")
+            try:
+                equal(found, x)
+            except AssertionError as error:
+                raise AssertionError(f"{datatype}, binary in {given}, binary out {asked}: {error}") from error
 
 
-@case("model is ready, or not known", *ALL)
-async def _(wire: Wire) -> None:
-    same(await wire.call("is_model_ready", MLP), True, "ready")
-    same(await wire.call("is_model_ready", MLP, "1"), True, "version 1 ready")
-    same(await wire.call("is_model_ready", MLP, "prod"), True, "alias ready")
-    if wire.is_http:
-        same(await wire.call("is_model_ready", "nowhere"), False, "unknown model ready")
-    else:
-        await wire.refused("nowhere", status=UNKNOWN, call=wire.call("is_model_ready", "nowhere"))
+for _given, _in in FORMS.items():
+    for _asked, _out in FORMS.items():
 
-
-@case("server metadata", *ALL)
-async def _(wire: Wire) -> None:
-    metadata = await wire.call("get_server_metadata")
-    same(bool(metadata["name"] and metadata["version"]), True, "name and version")
-    missing = EXTENSIONS - set(metadata["extensions"])
-    same(missing, set(), "extensions that are not listed")
-    same("generate" in metadata["extensions"], False, "generate is listed")
-
-
-@case("model metadata", *ALL)
-async def _(wire: Wire) -> None:
-    for version in ("", "1"):
-        metadata = await wire.call("get_model_metadata", SIMPLE, version)
-        same(metadata["name"], SIMPLE, "name")
-        same(metadata["versions"], ["1"], "versions")
-        for side, names in (("inputs", ("INPUT0", "INPUT1")), ("outputs", ("OUTPUT0", "OUTPUT1"))):
-            found = [(t["name"], t["datatype"], [int(size) for size in t["shape"]]) for t in metadata[side]]
-            same(found, [(name, "INT32", [-1, 16]) for name in names], side)
-    for datatype in ECHO:
-        metadata = await wire.call("get_model_metadata", echo(datatype))
-        same([t["datatype"] for t in (*metadata["inputs"], *metadata["outputs"])], [datatype] * 2, "datatypes")
-    await wire.refused("nowhere", status=UNKNOWN, call=wire.call("get_model_metadata", "nowhere"))
-
-
-@case("model configuration", *ALL)
-async def _(wire: Wire) -> None:
-    config = await wire.call("get_model_config", MLP)
-    config = config if wire.is_http else config["config"]
-    same(config["name"], MLP, "name")
-    same(config["max_batch_size"], 8, "max_batch_size")
-    (given,), (asked,) = config["input"], config["output"]
-    same((given["name"], given["data_type"], [int(s) for s in given["dims"]]), ("features", "TYPE_FP32", [8]), "input")
-    asked = (asked["name"], asked["data_type"], [int(size) for size in asked["dims"]])
-    same(asked, ("probabilities", "TYPE_FP32", [3]), "output")
-    same("dynamic_batching" in config, True, "batched")
-
-
-@case("statistics rise by one per request", *ALL)
-async def _(wire: Wire) -> None:
-    async def counts() -> dict[str, int]:
-        (stats,) = (await wire.call("get_inference_statistics", MLP, "1"))["model_stats"]
-        same((stats["name"], stats["version"]), (MLP, "1"), "whose statistics")
-        spans = stats["inference_stats"]
-        keys = [
-            "success",
-            "fail",
-            "queue",
-            "compute_input",
-            "compute_infer",
-            "compute_output",
-            "cache_hit",
-            "cache_miss",
-        ]
-        same([key for key in keys if key not in spans], [], "missing inference_stats")
-        if wire.is_http:
-            numbers = [spans[key][part] for key in keys for part in ("count", "ns")]
-            same({type(number) for number in numbers}, {int}, "types of durations")
-        counted = {key: int(spans[key].get("count", 0)) for key in ("success", "queue", "compute_infer")}
-        return counted | {"samples": int(stats["inference_count"]), "batches": int(stats["execution_count"])}
-
-    await wire.infer(MLP, {"features": features(3)})
-    before = await counts()
-    await wire.infer(MLP, {"features": features(3)})
-    after = await counts()
-    rise = {key: after[key] - before[key] for key in after}
-    same(rise, {"success": 1, "queue": 1, "compute_infer": 1, "samples": 3, "batches": 1}, "rise")
-    everything = (await wire.call("get_inference_statistics"))["model_stats"]
-    same({MLP, SIMPLE} <= {each["name"] for each in everything}, True, "all models' statistics")
-
-
-@case("repository index", *ALL)
-async def _(wire: Wire) -> None:
-    index = await wire.call("get_model_repository_index")
-    index = index if wire.is_http else index["models"]
-    found = {(each["name"], each.get("version"), each["state"]) for each in index}
-    expected = {(MLP, "1", "READY"), (ALIASED, "1", "READY"), (ALIASED, "2", "READY")}
-    same(expected - found, set(), "entries that are missing")
-
-
-@case("unload, load", *ALL)
-async def _(wire: Wire) -> None:
-    model, x = movable(wire.name), np.ones((1, 4), np.float32)
-    equal((await wire.infer(model, {"x": x})).as_numpy("y"), x)
-    await wire.call("unload_model", model)
-    same(await wire.call("is_model_ready", model), False, "ready when unloaded")
-    await wire.refused(model, status=NOT_READY, call=wire.infer(model, {"x": x}))
-    index = await wire.call("get_model_repository_index")
-    states = [each["state"] for each in (index if wire.is_http else index["models"]) if each["name"] == model]
-    same(states, ["UNAVAILABLE"], "states in the index when unloaded")
-    await wire.call("load_model", model)
-    same(await wire.call("is_model_ready", model), True, "ready when loaded")
-    equal((await wire.infer(model, {"x": x})).as_numpy("y"), x)
-    await wire.refused("nowhere", status=UNKNOWN, call=wire.call("load_model", "nowhere"))
-
-
-for _in in FLAGS:
-    for _out in FLAGS:
-
-        @case(f"infer {('JSON', 'binary')[_in]} in, {('JSON', 'binary')[_out]} out", *HTTP)
-        async def _(wire: Wire, given: bool = _in, asked: bool = _out) -> None:
+        @case(f"infer {_in} in, {_out} out", *HTTP)
+        async def _(wire: Wire, given: bool = _given, asked: bool = _asked) -> None:
             x = features()
             outputs = [wire.output("probabilities", binary=asked)]
             result = await wire.infer(MLP, {"features": x}, binary=given, outputs=outputs, request_id="a 1")
@@ -207,18 +96,13 @@ for _datatype in DTYPES:
     @case(f"datatype {_datatype}", *ALL)
     async def _(wire: Wire, datatype: str = _datatype) -> None:
         x = extremes(datatype)
-        for given in FLAGS if wire.is_http else (True,):
-            for asked in FLAGS if wire.is_http else (True,):
-                outputs = [wire.output("y", binary=asked)]
-                equal((await wire.infer(echo(datatype), {"x": x}, binary=given, outputs=outputs)).as_numpy("y"), x)
+        await echoes(wire, datatype, x)
 
 
 @case("datatype BF16", *ALL)
 async def _(wire: Wire) -> None:
     x = np.array([[0.1, -1 / 3, 3e38, 1e-38]]).astype(ml_dtypes.bfloat16)
-    for asked in FLAGS if wire.is_http else (True,):
-        answer = await wire.infer(echo("BF16"), {"x": x}, outputs=[wire.output("y", binary=asked)])
-        equal(answer.as_numpy("y"), x)
+    await echoes(wire, "BF16", x, given_forms=(True,))  # the client sends it as bytes only
 
 
 @case("datatype BYTES", *ALL)
@@ -230,11 +114,7 @@ async def _(wire: Wire) -> None:
 async def _(wire: Wire) -> None:
     for datatype, limit in (("INT64", 2**63 - 1), ("INT64", -(2**63)), ("UINT64", 2**64 - 1)):
         x = np.array([[limit] * 4], DTYPES[datatype])
-        for given in FLAGS if wire.is_http else (True,):
-            for asked in FLAGS if wire.is_http else (True,):
-                outputs = [wire.output("y", binary=asked)]
-                answer = (await wire.infer(echo(datatype), {"x": x}, binary=given, outputs=outputs)).as_numpy("y")
-                same([int(value) for value in answer.ravel()], [limit] * 4, f"{datatype} in {given}, out {asked}")
+        await echoes(wire, datatype, x)
         if not wire.is_http:
             equal(await typed(wire, echo(datatype), datatype, TYPED[datatype], [limit] * 4), x)
 
@@ -243,20 +123,14 @@ async def _(wire: Wire) -> None:
 async def _(wire: Wire) -> None:
     for datatype in ("FP16", "FP32", "FP64"):
         x = non_finite(DTYPES[datatype])
-        for given in FLAGS if wire.is_http else (True,):
-            for asked in FLAGS if wire.is_http else (True,):
-                outputs = [wire.output("y", binary=asked)]
-                equal((await wire.infer(echo(datatype), {"x": x}, binary=given, outputs=outputs)).as_numpy("y"), x)
+        await echoes(wire, datatype, x)
 
 
 @case("tensors without elements", *ALL)
 async def _(wire: Wire) -> None:
     for datatype in ("FP32", "INT64", "BOOL"):
         x = np.empty((0, 4), DTYPES[datatype])
-        for given in FLAGS if wire.is_http else (True,):
-            for asked in FLAGS if wire.is_http else (True,):
-                outputs = [wire.output("y", binary=asked)]
-                equal((await wire.infer(echo(datatype), {"x": x}, binary=given, outputs=outputs)).as_numpy("y"), x)
+        await echoes(wire, datatype, x)
 
 
 @case("several inputs, outputs in the order asked for", *ALL)
@@ -286,7 +160,7 @@ for _codec in ("gzip", "deflate"):
             return close(result.as_numpy("probabilities"), mlp(x))
         one, other = {"request_compression_algorithm": codec}, {"response_compression_algorithm": codec}
         for options in (one, other, one | other):
-            for binary in FLAGS:
+            for binary in FORMS:
                 outputs = [wire.output("probabilities", binary=binary)]
                 result = await wire.infer(MLP, {"features": x}, binary=binary, outputs=outputs, **options)
                 close(result.as_numpy("probabilities"), mlp(x))
@@ -297,7 +171,7 @@ for _codec in ("gzip", "deflate"):
 @case("classification", *ALL)
 async def _(wire: Wire) -> None:
     x = np.array([[0.25, 4.0, -1.0, 2.5], [3.0, 0.5, 1.0, 0.0]], np.float32)
-    for asked in FLAGS if wire.is_http else (True,):
+    for asked in wire.forms:
         outputs = [wire.output("y", binary=asked, class_count=2)]
         found = (await wire.infer(echo("FP32"), {"x": x}, outputs=outputs)).as_numpy("y")
         same(found.shape, (2, 2), "shape")
@@ -441,27 +315,6 @@ async def _(wire: Wire) -> None:
     same(error, None, "error")
     equal(result.as_numpy("y"), np.full((1, 4), 3, np.float32))
     same(result.get_response().parameters["triton_final_response"].bool_param, True, "triton_final_response")
-
-
-@case("logging is read, and written by no one", *ALL)
-async def _(wire: Wire) -> None:
-    settings = await wire.call("get_log_settings")
-    settings = settings if wire.is_http else settings["settings"]
-    keys = {"log_file", "log_info", "log_warning", "log_error", "log_verbose_level", "log_format"}
-    same(keys - set(settings), set(), "settings that are missing")
-    await wire.refused(status=FORBIDDEN, call=wire.call("update_log_settings", {"log_verbose_level": 1}))
-
-
-@case("shared memory is off", *ALL)
-async def _(wire: Wire) -> None:
-    for kind in ("system", "cuda"):
-        status = await wire.call(f"get_{kind}_shared_memory_status")
-        same(status if wire.is_http else status.get("regions", {}), [] if wire.is_http else {}, f"{kind} regions")
-        await wire.call(f"unregister_{kind}_shared_memory")
-    register = wire.call("register_system_shared_memory", "region", "/region", 64)
-    await wire.refused("shared memory", status=NOT_OFFERED, call=register)
-    register = wire.call("register_cuda_shared_memory", "region", b"aGFuZGxl", 0, 64)
-    await wire.refused("shared memory", status=NOT_OFFERED, call=register)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ import tritonclient.grpc as grpc_module
 import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http_module
 import tritonclient.http.aio as http_aio
-from harness import Server, contains, same
+from harness import Cases, Server, contains, same
 from tritonclient.utils import InferenceServerException
 from values import DTYPES
 
 HTTP = ("tritonclient http", "tritonclient http aio")
 GRPC = ("tritonclient grpc", "tritonclient grpc aio")
 ALL = (*HTTP, *GRPC)
+FORMS = {False: "JSON", True: "binary"}
+"""How tensors travel over HTTP; over gRPC they are always bytes."""
+cases = Cases()
 _NAMES = {scalar: name for name, scalar in DTYPES.items()}
 
 INVALID = ("400", "INVALID_ARGUMENT")
@@ -39,6 +42,7 @@ class Wire:
         self.name, self.module, self.client = name, module, client
         self.is_http = name in HTTP
         self.is_aio = name.endswith("aio")
+        self.forms = tuple(FORMS) if self.is_http else (True,)
 
     async def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         """A method of the client; gRPC's messages as dictionaries."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 ECHO = {
@@ -50,6 +52,13 @@ TOLERANCE = 1e-6
 def echo(datatype: str) -> str:
     """The model that gives back what it gets."""
     return f"echo_{datatype.lower()}"
+
+
+def echo_graph(dtype: str) -> dict[str, Any]:
+    """The graph of an echo, `dtype` in the graph's own short name."""
+    given = {"name": "x", "op": "input", "options": {"shape": [None, 4], "dtype": dtype}}
+    nodes = [given, {"name": "y", "op": "flatten", "inputs": ["x"]}]
+    return {"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": "y"}
 
 
 def movable(client: str) -> str:
