@@ -9,6 +9,8 @@ import numpy as np
 
 from engine.errors import DataError, OptionError
 from engine.functional.options import as_integer
+from engine.preprocess.kinds import Kind
+from engine.shapes import OpenShape
 
 MAX_CLASSES = 2**20
 
@@ -21,6 +23,8 @@ class OneHot:
     """
 
     name: ClassVar[str] = "one_hot"
+    takes: ClassVar[Kind] = "whole numbers"
+    gives: ClassVar[Kind] = "numbers"
     classes: int
 
     def __post_init__(self) -> None:
@@ -35,10 +39,18 @@ class OneHot:
         if array.dtype.kind not in "iu":
             raise DataError(f"one_hot: expected whole numbers, got {array.dtype}")
         if array.size and (array.min() < 0 or array.max() >= self.classes):
-            raise DataError(f"one_hot: expected classes below {self.classes}, got {array.min()} to {array.max()}")
+            first = int(np.flatnonzero((array < 0) | (array >= self.classes))[0])
+            got, row = array.flat[first], first // max(array.size // len(array), 1) if array.ndim else 0
+            raise DataError(f"one_hot: expected classes below {self.classes}, got {got} in row {row}")
         out = np.zeros((array.size, self.classes), np.float32)
         out[np.arange(array.size), array.reshape(-1)] = 1
         return out.reshape(*array.shape, self.classes)
+
+    def before(self, shape: OpenShape) -> OpenShape:
+        """The shape that it brings to `shape`; raises `OptionError` where it gives none such."""
+        if len(shape) < 2 or shape[-1] != self.classes:
+            raise OptionError(f"one_hot: expected a model's input with a last axis of {self.classes}, got {shape}")
+        return shape[:-1]
 
     def to_json(self) -> dict[str, Any]:
         """Its arguments as JSON."""

@@ -9,9 +9,11 @@ from typing import Any
 
 from engine.errors import BundleError, DataError, OptionError, Problem
 from engine.model.graph import NAME
+from engine.preprocess.kinds import Kind
 from engine.preprocess.one_hot import OneHot
 from engine.preprocess.standardize import Standardize
 from engine.preprocess.text import Vocabulary
+from engine.shapes import OpenShape
 
 FORMAT = "axon.preprocess"
 VERSION = 1
@@ -53,6 +55,22 @@ class Preprocess:
             except DataError as error:
                 raise DataError(f"input {name!r}: {error}") from None
         return value
+
+    def taken(self, name: str, shape: OpenShape) -> tuple[Kind, OpenShape]:
+        """The kind and shape of what the steps of an input take where the model takes `shape` (None: any size).
+
+        Raises: `OptionError` for steps that do not fit each other or the model.
+        """
+        steps = self.inputs[name]
+        kind: Kind = "numbers"
+        for index, step in reversed(list(enumerate(steps))):
+            if index > 0 and step.takes not in (given := steps[index - 1].gives, "numbers"):
+                raise OptionError(
+                    f"input {name!r}: {step.name} expected {step.takes}, got {given} from the step before"
+                )
+            shape = step.before(shape)
+            kind = step.takes
+        return kind, shape
 
 
 def to_json(preprocess: Preprocess) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.errors import DataError, OptionError
+from engine.preprocess.kinds import Kind
+from engine.shapes import OpenShape
 
 MAX_FEATURES = 2**20
 _LARGEST = float(np.finfo(np.float32).max)
@@ -27,6 +29,8 @@ class Standardize:
     """
 
     name: ClassVar[str] = "standardize"
+    takes: ClassVar[Kind] = "numbers"
+    gives: ClassVar[Kind] = "numbers"
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -52,6 +56,22 @@ class Standardize:
             raise DataError(f"standardize: expected a last axis of {len(self.mean)}, got shape {array.shape}")
         mean, factor = self.factors()
         scaled: np.ndarray = (array.astype(np.float32) - mean) * factor
+        return scaled
+
+    def before(self, shape: OpenShape) -> OpenShape:
+        """The shape that it brings to `shape`, the same; raises `OptionError` where it gives none such."""
+        if len(self.mean) > 1 and (not shape or shape[-1] != len(self.mean)):
+            raise OptionError(
+                f"standardize: expected a model's input with a last axis of {len(self.mean)}, got {shape}"
+            )
+        return shape
+
+    def invert(self, values: np.ndarray) -> np.ndarray:
+        """Standardised numbers `[..., features]` in their units, in their own type; raises `DataError` as `apply`."""
+        if len(self.mean) > 1 and (values.ndim == 0 or values.shape[-1] != len(self.mean)):
+            raise DataError(f"standardize: expected a last axis of {len(self.mean)}, got shape {values.shape}")
+        mean, std = (np.asarray(part if len(self.mean) > 1 else part[0]) for part in (self.mean, self.std))
+        scaled: np.ndarray = (values.astype(np.float64) * std + mean).astype(values.dtype)
         return scaled
 
     def to_json(self) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 
 from engine.errors import DataError, OptionError
 from engine.functional.options import as_integer, require_choice
+from engine.preprocess.kinds import Kind
+from engine.shapes import OpenShape
 
 MAX_TOKENS = 2**22
 MAX_TOKEN_CHARACTERS = 1000
@@ -38,13 +40,16 @@ class Vocabulary:
         tokens: all different.
         default: the number of a token that is not there; None makes such a token an error.
         tokenizer: one of `TOKENIZERS`, which splits texts.
-        length: of the rows that `apply` gives: longer texts are cut, shorter ones filled up with `padding`.
+        length: of the rows that `apply` gives: longer texts are cut, shorter ones filled up with `padding`. None: as
+            long as the longest text.
         padding: number of the token that fills up; None refuses texts that are too short.
     Raises:
         OptionError: tokens that are not different texts, or numbers that are no token's.
     """
 
     name: ClassVar[str] = "vocabulary"
+    takes: ClassVar[Kind] = "texts"
+    gives: ClassVar[Kind] = "whole numbers"
     tokens: tuple[str, ...]
     default: int | None = 0
     tokenizer: str = "basic_english"
@@ -95,23 +100,42 @@ class Vocabulary:
             found.append(self.tokens[int(number)])
         return ("" if self.tokenizer == "characters" else " ").join(found)
 
-    def apply(self, values: Any) -> np.ndarray:
+    def apply(self, values: Any, *, at_most: int = MAX_LENGTH) -> np.ndarray:
         """Texts `[rows]` (str, or UTF-8 bytes) to int32 `[rows, length]`.
 
+        Without a `length` rows are as long as the longest text, at least 1; one with more than `at_most` tokens is
+        refused, since only training knows where to cut.
+
         Raises:
-            DataError: no `length`, values that are no text, or a text too short where nothing pads.
+            DataError: values that are no text, a text too short where nothing pads, or too long where nothing cuts.
         """
         texts = np.asarray(values, object)
-        if self.length is None or texts.ndim != 1:
-            got = "no length" if self.length is None else f"shape {texts.shape}"
-            raise DataError(f"vocabulary: expected a row of texts, and a length to bring them to; got {got}")
-        out = np.full((len(texts), self.length), self.padding or 0, np.int32)
-        for row, text in enumerate(texts):
-            numbers = self.encode(_as_text(text, row))[: self.length]
-            if len(numbers) < self.length and self.padding is None:
-                raise DataError(f"vocabulary: expected {self.length} tokens in row {row}, got {len(numbers)}")
+        if texts.ndim != 1:
+            raise DataError(f"vocabulary: expected a row of texts, got shape {texts.shape}")
+        found = [self._row(text, row, at_most) for row, text in enumerate(texts.tolist())]
+        length = max(1, *map(len, found)) if self.length is None and found else self.length or 1
+        out = np.full((len(texts), length), self.padding or 0, np.int32)
+        for row, numbers in enumerate(found):
+            if len(numbers) < length and self.padding is None:
+                raise DataError(f"vocabulary: expected {length} tokens in row {row}, got {len(numbers)}")
             out[row, : len(numbers)] = numbers
         return out
+
+    def _row(self, text: Any, row: int, at_most: int) -> list[int]:
+        tokens = TOKENIZERS[self.tokenizer](_as_text(text, row))
+        if self.length is None and len(tokens) > at_most:
+            raise DataError(f"vocabulary: expected at most {at_most} tokens in row {row}, got {len(tokens)}")
+        try:
+            return self.numbers(tokens[: self.length])
+        except DataError as error:
+            raise DataError(f"{error} in row {row}") from None
+
+    def before(self, shape: OpenShape) -> OpenShape:
+        """The shape of texts that it brings to `shape`; raises `OptionError` where it gives none such."""
+        if len(shape) != 2 or (self.length is not None and shape[1] not in (None, self.length)):
+            wanted = "its length" if self.length is None else str(self.length)
+            raise OptionError(f"vocabulary: expected a model's input of shape (rows, {wanted}), got {shape}")
+        return shape[:1]
 
     def to_json(self) -> dict[str, Any]:
         """Its arguments as JSON."""

@@ -45,6 +45,32 @@ def test_errors_name_the_input() -> None:
         Preprocess({"a": (lambda x: x,)})  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize(
+    ("steps", "shape", "expected"),
+    [
+        ((Standardize((1.0, 2.0), (1.0, 1.0)),), (None, 3, 2), ("numbers", (None, 3, 2))),
+        ((OneHot(4),), (None, 3, 4), ("whole numbers", (None, 3))),
+        ((OneHot(4), Standardize((0.0,), (1.0,))), (None, 4), ("whole numbers", (None,))),
+        ((Vocabulary(("a",), length=5),), (None, 5), ("texts", (None,))),
+        ((Vocabulary(("a",)), OneHot(2)), (None, None, 2), ("texts", (None,))),
+        ((), (None, 2), ("numbers", (None, 2))),
+        ((Standardize((1.0, 2.0), (1.0, 1.0)),), (None, 3), "last axis of 2"),
+        ((OneHot(4),), (4,), "last axis of 4"),
+        ((Vocabulary(("a",), length=5),), (None, 4), r"shape \(rows, 5\), got \(None, 4\)"),
+        ((Vocabulary(("a",)),), (None, 4, 2), r"shape \(rows, its length\)"),
+        ((OneHot(4), Vocabulary(("a",))), (None, 4), "vocabulary expected texts, got numbers from the step before"),
+        ((Standardize((0.0,), (1.0,)), OneHot(4)), (None, 4), "one_hot expected whole numbers, got numbers"),
+    ],
+)
+def test_steps_tell_what_they_take(steps: tuple[Any, ...], shape: tuple[int | None, ...], expected: Any) -> None:
+    """From the model's shape back to that of the wire; what does not fit is refused."""
+    if isinstance(expected, str):
+        with pytest.raises(OptionError, match=expected):
+            Preprocess({"x": steps}).taken("x", shape)
+    else:
+        assert Preprocess({"x": steps}).taken("x", shape) == expected
+
+
 def given(**inputs: Any) -> dict[str, Any]:
     """A document with these inputs."""
     return {"format": "axon.preprocess", "version": 1, "inputs": inputs}

@@ -73,6 +73,16 @@ def test_rows_are_cut_and_filled() -> None:
     np.testing.assert_array_equal(words.apply(np.array([b"A b", b"a a a b", b""], object)), expected)
 
 
+def test_rows_without_a_length_are_as_long_as_the_longest() -> None:
+    """At least one token long, so that no row is empty."""
+    words = Vocabulary(("?", "-", "a", "b"), padding=1)
+    np.testing.assert_array_equal(words.apply(["a", "a b a"]), np.int32([[2, 1, 1], [2, 3, 2]]))
+    np.testing.assert_array_equal(words.apply([""]), np.int32([[1]]))
+    assert words.apply([]).shape == (0, 1)
+    with pytest.raises(DataError, match="expected 2 tokens in row 1, got 1"):
+        Vocabulary(("a", "b"), None).apply(["a b", "b"])
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -80,7 +90,7 @@ def test_rows_are_cut_and_filled() -> None:
         (["a b", 5], "expected a text in row 1, got int"),
         ([b"\xff"], "expected UTF-8 in row 0, got invalid start byte at byte 0"),
         ([["a"]], r"expected a row of texts.*got shape \(1, 1\)"),
-        (["a z"], "expected one of its 2 tokens, got 'z'"),
+        (["a b", "a z"], "expected one of its 2 tokens, got 'z' in row 1"),
     ],
 )
 def test_unfit_texts_are_refused(values: Any, message: str) -> None:
@@ -90,11 +100,11 @@ def test_unfit_texts_are_refused(values: Any, message: str) -> None:
 
 
 def test_unfit_numbers_are_refused() -> None:
-    """No token, or no length to bring rows to."""
+    """No token, or a text too long where nothing says where to cut."""
     with pytest.raises(DataError, match="expected numbers below 1, got 1"):
         Vocabulary(("a",)).decode([1])
-    with pytest.raises(DataError, match="got no length"):
-        Vocabulary(("a",)).apply(["a"])
+    with pytest.raises(DataError, match="expected at most 2 tokens in row 1, got 3"):
+        Vocabulary(("a",)).apply(["a", "a a a"], at_most=2)
 
 
 @pytest.mark.parametrize(
