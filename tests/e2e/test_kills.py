@@ -16,11 +16,12 @@ import pytest
 from examples.demo import HELD_OUT, cluster, digits
 from service.client import Client
 from tests.e2e.test_path import spec
+from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.e2e
 
 
-def _eventually(what: str, probe: Callable[[], Any], within_s: float = 60.0) -> Any:
+def _eventually(what: str, probe: Callable[[], Any], within_s: float = WAIT_S) -> Any:
     """The first true answer of `probe`; fails the test after `within_s`."""
     end = time.monotonic() + within_s
     while not (answer := probe()):

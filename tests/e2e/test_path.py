@@ -19,6 +19,7 @@ import pytest
 import engine as ax
 from examples.demo import GRAPH, HELD_OUT, cluster, digits
 from service.client import Client, ClientError
+from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.e2e
 
@@ -103,7 +104,7 @@ def test_a_trained_model_answers_alike_on_every_wire(
     np.savez(tmp_path / "x.npz", x=x)
     addresses = (f"127.0.0.1:{up['http_port']}", f"127.0.0.1:{up['grpc_port']}")
     command = [sys.executable, "-m", "tests.e2e.triton_calls", *addresses, "digits", str(tmp_path / "x.npz")]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    output = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
     assert output.returncode == 0, output.stderr
     answers = json.loads(output.stdout)
     answers["our client"] = client.infer("digits", {"image": x})["digit"]
@@ -244,7 +245,7 @@ def test_everything_stops_with_axon_up(tmp_path: Path):
     with cluster(tmp_path) as ready:
         pids = list(ready["pids"].values())
         assert {"api", "worker", "valkey"} <= set(ready["pids"])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT_S
     while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
         assert time.monotonic() < deadline, f"still running: {pids}"
         time.sleep(0.05)

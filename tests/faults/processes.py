@@ -9,6 +9,8 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from tests.service.waiting import WAIT_S
+
 WORKER = Path(__file__).with_name("run_worker.py")
 
 
@@ -30,7 +32,7 @@ async def worker(
     finally:
         if process.returncode is None:
             process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             await process.wait()
 
 

@@ -20,7 +20,7 @@ from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.core.types import Job, JobEvent, JobState
 from tests.faults.processes import alive, trainer_of, worker
 from tests.faults.references import parameters, train_undisturbed
-from tests.service.waiting import wait_until
+from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import a_job, add_dataset
 
 pytestmark = [
@@ -36,7 +36,7 @@ LONG = {"epochs": 10, "batch_size": 1, "checkpoint_every_steps": 16, "metrics": 
 
 async def checkpoint_of(events: AsyncIterator[JobEvent], attempt: int) -> None:
     """Wait until this attempt has committed a checkpoint."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(WAIT_S):
         async for event in events:
             assert event.data.get("state") not in ("succeeded", "failed"), "the job ended before it could be disturbed"
             if event.kind == "checkpoint" and event.data["attempt"] == attempt:
@@ -62,7 +62,7 @@ async def disturb(root: Path, server: EmbeddedRedis, queue: RedisJobQueue) -> Jo
         await checkpoint_of(events, attempt=3)
         os.kill(server.pid, signal.SIGKILL)
         await wait_until(lambda: server.restarts == 1)
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(WAIT_S):
             async for _ in events:
                 pass
         return await queue.get("job")

@@ -114,7 +114,7 @@ async def start_api(scene: Scene) -> asyncio.subprocess.Process:
     environment = os.environ | {"AXON_REDIS_URL": scene.server.url, "AXON_JOB_LEASE_S": str(LEASE_S)}
     more = ("--data-dir", str(scene.root), "--ready-file", str(ready))
     process = await asyncio.create_subprocess_exec(*command, *more, env=environment)
-    await wait_until(ready.exists, within_s=60)
+    await wait_until(ready.exists)
     return process
 
 
@@ -129,7 +129,7 @@ async def test_killed_job_loses_nothing(scene: Scene, cell: tuple[str, str, str]
         await scene.queue.submit(a_job(name, model=name, tag=name, on_success={"alias": "prod"}, **SPEC))
         async with worker(scene.root, scene.server.url, f"{name}-1", lease_s=LEASE_S, TAG=name, **fault) as first:
             pids = [first.pid, await wait_until(lambda: trainer_of(first.pid))] if point != "claimed" else [first.pid]
-            await wait_until(flag.exists, within_s=60)
+            await wait_until(flag.exists)
             if beside == "redis":
                 restarts = scene.server.restarts
                 os.kill(scene.server.pid, signal.SIGKILL)

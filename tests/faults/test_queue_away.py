@@ -18,7 +18,7 @@ from service.client import Client
 from service.core.types import JobState
 from tests.faults.processes import alive, trainer_of, worker
 from tests.service import background
-from tests.service.waiting import wait_until
+from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import Workshop, a_job, spec_json
 
 pytestmark = [
@@ -63,7 +63,7 @@ async def test_absent_queue_delays_submissions_only(tmp_path: Path) -> None:
                 assert alive(trainer)
                 await server.start()
                 (tmp_path / "go").touch()
-                events = await workshop.history(within_s=30)
+                events = await workshop.history()
             job = await queue.get("job")
             assert (job.state, job.attempt, job.error) == (JobState.SUCCEEDED, 1, None)
             assert [e.data["state"] for e in events if e.kind == "state"] == ["queued", "running", "succeeded"]
@@ -85,7 +85,7 @@ async def api_closed(api: background.Background) -> None:
 
 
 async def _until_progress(queue: RedisJobQueue):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         async for event in queue.events("job"):
             if event.kind == "progress":
                 yield event

@@ -113,7 +113,7 @@ async def test_jobs_survive_random_kills(tmp_path: Path) -> None:
         recoveries = [await recovery_s(workshop, job, chaos.killed) for job in jobs]
         check_recoveries([seconds for found in recoveries for seconds in found], chaos)
         assert await leaked_keys(queue) == []
-        await wait_until(lambda: not marked_processes(tmp_path), within_s=15)
+        await wait_until(lambda: not marked_processes(tmp_path))
         assert workshop.checkpoints.jobs() == [] or await tidied(workshop)
     finally:
         await queue.close()

@@ -13,6 +13,7 @@ from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.core.types import JobState
 from tests.faults.processes import worker
+from tests.service.waiting import WAIT_S
 from tests.service.worker.test_sweep import a_sweep
 from tests.service.worker.workshop import add_dataset
 
@@ -39,12 +40,12 @@ async def test_killed_end_of_a_sweep_is_made_once(tmp_path, point):
     try:
         await queue.submit(*a_sweep(SEEDS, on_success={"alias": "prod"}))
         async with worker(tmp_path, server.url, "w1", lease_s=LEASE_S, behaviour="measured", **fault) as first:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(WAIT_S):
                 await first.wait()
         assert first.returncode == -9
         before = await queue.get("s")
         assert (before.state, before.attempt) == (JobState.RUNNING, 1)
-        async with worker(tmp_path, server.url, "w2", lease_s=LEASE_S, behaviour="measured"), asyncio.timeout(60):
+        async with worker(tmp_path, server.url, "w2", lease_s=LEASE_S, behaviour="measured"), asyncio.timeout(WAIT_S):
             events = [event async for event in queue.events("s")]
         job = await queue.get("s")
         assert (job.state, job.attempt, job.worker) == (JobState.SUCCEEDED, 2, "w2"), job.error

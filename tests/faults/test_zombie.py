@@ -14,7 +14,7 @@ from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.core.types import JobState
 from tests.faults.processes import alive, log_of, trainer_of, worker
-from tests.service.waiting import wait_until
+from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import Workshop, a_job
 
 pytestmark = [
@@ -36,7 +36,7 @@ async def test_woken_zombie_changes_nothing(tmp_path):
         await queue.submit(a_job(on_success={"alias": "prod"}))
         async with worker(tmp_path, server.url, "zombie", **options) as zombie:
             events = queue.events("job")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(WAIT_S):
                 async for event in events:
                     if event.kind == "checkpoint":
                         break
@@ -44,7 +44,7 @@ async def test_woken_zombie_changes_nothing(tmp_path):
             assert trainer is not None
             os.kill(zombie.pid, signal.SIGSTOP)
             async with worker(tmp_path, server.url, "successor", **options):
-                await workshop.history(within_s=20)
+                await workshop.history()
             job, told = await queue.get("job"), await workshop.history()
             assert (job.state, job.attempt, job.worker) == (JobState.SUCCEEDED, 2, "successor")
             assert alive(trainer)

@@ -31,6 +31,7 @@ from service.core.starts import Starts
 from service.core.types import ServingConfig
 from service.core.uploads import UploadService
 from tests.service.fake_engine import FakeEngine
+from tests.service.waiting import WAIT_S
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Background:
         async def run() -> Any:
             return await work()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(WAIT_S)
 
 
 @contextlib.contextmanager
@@ -64,11 +65,11 @@ def server(
     )
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(WAIT_S)
         yield started[0]
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(WAIT_S)
         assert not thread.is_alive()
 
 

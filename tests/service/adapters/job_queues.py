@@ -12,9 +12,9 @@ from service.adapters.memory_jobs import MemoryJobQueue
 from service.adapters.redis_jobs import RedisJobQueue
 from service.core.ports import JobQueue
 from service.core.types import Job, JobEvent, JobState, Lease
-from tests.service.waiting import FakeClock, wait_until
+from tests.service.waiting import WAIT_S, FakeClock, wait_until
 
-LEASE_S = 0.3
+LEASE_S = 0.6
 RENEWED_LEASES = 3
 DOCUMENTED_KEYS = re.compile(
     r"queue:[^:]+:(high|normal|low)|delayed:[^:]+|turns|job:[^:]+|events:[^:]+|jobs(:(queued|running|succeeded|failed|cancelled|dead))?|key:[0-9a-f]{64}|ended|webhooks(:sent)?|worker:[^:]+|workers"
@@ -77,7 +77,7 @@ async def running(queue: JobQueue, **changes: Any) -> Lease:
 
 async def history(queue: JobQueue, job_id: str = "job", after: str = "0") -> list[JobEvent]:
     """All events of a finished job."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         return [event async for event in queue.events(job_id, after=after)]
 
 

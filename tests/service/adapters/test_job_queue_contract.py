@@ -10,6 +10,7 @@ import pytest
 from service.core.errors import Conflict, NotFound, Overloaded, StaleLease
 from service.core.types import JobState
 from tests.service.adapters.job_queues import LEASE_S, RENEWED_LEASES, a_job, claimed, history, running, states
+from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -82,7 +83,7 @@ async def test_waiting_claim_gets_a_job_submitted_later(queue):
         waiting = asyncio.create_task(queue.claim("w", ["default", "gpu"], wait_s=60))
         await asyncio.sleep(0)
         await queue.submit(a_job(f"job-{tag}", tag=tag))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             lease = await waiting
         assert lease is not None
         assert lease.job.id == f"job-{tag}"
@@ -211,7 +212,7 @@ async def test_waiting_claim_recovers_a_lost_lease(harness):
     if harness.clock is not None:
         pytest.skip("a held clock does not run while a claim waits")
     await running(harness.queue)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         lease = await harness.queue.claim("w2", ["default"], wait_s=60)
     assert lease is not None
     assert lease.attempt == 2

@@ -10,6 +10,7 @@ import pytest
 from service.core.errors import Overloaded
 from service.core.types import CLAIM_ORDER, JobState, Priority
 from tests.service.adapters.job_queues import a_job, claimed, history, running
+from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -95,7 +96,7 @@ async def test_delayed_job_comes_back(harness):
     assert await order(queue, 1) == [None]
     if harness.clock is not None:
         harness.clock.advance(0.25)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         again = await queue.claim("w2", ["default"], wait_s=60)
     assert again is not None
     assert (again.job.id, again.attempt, again.job.not_before) == ("job", 2, None)

@@ -10,7 +10,7 @@ import pytest
 from service.core.errors import InvalidRequest, NotFound
 from service.core.types import JobEvent, JobState, WorkerInfo
 from tests.service.adapters.job_queues import a_job, claimed, history, running, states
-from tests.service.waiting import wait_until
+from tests.service.waiting import WAIT_S, wait_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -61,7 +61,7 @@ async def test_events_follow_until_the_end(queue):
     await queue.append(lease, "log", {"line": "hello"})
     await wait_until(lambda: len(seen) == 3)
     await queue.settle(lease, JobState.SUCCEEDED)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         await following
     assert [event.kind for event in seen] == ["state", "state", "log", "state"]
 

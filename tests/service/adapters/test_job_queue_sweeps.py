@@ -11,6 +11,7 @@ from service.core.errors import Conflict, NotFound, Overloaded
 from service.core.sweeps import child_id
 from service.core.types import Job, JobState, Lease, Priority
 from tests.service.adapters.job_queues import a_job, claimed, history, states
+from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -57,7 +58,7 @@ async def test_parent_is_claimable_behind_its_last_child(queue):
     waiting = asyncio.create_task(queue.claim("w2", ["default"], wait_s=60))
     await asyncio.sleep(0)
     await queue.settle(last, JobState.FAILED, error="diverged")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         lease = await waiting
     assert lease is not None
     assert (lease.job.id, lease.attempt, lease.job.children) == ("sweep", 1, 3)
@@ -226,7 +227,7 @@ async def test_children_live_as_long_as_their_sweep(harness):
     else:
         spans = [await harness.client.pttl(f"{harness.prefix}:job:{name}") for name in ("sweep", "sweep.0", "sweep.1")]
         assert all(0 < span <= 150 for span in spans)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while await harness.client.exists(f"{harness.prefix}:job:sweep"):
                 await asyncio.sleep(0.01)
         await queue.submit(a_job("next"))

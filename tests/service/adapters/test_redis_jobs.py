@@ -14,6 +14,7 @@ from service.adapters.redis_values import fields_of, place_of
 from service.core.errors import NotReady
 from service.core.types import JobState
 from tests.service.adapters.job_queues import a_job, running
+from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,7 +41,7 @@ async def test_entry_taken_but_not_started_counts_no_attempt(redis_harness):
     await queue.submit(a_job(max_attempts=1))
     stream = f"{redis_harness.prefix}:queue:default:normal"
     assert await redis_harness.client.xreadgroup("workers", "axon", {stream: ">"}, count=1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         lease = await queue.claim("w", ["default"], wait_s=60)
     assert lease is not None
     assert lease.attempt == 1

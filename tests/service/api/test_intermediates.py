@@ -30,9 +30,9 @@ from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
 from tests.service.api.asgi import call
+from tests.service.waiting import WAIT_S
 
 X = np.array([[1, -2, 3]], np.float32)
-WAIT_S = 20.0
 Serving = dict[str, Any]
 
 

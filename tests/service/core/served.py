@@ -13,7 +13,7 @@ from service.core.ports import Processing
 from service.core.serving import ServedModel
 from service.core.types import ModelSpec, ServingConfig, TensorSpec
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 """Longest a test waits for an event that must come."""
 
 

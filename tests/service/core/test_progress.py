@@ -11,6 +11,7 @@ from service.adapters.memory_jobs import MemoryJobQueue
 from service.core.errors import Overloaded
 from service.core.progress import JobProgress
 from service.core.types import Job, JobState
+from tests.service.waiting import WAIT_S
 
 
 async def test_waiters_are_bounded_and_their_places_given_back():
@@ -27,5 +28,5 @@ async def test_waiters_are_bounded_and_their_places_given_back():
     await asyncio.gather(waiting[0], return_exceptions=True)
     assert (await progress.changed(job, stopping, known=None, wait_s=0.01)).state is JobState.QUEUED
     await queue.cancel("job")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert (await waiting[1]).state is JobState.CANCELLED

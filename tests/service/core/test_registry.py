@@ -17,6 +17,7 @@ from service.core.errors import Conflict, ExecutionFailed, InvalidModel, Invalid
 from service.core.registry import Registry
 from service.core.types import ServingConfig, VersionState
 from tests.service.fake_engine import FakeEngine, bundle_bytes
+from tests.service.waiting import WAIT_S
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ async def running(registry):
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that must come."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -16,6 +16,7 @@ from service.core.errors import ExecutionFailed, InvalidRequest, NotReady
 from service.core.registry import Registry
 from service.core.types import ServingConfig
 from tests.service.fake_engine import FakeEngine
+from tests.service.waiting import WAIT_S
 
 X = {"x": np.ones((1, 2), np.float32)}
 
@@ -117,7 +118,7 @@ async def test_unload_during_a_reload_frees_both(registry: Registry) -> None:
     engine.gate.set()
     with pytest.raises(NotReady):
         await loading
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not all(model.closed for model in engine.models) or len(engine.models) < 2:
             await asyncio.sleep(0.005)
     assert registry.versions("m") == []
@@ -129,7 +130,7 @@ async def test_other_process_follows(registry: Registry, store: FileModelStore) 
     other = Registry(store, FakeEngine(), SystemClock(), ServingConfig(), poll_s=0.01)
     stop = asyncio.Event()
     task = asyncio.create_task(other.run(stop))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while not other.ready():
             await asyncio.sleep(0.005)
         assert other.resolve("m").config.max_queue_requests == 7

@@ -28,7 +28,7 @@ from service.core.errors import (
 )
 from service.core.limits import Limits
 from service.core.uploads import MAX_UPLOADS, UploadService, link
-from tests.service.waiting import FakeClock
+from tests.service.waiting import WAIT_S, FakeClock
 
 MIB = 2**20
 LIMITS = Limits(max_dataset_bytes=8 * MIB, max_bundle_bytes=MIB, max_uploads_bytes=16 * MIB, upload_ttl_s=100.0)
@@ -220,7 +220,7 @@ async def test_silent_uploads_go_and_others_stay(parts):
     taken.release()
     stopping = asyncio.Event()
     running = asyncio.create_task(parts.service.run(stopping))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         while (parts.root / "uploads" / ids[2]).exists():
             await asyncio.sleep(0.01)
     stopping.set()

@@ -10,7 +10,7 @@ import pytest
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.core.types import Job, JobState
 from service.core.webhook_delivery import MAX_TRIES, Due, WebhookDelivery
-from tests.service.waiting import FakeClock
+from tests.service.waiting import WAIT_S, FakeClock
 
 HOSTS = ("hooks.example.com",)
 SPEC = {"webhook": {"url": "https://hooks.example.com/x", "on": ["running", "failed"], "secret": "key"}}
@@ -125,5 +125,5 @@ async def test_loop_ends_when_asked(parts):
     running = asyncio.create_task(parts[-1].run(stopping))
     await asyncio.sleep(0)
     stopping.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         await running

@@ -47,7 +47,7 @@ def crash(job: TrainerJob, channel: Channel) -> int:
 
 
 def by_seed(job: TrainerJob, channel: Channel) -> int:
-    """Seed 0 ends after a checkpoint, 1 crashes in its first attempt before that, 2 goes on until it is asked to stop."""
+    """Seed 0 ends after a checkpoint, 1 crashes before that in its first attempt, 2 goes on until told to stop."""
     if job.spec["seed"] == 1 and job.attempt == 1:
         return 3
     while job.spec["seed"] == 2 and not channel.stopping:

@@ -25,8 +25,6 @@ from tests.faults.references import parameters, train_undisturbed
 from tests.service.worker.test_experiments import leaves, travelling_model
 from tests.service.worker.workshop import Workshop, spec_json
 
-WITHIN_S = 120.0
-
 
 class Place:
     """A workshop with the service that takes its jobs."""
@@ -44,7 +42,7 @@ class Place:
             del spec["graph"]
         job = (await self.jobs.submit(json.loads(json.dumps(spec)))).job
         async with self.workshop.working():
-            await self.workshop.history(job.id, within_s=WITHIN_S)
+            await self.workshop.history(job.id)
         return await self.jobs.get(job.id)
 
     def version(self, number: int, model: str = "toy") -> Bundle:
@@ -158,7 +156,7 @@ async def test_start_that_was_deleted_meanwhile_fails_the_job_at_once(place: Pla
     job = (await place.jobs.submit(spec)).job
     place.workshop.store.delete("toy", 1)
     async with place.workshop.working():
-        await place.workshop.history(job.id, within_s=WITHIN_S)
+        await place.workshop.history(job.id)
     failed = await place.jobs.get(job.id)
     assert (failed.state, failed.attempt) == (JobState.FAILED, 1)
     assert failed.error == (

@@ -20,7 +20,7 @@ from service.core.errors import Conflict, NotReady, StaleLease
 from service.core.types import Job, JobState, Lease
 from service.worker.child import LogLines
 from service.worker.folders import private_folder, remove_abandoned
-from tests.service.waiting import FakeClock, wait_until
+from tests.service.waiting import WAIT_S, FakeClock, wait_until
 from tests.service.worker.workshop import Workshop, a_job
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
@@ -466,7 +466,7 @@ async def test_stop_ends_a_claim_that_loses_its_cancellation(workshop, monkeypat
         return None
 
     monkeypatch.setattr(workshop.queue, "claim", claim)
-    async with asyncio.timeout(10), workshop.working():
+    async with asyncio.timeout(WAIT_S), workshop.working():
         await claiming.wait()
 
 

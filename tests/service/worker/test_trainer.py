@@ -23,7 +23,7 @@ from service.core.jobs import parse_spec
 from service.core.manifests import bundle_manifest
 from service.worker import training
 from service.worker.protocol import TrainerJob, encode
-from tests.service.waiting import wait_until
+from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import ROWS, add_dataset, graph, spec_json
 
 
@@ -376,14 +376,14 @@ async def test_trainer_ends_with_its_input():
     process = await start_trainer(os.getpid())
     assert process.stdin is not None
     process.stdin.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         assert await process.wait() == 1
 
 
 async def test_trainer_of_another_parent_ends_at_once():
     """One whose supervisor died before it could ask to be told of that does not stay."""
     process = await start_trainer(1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(WAIT_S):
         assert await process.wait() == 1
 
 

@@ -20,6 +20,7 @@ from service.core.retry import Backoff
 from service.core.types import Column, Dataset, Job, JobEvent, JobState
 from service.worker.child import TRAINER
 from service.worker.supervisor import Supervisor
+from tests.service.waiting import WAIT_S
 
 ROWS, WIDTH, CLASSES = 96, 4, 3
 
@@ -123,10 +124,10 @@ class Workshop:
             yield stop
         finally:
             stop.set()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(WAIT_S):
                 await task
 
-    async def history(self, job_id: str = "job", within_s: float = 60.0) -> list[JobEvent]:
+    async def history(self, job_id: str = "job", within_s: float = WAIT_S) -> list[JobEvent]:
         """All events up to the job's end."""
         async with asyncio.timeout(within_s):
             return [event async for event in self.queue.events(job_id)]

@@ -22,8 +22,8 @@ from service.core.inference import InferenceService
 from service.core.types import JobState, WorkerInfo
 from tests.service.core.served import RealClock
 from tests.service.fake_engine import bundle_bytes
+from tests.service.waiting import WAIT_S
 
-WAIT_S = 20.0
 SPEC = {
     "model": "m",
     "graph": {"scale": 2},

@@ -15,6 +15,7 @@ from service.api.rest.events import event_stream
 from service.core.errors import InvalidRequest, NotReady
 from service.core.job_spec import public
 from service.core.types import JobEvent, JobState, WorkerInfo
+from tests.service.waiting import WAIT_S
 
 SPEC = {
     "model": "m",
@@ -153,7 +154,7 @@ async def test_long_poll_returns_when_the_state_changes(server, spec):
     """At once when the state is another than the one known, soon when it changes, else when the time is over."""
     job, lease = await begun(server, spec)
     path = f"/v1/jobs/{job}"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert (await server.http.get(f"{path}?wait_s=60&state=queued")).json()["state"] == "running"
         assert (await server.http.get(f"{path}?wait_s=0.1")).json()["state"] == "running"
         waiting = asyncio.create_task(server.http.get(f"{path}?wait_s=60"))
@@ -167,7 +168,7 @@ async def test_events_are_polled(server, spec):
     """As JSON with where to go on; waits for the first, and says when there will be no more."""
     job, lease = await begun(server, spec)
     path = f"/v1/jobs/{job}/events"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         first = (await server.http.get(f"{path}?wait_s=0")).json()
         assert [event["data"]["state"] for event in first["events"]] == ["queued", "running"]
         waiting = asyncio.create_task(server.http.get(f"{path}?wait_s=60&after={first['after']}"))
@@ -187,7 +188,7 @@ async def test_stopping_server_ends_what_waits(server, spec):
     waiting = asyncio.create_task(server.http.get(f"/v1/jobs/{job}?wait_s=60"))
     await asyncio.sleep(0)
     server.context.stopping.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert (await waiting).json()["state"] == "running"
 
 
