@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="needs PDEATHSIG"),
 ]
 
-LEASE_S = 1.0
+LEASE_S = 2.0
 SEEDS = [6, 2, 4]
 
 

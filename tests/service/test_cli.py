@@ -49,7 +49,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Background]:
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
-    """`axon --help` answers within 0.6 s where Python starts in 0.03 s, without JAX, NumPy or the server's libraries."""
+    """`axon --help` answers within 0.6 s where Python starts in 0.03 s, without any heavy library."""
     code = (
         "import sys; sys.argv = ['axon', '--help']\n"
         "from service.cli import main\n"
