@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from service.core.batching import PRIORITY_LEVELS
 from service.core.datatypes import datatype
 from service.core.inference import BACKEND, PLATFORM
+from service.core.request_queue import PRIORITY_LEVELS
 from service.core.serving import ServedModel
 from service.core.statistics import BatchStatistics, Duration
 from service.core.types import TensorSpec
@@ -24,7 +24,7 @@ def model_config(served: ServedModel) -> dict[str, Any]:
         "max_batch_size": spec.max_batch_size,
         "input": [_tensor(tensor, batched) for tensor in spec.inputs],
         "output": [_tensor(tensor, batched) for tensor in spec.outputs],
-        "instance_group": [{"name": served.name, "kind": "KIND_AUTO", "count": 1}],
+        "instance_group": [{"name": served.name, "kind": "KIND_AUTO", "count": config.instances}],
         "model_transaction_policy": {"decoupled": False},
         "response_cache": {"enable": False},
     }
@@ -34,7 +34,7 @@ def model_config(served: ServedModel) -> dict[str, Any]:
             "max_queue_delay_microseconds": config.max_queue_delay_us,
             "preserve_ordering": False,
             "priority_levels": PRIORITY_LEVELS,
-            "default_priority_level": 2,
+            "default_priority_level": min(config.default_priority, PRIORITY_LEVELS),
             "default_queue_policy": {
                 "timeout_action": "REJECT",
                 "default_timeout_microseconds": config.default_timeout_us,

@@ -1,8 +1,8 @@
-"""Work-conserving batching: one thread per model, an ordered and bounded queue, answers as slices of one output.
+"""Work-conserving batching: threads that share an ordered and bounded queue, answers as slices of one output.
 
 An idle model starts a request at once. While it runs, requests wait in order of priority, then of arrival; the next
-batch takes what has come, up to `max_batch_size` rows. Everything a caller sees happens on its event loop: the thread
-posts one callback per batch, which resolves all futures of the batch and counts them.
+batch takes what has come, up to `max_batch_size` rows of one batch key. Everything a caller sees happens on its event
+loop: a thread posts one callback per batch, which resolves all futures of the batch and counts them.
 """
 
 from __future__ import annotations
@@ -12,62 +12,24 @@ import logging
 import math
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
-from service.core.datatypes import datatype
-from service.core.errors import (
-    DeadlineExceeded,
-    ExecutionFailed,
-    NotReady,
-    Overloaded,
-    ServiceError,
-    TooLarge,
-)
+from service.core.batch_buffers import BatchBuffers, cut, single, split
+from service.core.errors import DeadlineExceeded, ExecutionFailed, NotReady, ServiceError
+from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
+from service.core.request_queue import PRIORITY_LEVELS, Lane, Pending, RequestQueue, Tensors
 from service.core.statistics import BatchTimes, Statistics
-from service.core.types import ModelSpec, ServingConfig
-
-Tensors = dict[str, np.ndarray]
-
-ALIGNMENT = 64
-"""Bytes; XLA reads host memory in place only when it starts at such an address."""
-
-PRIORITY_LEVELS = 3
-"""Queues served in turn: priority 1 first, then 0 (the default) and 2, then everything above."""
+from service.core.types import ServingConfig
 
 _SWEEP_S = 0.001
 """Shortest time between two looks for overdue requests."""
 
 _log = logging.getLogger(__name__)
-
-
-@final
-class Pending:
-    """One request on its way through a `Batcher`; `future` resolves to its own rows or to its own error."""
-
-    __slots__ = ("arrived", "deadline", "future", "inputs", "level", "rows", "size_bytes")
-
-    def __init__(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        rows: int,
-        level: int,
-        arrived: float,
-        deadline: float,
-        future: asyncio.Future[Tensors],
-    ) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.level = level
-        self.arrived = arrived
-        self.deadline = deadline
-        self.future = future
-        self.size_bytes = sum([array.nbytes for array in inputs.values()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,53 +43,27 @@ class _Done:
     times: BatchTimes
 
 
-class _Buffers:
-    """One aligned host buffer per input, as long as the largest bucket; smaller buckets use its head."""
+@final
+class _Instance:
+    """One thread's own: the partition it runs on, its buffers, the batch it computes and since when, its alarm."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self._sizes = sorted(spec.buckets)
-        largest = {
-            tensor.name: aligned_zeros((self._sizes[-1], *tensor.shape[1:]), datatype(tensor.datatype).dtype)
-            for tensor in spec.inputs
-        }
-        self._views = [{name: buffer[:size] for name, buffer in largest.items()} for size in self._sizes]
-        self._largest = list(largest.values())
+    __slots__ = ("buffers", "partition", "running", "since", "thread", "wake")
 
-    def fill(self, requests: Sequence[Pending], rows: int) -> tuple[int, Tensors]:
-        """The smallest bucket that holds `rows`, and its buffers holding the requests' rows, then zeros."""
-        index = next(i for i, size in enumerate(self._sizes) if size >= rows)
-        views = self._views[index]
-        for name, buffer in views.items():
-            start = 0
-            for pending in requests:
-                stop = start + pending.rows
-                buffer[start:stop] = pending.inputs[name]
-                start = stop
-            buffer[start:] = b"" if buffer.dtype.hasobject else 0
-        return self._sizes[index], views
-
-    def owns(self, array: np.ndarray) -> bool:
-        """Whether `array` may lie in a buffer that the next batch overwrites."""
-        return any(np.may_share_memory(array, buffer) for buffer in self._largest)
-
-
-def aligned_zeros(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Zeros of `shape` whose first byte lies at a multiple of `ALIGNMENT`."""
-    if dtype.hasobject:
-        return np.full(shape, b"", dtype)
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    def __init__(self, partition: int, buffers: BatchBuffers | None) -> None:
+        self.partition = partition
+        self.buffers = buffers
+        self.running: Sequence[Pending] = ()
+        self.since = math.inf
+        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
 
 @final
 class Batcher:
-    """The queue and the thread of one loaded model.
+    """The queue and the threads of one loaded model: `config.instances` for each of its partitions.
 
-    The thread owns `loaded` and closes it when it ends. `submit` and `discard` belong to one event loop, the first
-    that submits; `close` may be called from anywhere. `label` names the model in messages. `loaded.spec` declares
-    fixed sizes except for the leading one; inputs are expected to be validated against it.
+    The threads own `loaded`; the last of them to end closes it. `submit` and `discard` belong to one event loop, the
+    first that submits; `close` may be called from anywhere. `label` names the model in messages. Inputs are expected
+    to be validated against `loaded.spec`.
     """
 
     def __init__(
@@ -141,43 +77,73 @@ class Batcher:
     ) -> None:
         spec = loaded.spec
         self._loaded = loaded
-        self._config = config
+        self._spec = spec
         self._clock = clock
         self._label = label
         self._statistics = statistics
         self._limit = spec.max_batch_size
-        self._buffers = _Buffers(spec) if spec.max_batch_size else None
+        self._open_sizes = OpenSizes(spec)
         self._delay_s = config.max_queue_delay_us * 1e-6 if spec.max_batch_size else 0.0
+        self._default_priority = config.default_priority
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
-        # Below: shared with the thread, under the lock.
+        self._ended = threading.Event()
+        # Below: shared with the threads, under the lock.
         self._lock = threading.Lock()
-        self._queues: tuple[OrderedDict[Pending, None], ...] = tuple(OrderedDict() for _ in range(PRIORITY_LEVELS))
-        self._waiting = self._waiting_rows = self._waiting_bytes = 0
-        self._wanted_rows: float = math.inf
+        self._queue = RequestQueue(config, self._limit, clock, label)
         self._closing = False
-        self._running: Sequence[Pending] = ()
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=f"batcher {label}", daemon=True)
-        self._thread.start()
+        # Asleep: those that wait for any request, and the one that looks when the next batch is due. One is called at
+        # a time, when so many rows of one key wait.
+        self._idle: list[_Instance] = []
+        self._watching: _Instance | None = None
+        self._called: _Instance | None = None
+        self._wanted_rows: float = math.inf
+        self._instances = [
+            _Instance(number % loaded.partitions, BatchBuffers(spec, self._open_sizes) if self._limit else None)
+            for number in range(config.instances * loaded.partitions)
+        ]
+        self._alive = len(self._instances)
+        self._threads = [
+            threading.Thread(target=self._run, args=(instance,), name=f"batcher {label} {number}", daemon=True)
+            for number, instance in enumerate(self._instances)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def depth(self) -> int:
         """Requests waiting, those being computed not counted."""
-        return self._waiting
+        return self._queue.requests
 
     @property
     def running(self) -> int:
         """Requests being computed."""
-        return len(self._running)
+        return sum([len(instance.running) for instance in self._instances])
+
+    @property
+    def computing_s(self) -> float:
+        """For how many seconds the oldest running batch has been computing; 0 when none is."""
+        since = min([instance.since for instance in self._instances])
+        return 0.0 if since == math.inf else max(self._clock.monotonic() - since, 0.0)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory that batches are assembled in."""
+        return sum([instance.buffers.size_bytes for instance in self._instances if instance.buffers is not None])
 
     # On the event loop
 
     def submit(
-        self, inputs: Mapping[str, np.ndarray], rows: int, *, deadline: float = math.inf, priority: int = 0
+        self,
+        inputs: Mapping[str, np.ndarray],
+        rows: int,
+        sizes: Sizes = (),
+        *,
+        deadline: float = math.inf,
+        priority: int = 0,
     ) -> Pending:
-        """Queue one validated request of at most `max_batch_size` rows.
+        """Queue one validated request of at most `max_batch_size` rows and of open `sizes`.
 
         `deadline` is in seconds of the clock. Raises `Overloaded` when the queue is full, `TooLarge` when it could
         never fit, `NotReady` while closing, `DeadlineExceeded` when the time is over already.
@@ -185,16 +151,16 @@ class Batcher:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        level = 1 if priority == 0 else min(priority, PRIORITY_LEVELS) - 1
-        pending = Pending(inputs, rows, level, self._clock.monotonic(), deadline, loop.create_future())
+        level = min(priority or self._default_priority, PRIORITY_LEVELS) - 1
+        key = self._open_sizes.batch_key(sizes) if sizes else sizes
+        pending = Pending(inputs, rows, sizes, key, level, self._clock.monotonic(), deadline, loop.create_future())
         if pending.arrived >= deadline:
             raise self._late(pending)
         with self._lock:
-            self._admit(pending)
-            self._queues[level][pending] = None
-            if self._waiting_rows >= self._wanted_rows:
-                self._wanted_rows = math.inf
-                self._wake.put(None)
+            if self._closing:
+                raise NotReady(f"{self._label}: it is being unloaded")
+            if self._queue.add(pending) >= self._wanted_rows:
+                self._call_one()
         if deadline < self._timer_at:
             self._watch(loop, deadline, pending.arrived)
         return pending
@@ -202,38 +168,9 @@ class Batcher:
     def discard(self, pending: Pending) -> None:
         """Forget a request whose caller went away; one that is being computed runs on for nothing."""
         with self._lock:
-            self._remove(pending)
+            self._queue.remove(pending)
         if pending.future.cancelled():
             self._count("cancelled", pending)
-
-    def _admit(self, pending: Pending) -> None:
-        size, config = pending.size_bytes, self._config
-        if self._closing:
-            raise NotReady(f"{self._label}: it is being unloaded")
-        if size > config.max_queue_bytes:
-            raise TooLarge(f"{self._label}: expected at most {config.max_queue_bytes} bytes of inputs, got {size}")
-        if self._waiting >= config.max_queue_requests or self._waiting_bytes + size > config.max_queue_bytes:
-            raise Overloaded(
-                f"{self._label}: the queue is full: {self._waiting} requests (at most {config.max_queue_requests}) "
-                f"of {self._waiting_bytes} bytes (at most {config.max_queue_bytes}) are waiting"
-            )
-        self._waiting += 1
-        self._waiting_rows += pending.rows
-        self._waiting_bytes += size
-
-    def _remove(self, pending: Pending) -> bool:
-        """Take a request out of its queue, under the lock; False when it is no longer there."""
-        waiting = self._queues[pending.level]
-        if pending not in waiting:
-            return False
-        del waiting[pending]
-        self._forget(pending)
-        return True
-
-    def _forget(self, pending: Pending) -> None:
-        self._waiting -= 1
-        self._waiting_rows -= pending.rows
-        self._waiting_bytes -= pending.size_bytes
 
     def _late(self, pending: Pending) -> DeadlineExceeded:
         waited_s = self._clock.monotonic() - pending.arrived
@@ -249,10 +186,11 @@ class Batcher:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = self._clock.monotonic()
         with self._lock:
-            known = [*self._running, *(pending for waiting in self._queues for pending in waiting)]
+            known = [pending for instance in self._instances for pending in instance.running]
+            known += self._queue.waiting()
             overdue = [pending for pending in known if pending.deadline <= now]
             for pending in overdue:
-                self._remove(pending)
+                self._queue.remove(pending)
         self._expire(overdue)
         self._timer, self._timer_at = None, math.inf
         earliest = min((pending.deadline for pending in known if pending.deadline > now), default=math.inf)
@@ -280,85 +218,117 @@ class Batcher:
                 arrivals.append(pending.arrived)
         self._statistics.record_batch(arrivals, done.rows, done.padding, done.times, self._clock.time())
 
-    # On the thread
+    # On the threads
 
-    def _run(self) -> None:
+    def _run(self, instance: _Instance) -> None:
         try:
-            while (requests := self._next()) is not None:
+            while (requests := self._next(instance)) is not None:
                 if requests:
-                    self._execute(requests)
-                self._running = ()
+                    self._execute(instance, requests)
+                instance.running, instance.since = (), math.inf
         finally:
-            self._loaded.close()
+            self._end(instance)
 
-    def _next(self) -> list[Pending] | None:
+    def _end(self, instance: _Instance) -> None:
+        instance.running, instance.since = (), math.inf
+        with self._lock:
+            self._alive -= 1
+            last = not self._alive
+        if last:
+            try:
+                self._loaded.close()
+            finally:
+                self._ended.set()
+
+    def _next(self, instance: _Instance) -> list[Pending] | None:
         """Wait for the next batch; None when closed and drained."""
         while True:
             with self._lock:
-                wait_s = self._patience_s()
-                if wait_s <= 0:
-                    taken, overdue = self._take()
-                    self._running = taken
+                self._wake(instance)
+                lane, wait_s = self._due()
+                if lane is not None:
+                    taken, overdue = self._queue.take(lane)
+                    instance.running = taken
+                    self._pass_on()
                     break
                 if self._closing:
                     return None
-                # Nothing waits: any request wakes the thread. Else it waits for company, up to a full batch.
-                self._wanted_rows = 0 if wait_s == math.inf else self._limit
-            self._sleep(wait_s)
+                timeout_s = self._rest(instance, wait_s)
+            try:
+                instance.wake.get(timeout=timeout_s)
+            except queue.Empty:
+                continue
         if overdue:
             self._post(self._expire, overdue)
         return taken
 
-    def _sleep(self, wait_s: float) -> None:
-        try:
-            self._wake.get(timeout=None if wait_s == math.inf else wait_s)
-        except queue.Empty:
-            return
+    def _due(self) -> tuple[Lane | None, float]:
+        return self._queue.due(0.0 if self._closing else self._delay_s)
 
-    def _patience_s(self) -> float:
-        """How long the next batch may still wait for company: infinite when nothing waits."""
-        if not self._waiting:
-            return math.inf
-        if self._delay_s == 0 or self._closing or self._waiting_rows >= self._limit:
-            return 0.0
-        oldest = min(next(iter(waiting)).arrived for waiting in self._queues if waiting)
-        return oldest + self._delay_s - self._clock.monotonic()
+    # Who sleeps and who is called, under the lock
 
-    def _take(self) -> tuple[list[Pending], list[Pending]]:
-        """The next batch, and the requests found too late on the way, under the lock."""
-        now = self._clock.monotonic()
-        taken: list[Pending] = []
-        overdue: list[Pending] = []
-        rows = 0
-        for waiting in self._queues:
-            while waiting:
-                pending, _ = waiting.popitem(last=False)
-                if pending.future.done():
-                    self._forget(pending)
-                elif pending.deadline <= now:
-                    self._forget(pending)
-                    overdue.append(pending)
-                elif taken and rows + pending.rows > self._limit:
-                    waiting[pending] = None
-                    waiting.move_to_end(pending, last=False)
-                    return taken, overdue
-                else:
-                    self._forget(pending)
-                    taken.append(pending)
-                    rows += pending.rows
-        return taken, overdue
+    def _rest(self, instance: _Instance, wait_s: float) -> float | None:
+        """Note that an instance is about to sleep; returns for how long: None until it is called."""
+        watches = wait_s < math.inf and self._watching is None
+        if watches:
+            self._watching = instance
+        else:
+            self._idle.append(instance)
+        self._listen()
+        return wait_s if watches else None
 
-    def _execute(self, requests: Sequence[Pending]) -> None:
+    def _wake(self, instance: _Instance) -> None:
+        """Note that an instance looks at the queue, be it that it was called, or its time is over."""
+        if self._called is instance:
+            self._called = None
+        elif self._watching is instance:
+            self._watching = None
+        elif instance in self._idle:  # a call that crossed the end of its watch
+            self._idle.remove(instance)
+        self._listen()
+
+    def _listen(self) -> None:
+        """Say at how many waiting rows of one key an instance is to be called.
+
+        While one watches, a full batch is worth it; without, any request is. One that was called looks first, for it
+        takes all that came meanwhile.
+        """
+        if self._called is not None:
+            self._wanted_rows = math.inf
+        elif self._watching is not None:
+            self._wanted_rows = self._limit
+        else:
+            self._wanted_rows = 0 if self._idle else math.inf
+
+    def _call_one(self) -> None:
+        if self._idle:
+            self._called = self._idle.pop()
+        else:
+            self._called, self._watching = self._watching, None
+        if self._called is not None:
+            self._called.wake.put(None)
+        self._listen()
+
+    def _pass_on(self) -> None:
+        """Having taken a batch: call another instance for what is left, or for watching over it."""
+        if self._queue.requests and self._called is None and (self._idle or self._watching is not None):
+            lane, _ = self._due()
+            if lane is not None or self._watching is None:
+                self._call_one()
+
+    # Computing
+
+    def _execute(self, instance: _Instance, requests: Sequence[Pending]) -> None:
         """Run a batch; when it fails, run its requests one by one, so that a poisoned one fails alone."""
         try:
-            self._post(self._deliver, self._compute(requests))
+            self._post(self._deliver, self._compute(instance, requests))
         except Exception as error:
             if len(requests) == 1:
                 self._post(self._fail, requests[0], self._failure(error), "execution")
                 return
             for pending in requests:
                 if not pending.future.done():
-                    self._execute([pending])
+                    self._execute(instance, [pending])
 
     def _failure(self, error: Exception) -> ServiceError:
         if isinstance(error, ServiceError):
@@ -368,40 +338,30 @@ class Batcher:
         failed.__cause__ = error
         return failed
 
-    def _compute(self, requests: Sequence[Pending]) -> _Done:
-        taken = self._clock.monotonic()
-        if self._buffers is None:
-            inputs = {name: np.require(array, requirements=["C", "A"]) for name, array in requests[0].inputs.items()}
-            assembled = self._clock.monotonic()
-            answers: list[Tensors] = [self._loaded.run(inputs)]
-            computed = self._clock.monotonic()
-            return _Done(requests, answers, 1, 0, BatchTimes(taken, assembled, computed, computed))
+    def _compute(self, instance: _Instance, requests: Sequence[Pending]) -> _Done:
+        taken = instance.since = self._clock.monotonic()
+        buffers = instance.buffers
+        if buffers is None:
+            return self._compute_alone(instance, requests[0], taken)
         rows = sum([pending.rows for pending in requests])
-        bucket, inputs = self._buffers.fill(requests, rows)
+        bucket, inputs = buffers.concatenate(requests, rows)
         assembled = self._clock.monotonic()
-        outputs = self._loaded.run(inputs)
+        outputs = self._loaded.run(inputs, instance.partition)
         computed = self._clock.monotonic()
-        answers = self._split(requests, outputs, bucket, self._buffers)
+        answers = split(requests, outputs, bucket, buffers, self._open_sizes, self._label)
         return _Done(
             requests, answers, rows, bucket - rows, BatchTimes(taken, assembled, computed, self._clock.monotonic())
         )
 
-    def _split(self, requests: Sequence[Pending], outputs: Tensors, bucket: int, buffers: _Buffers) -> list[Tensors]:
-        for name, array in outputs.items():
-            if array.shape[:1] != (bucket,):
-                raise ExecutionFailed(
-                    f"{self._label}: output {name!r}: expected {bucket} rows, got shape {array.shape}"
-                )
-            if buffers.owns(array):
-                # A model may hand an input through; the buffer under it is about to be filled again.
-                outputs = {**outputs, name: array.copy()}
-        answers = []
-        start = 0
-        for pending in requests:
-            stop = start + pending.rows
-            answers.append({name: array[start:stop] for name, array in outputs.items()})
-            start = stop
-        return answers
+    def _compute_alone(self, instance: _Instance, request: Pending, taken: float) -> _Done:
+        inputs = single(self._spec, self._open_sizes, request)
+        assembled = self._clock.monotonic()
+        answer = self._loaded.run(inputs, instance.partition)
+        computed = self._clock.monotonic()
+        if self._open_sizes:
+            self._open_sizes.check_outputs(answer, request.key, self._label)
+            answer = cut(answer, request, self._open_sizes)
+        return _Done([request], [answer], 1, 0, BatchTimes(taken, assembled, computed, self._clock.monotonic()))
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         """Run `callback` on the callers' event loop; a loop that is gone has no callers left."""
@@ -419,16 +379,19 @@ class Batcher:
     def close(self, drain_s: float) -> bool:
         """Refuse new requests, compute the waiting ones for up to `drain_s` seconds, fail the rest with `NotReady`.
 
-        Blocks. Returns whether the thread has ended; if not, it ends after the batch it is computing.
+        Blocks. Returns whether all threads have ended; if not, each ends after the batch it is computing.
         """
         with self._lock:
             self._closing = True
-            self._wake.put(None)
-        self._thread.join(drain_s)
+            for instance in self._instances:
+                instance.wake.put(None)
+        ended = self._ended.wait(drain_s)
         with self._lock:
-            rest = [pending for waiting in self._queues for pending in waiting]
+            rest = list(self._queue.waiting())
             for pending in rest:
-                self._remove(pending)
+                self._queue.remove(pending)
         for pending in rest:
             self._post(self._fail, pending, NotReady(f"{self._label}: it was unloaded"), "not_ready")
-        return not self._thread.is_alive()
+        for thread in self._threads if ended else ():
+            thread.join()
+        return ended

@@ -8,11 +8,13 @@ from typing import final
 
 import numpy as np
 
-from service.core.batching import Batcher, Tensors
+from service.core.batching import Batcher
 from service.core.datatypes import datatype, name_of
 from service.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
 from service.core.processing import Processor
+from service.core.request_queue import Tensors
 from service.core.statistics import Statistics
 from service.core.types import ModelSpec, ServingConfig, TensorSpec
 
@@ -65,6 +67,8 @@ class ServedModel:
         self._rows_of = {
             tensor.name: (datatype(tensor.datatype).dtype, len(tensor.shape), tensor.shape[1:]) for tensor in own.inputs
         }
+        self._open_sizes = OpenSizes(own)
+        self._masks = {tensor.name for tensor in own.masks}
         self._batcher = Batcher(loaded, config, clock, label=self.label, statistics=self.statistics)
 
     @property
@@ -77,6 +81,16 @@ class ServedModel:
         """Requests waiting or being computed."""
         preparing = 0 if self._processor is None else self._processor.running
         return self._batcher.depth + self._batcher.running + preparing
+
+    @property
+    def computing_s(self) -> float:
+        """For how many seconds the oldest running batch has been computing; 0 when none is."""
+        return self._batcher.computing_s
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory that batches are assembled in, all instances together."""
+        return self._batcher.buffer_bytes
 
     async def infer(
         self,
@@ -94,12 +108,13 @@ class ServedModel:
         try:
             if self._processor is not None:
                 inputs = await self._processor.before(inputs)
-            rows = self.validate(inputs)
+            rows, sizes = self.validate(inputs)
             if outputs is not None:
                 self._check_outputs(outputs)
             pending = self._batcher.submit(
                 inputs,
                 rows,
+                sizes,
                 deadline=latest if deadline is None or deadline > latest else deadline,
                 priority=priority,
             )
@@ -117,8 +132,8 @@ class ServedModel:
         names = self._declared if outputs is None else outputs
         return answer if names is None else {name: answer[name] for name in names}
 
-    def validate(self, inputs: Mapping[str, np.ndarray]) -> int:
-        """Check the model's own `inputs`, and return the number of rows (1 for a model that is not batched).
+    def validate(self, inputs: Mapping[str, np.ndarray]) -> tuple[int, Sizes]:
+        """Check the model's own `inputs`; returns the number of rows (1 for a model not batched) and the open sizes.
 
         Raises `InvalidRequest` that names the model, the input, and the expected and given datatype or shape.
         """
@@ -126,7 +141,9 @@ class ServedModel:
         if self._batched and len(inputs) == len(self._rows_of):
             for name, (dtype, rank, row_shape) in self._rows_of.items():
                 array = inputs.get(name)
-                if array is None or array.dtype != dtype or array.ndim != rank or array.shape[1:] != row_shape:
+                if array is None or array.dtype != dtype or array.ndim != rank:
+                    break
+                if array.shape[1:] != row_shape and not _fits(row_shape, array.shape[1:]):
                     break
                 if rows < 0:
                     rows = array.shape[0]
@@ -134,9 +151,10 @@ class ServedModel:
                     break
             else:
                 if rows <= self.spec.max_batch_size:
-                    return rows
+                    return rows, self._open_sizes.sizes_of(inputs, self.label) if self._open_sizes else ()
         self._check_inputs(inputs)
-        return self._check_rows(inputs) if self._batched else 1
+        rows = self._check_rows(inputs) if self._batched else 1
+        return rows, self._open_sizes.sizes_of(inputs, self.label) if self._open_sizes else ()
 
     async def close(self, drain_s: float = 30.0) -> bool:
         """Refuse new requests, answer the waiting ones for up to `drain_s` seconds, fail the rest, free the model.
@@ -150,6 +168,8 @@ class ServedModel:
         return await asyncio.to_thread(self._batcher.close, max(drain_s, 0.0))
 
     def _check_inputs(self, inputs: Mapping[str, np.ndarray]) -> None:
+        for name in self._masks.intersection(inputs):
+            raise InvalidRequest(f"{self.label}: input {name!r} is filled by the server: expected none, got one")
         unknown = [name for name in inputs if name not in self._expected]
         missing = [name for name in self._expected if name not in inputs]
         if unknown or missing:
@@ -163,10 +183,7 @@ class ServedModel:
         where = f"{self.label}: input {tensor.name!r}"
         if array.dtype != self._expected[tensor.name][0]:
             raise InvalidRequest(f"{where}: expected datatype {tensor.datatype}, got {name_of(array.dtype)}")
-        fits = array.ndim == len(tensor.shape) and all(
-            expected in (-1, got) for expected, got in zip(tensor.shape, array.shape, strict=True)
-        )
-        if not fits:
+        if not _fits(tensor.shape, array.shape):
             raise InvalidRequest(f"{where}: expected shape {list(tensor.shape)}, got {list(array.shape)}")
 
     def _check_rows(self, inputs: Mapping[str, np.ndarray]) -> int:
@@ -187,3 +204,9 @@ class ServedModel:
                 raise InvalidRequest(f"{self.label}: expected outputs among {known[:1500]}, got {name[:128]!r}")
         if len(set(outputs)) != len(outputs):
             raise InvalidRequest(f"{self.label}: expected each output once, got {list(outputs)}"[:2000])
+
+
+def _fits(declared: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(shape) == len(declared) and all(
+        expected in (-1, size) for expected, size in zip(declared, shape, strict=True)
+    )

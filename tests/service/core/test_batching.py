@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from service.core.batching import ALIGNMENT, Batcher, Pending, aligned_zeros
+from service.core.batch_buffers import ALIGNMENT, aligned_zeros
+from service.core.batching import Batcher
 from service.core.errors import (
     DeadlineExceeded,
     ExecutionFailed,
@@ -19,6 +20,7 @@ from service.core.errors import (
     Overloaded,
     TooLarge,
 )
+from service.core.request_queue import Pending
 from service.core.statistics import Statistics
 from service.core.types import ServingConfig
 from tests.service.core.served import WAIT_S, HeldClock, HeldModel, RealClock, double, serve, spec

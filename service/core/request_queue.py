@@ -1,0 +1,185 @@
+"""The requests of one model that wait: bounded, ordered by priority and arrival, apart by batch key."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import final
+
+import numpy as np
+
+from service.core.errors import Overloaded, TooLarge
+from service.core.open_sizes import Sizes
+from service.core.ports import Clock
+from service.core.types import ServingConfig
+
+Tensors = dict[str, np.ndarray]
+
+PRIORITY_LEVELS = 3
+"""Queues served in turn: priority 1 first, then 2, then everything above."""
+
+
+@final
+class Pending:
+    """One request on its way through a `Batcher`; `future` resolves to its own rows or to its own error.
+
+    `sizes` are its open sizes, `key` those it is padded to.
+    """
+
+    __slots__ = ("arrived", "deadline", "future", "inputs", "key", "level", "rows", "size_bytes", "sizes")
+
+    def __init__(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        rows: int,
+        sizes: Sizes,
+        key: Sizes,
+        level: int,
+        arrived: float,
+        deadline: float,
+        future: asyncio.Future[Tensors],
+    ) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.sizes = sizes
+        self.key = key
+        self.level = level
+        self.arrived = arrived
+        self.deadline = deadline
+        self.future = future
+        self.size_bytes = sum([array.nbytes for array in inputs.values()])
+
+
+@final
+class Lane:
+    """The waiting requests of one key, one ordered queue per priority."""
+
+    __slots__ = ("key", "levels", "rows")
+
+    def __init__(self, key: Sizes) -> None:
+        self.key = key
+        self.levels: tuple[OrderedDict[Pending, None], ...] = tuple(OrderedDict() for _ in range(PRIORITY_LEVELS))
+        self.rows = 0
+
+    def first(self) -> Pending | None:
+        """The oldest of the most urgent requests."""
+        return next((next(iter(waiting)) for waiting in self.levels if waiting), None)
+
+    def oldest_s(self) -> float:
+        """When the oldest request came."""
+        return min([next(iter(waiting)).arrived for waiting in self.levels if waiting])
+
+
+@final
+class RequestQueue:
+    """What waits, bounded by `max_queue_requests` and `max_queue_bytes`; its owner's lock guards every method.
+
+    `limit` is the number of rows in a full batch, 0 when every request is a batch of its own. `requests` and
+    `size_bytes` are those waiting now.
+    """
+
+    def __init__(self, config: ServingConfig, limit: int, clock: Clock, label: str) -> None:
+        self._config = config
+        self._limit = limit
+        self._clock = clock
+        self._label = label
+        self._lanes: dict[Sizes, Lane] = {}
+        self.requests = self.size_bytes = 0
+
+    def add(self, pending: Pending) -> int:
+        """Put a request behind those of its key and priority; returns the rows that wait with its key.
+
+        Raises `Overloaded` when the queue is full, `TooLarge` when the request could never fit.
+        """
+        size, config = pending.size_bytes, self._config
+        if size > config.max_queue_bytes:
+            raise TooLarge(f"{self._label}: expected at most {config.max_queue_bytes} bytes of inputs, got {size}")
+        if self.requests >= config.max_queue_requests or self.size_bytes + size > config.max_queue_bytes:
+            raise Overloaded(
+                f"{self._label}: the queue is full: {self.requests} requests (at most {config.max_queue_requests}) "
+                f"of {self.size_bytes} bytes (at most {config.max_queue_bytes}) are waiting"
+            )
+        lane = self._lanes.get(pending.key)
+        if lane is None:
+            lane = self._lanes[pending.key] = Lane(pending.key)
+        lane.levels[pending.level][pending] = None
+        lane.rows += pending.rows
+        self.requests += 1
+        self.size_bytes += size
+        return lane.rows
+
+    def remove(self, pending: Pending) -> bool:
+        """Take a request out; False when it is no longer there."""
+        lane = self._lanes.get(pending.key)
+        if lane is None or pending not in lane.levels[pending.level]:
+            return False
+        del lane.levels[pending.level][pending]
+        self._forget(lane, pending)
+        self._drop_empty(lane)
+        return True
+
+    def waiting(self) -> Iterator[Pending]:
+        """All requests, in no order."""
+        return (pending for lane in self._lanes.values() for waiting in lane.levels for pending in waiting)
+
+    def due(self, delay_s: float) -> tuple[Lane | None, float]:
+        """The lane to be computed next; or None, and for how long all may still wait for company (infinite: none does).
+
+        A lane is due when it fills a batch or its oldest request has waited for `delay_s`; of those that are, the one
+        with the most urgent request goes first, then the one with the oldest: no key waits for another's later ones.
+        """
+        if not self.requests:
+            return None, math.inf
+        now = self._clock.monotonic() if delay_s else 0.0
+        chosen: Lane | None = None
+        best, wait_s = (math.inf, math.inf), math.inf
+        for lane in self._lanes.values():
+            first = lane.first()
+            if first is None:
+                continue
+            left_s = lane.oldest_s() + delay_s - now if delay_s and lane.rows < self._limit else 0.0
+            if left_s > 0:
+                wait_s = min(wait_s, left_s)
+            elif (first.level, first.arrived) < best:
+                chosen, best = lane, (first.level, first.arrived)
+        return chosen, 0.0 if chosen is not None else wait_s
+
+    def take(self, lane: Lane) -> tuple[list[Pending], list[Pending]]:
+        """The next batch of a lane, and the requests found too late on the way.
+
+        In order of priority, then of arrival, until one does not fit; those whose callers have gone are left out.
+        """
+        now = self._clock.monotonic()
+        taken: list[Pending] = []
+        overdue: list[Pending] = []
+        rows = 0
+        for waiting in lane.levels:
+            while waiting:
+                pending, _ = waiting.popitem(last=False)
+                if pending.future.done():
+                    self._forget(lane, pending)
+                elif pending.deadline <= now:
+                    self._forget(lane, pending)
+                    overdue.append(pending)
+                elif taken and rows + pending.rows > self._limit:
+                    waiting[pending] = None
+                    waiting.move_to_end(pending, last=False)
+                    return taken, overdue
+                else:
+                    self._forget(lane, pending)
+                    taken.append(pending)
+                    rows += pending.rows
+        self._drop_empty(lane)
+        return taken, overdue
+
+    def _forget(self, lane: Lane, pending: Pending) -> None:
+        lane.rows -= pending.rows
+        self.requests -= 1
+        self.size_bytes -= pending.size_bytes
+
+    def _drop_empty(self, lane: Lane) -> None:
+        # The only lane stays: a model without open sizes has no other.
+        if len(self._lanes) > 1 and not any(lane.levels):
+            del self._lanes[lane.key]
