@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine.bundle import archive, sandbox, strict_json, tensors
+from engine.bundle import archive, processing, sandbox, strict_json, tensors
 from engine.bundle.functions import Function, FunctionProgram, export_functions
 from engine.bundle.graph_reader import from_json, frozen_paths, read_graph, ties_of
 from engine.bundle.graph_writer import to_json
@@ -27,13 +27,15 @@ from engine.bundle.program_calls import call_problems
 from engine.bundle.programs import Programs, export_programs, listed_artifacts, member
 from engine.bundle.verify import file_problems
 from engine.errors import BundleError, EngineError, Problem
-from engine.model.build import infer, template_of
+from engine.model.build import Template, declared_template, infer, workable
 from engine.model.graph import ParamSpec
 from engine.model.model import Model
+from engine.model.open_sizes import Opened, OpenSize, check_open_sizes, largest, read_open_sizes
 from engine.model.state import ModelState, Tie, flatten, unflatten
 from engine.model.walk import LayerInfo
+from engine.postprocess import Postprocess
 from engine.precision import name_of
-from engine.preprocess import Preprocess, specs
+from engine.preprocess import Preprocess
 from engine.version import VERSION as ENGINE_VERSION
 
 FORMAT = "axon.bundle"
@@ -46,7 +48,8 @@ class Bundle:
     """What a bundle holds.
 
     `lineage` says where it came from, `serving` how it wants to be served; `functions` are losses and metrics by name;
-    `preprocess` is what its inputs have been through before the model saw them in training.
+    `preprocess` is what its inputs have been through before the model saw them in training, `postprocess` what is done
+    to its outputs before a caller sees them.
     """
 
     model: Model
@@ -55,6 +58,7 @@ class Bundle:
     serving: Mapping[str, Any] = field(default_factory=dict)
     functions: Mapping[str, FunctionProgram] = field(default_factory=dict)
     preprocess: Preprocess = field(default_factory=Preprocess)
+    postprocess: Postprocess = field(default_factory=Postprocess)
 
 
 def write(
@@ -66,13 +70,13 @@ def write(
     serving: Mapping[str, Any] | None = None,
     functions: Sequence[Function | FunctionProgram] = (),
     preprocess: Preprocess | None = None,
+    postprocess: Postprocess | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Write a bundle file, atomically; the same arguments give the same bytes.
 
     `functions` are losses and metrics of one's own that travel with the model. Layers of one's own and these functions
-    become StableHLO programs. `preprocess` is for those who call the model from what they read; a served model has
-    its steps in the graph (`engine.preprocess.prepend`).
+    become StableHLO programs. Servers do `preprocess` to what clients send, and `postprocess` to the outputs.
 
     Raises: `GraphError` for a model or function that cannot be written, `BundleError` for a state that does not fit.
     """
@@ -83,14 +87,14 @@ def write(
         graph["functions"] = travelling
     from_json(graph, constants=constants, members=programs.members(), limits=limits)
     parameters, layer_state = dict(flatten(state.parameters)), dict(flatten(state.state))
-    layers = check_size(model, limits)
+    layers = check_size(model, limits, _open_sizes(serving or {}, model))
     check_marks(layers, graph)
     _check_tensors(layers, {**parameters, **layer_state}, state.ties)
     optional = {
         archive.STATE: layer_state and tensors.dump(jax.device_get(layer_state)),
         archive.CONSTANTS: constants and tensors.dump(constants),
         archive.SERVING: serving and _json(serving),
-        archive.PREPROCESS: preprocess and _preprocess_member(preprocess, model),
+        **processing.members(model, layers, preprocess, postprocess),
     }
     members = {
         archive.GRAPH: _json(graph),
@@ -134,35 +138,23 @@ def read(path: Path | str, *, limits: Limits = DEFAULT_LIMITS, trusted: bool = F
     made_by = manifest.get("programs", {}).get("jax", ())
     model, functions = read_graph(graph, constants=constants, members=members, made_by=made_by, limits=limits)
     parameters, state = _tensors(members, archive.PARAMS), _tensors(members, archive.STATE)
-    layers = check_size(model, limits)
-    check_marks(layers, graph)
-    _check_members(layers, parameters, state, constants)
-    _check_tensors(layers, {**parameters, **state}, ties_of(graph))
     serving = read_json(members[archive.SERVING], archive.SERVING, limits) if archive.SERVING in members else {}
     if not isinstance(serving, Mapping):
         raise BundleError([Problem(archive.SERVING, "an object", type(serving).__name__)])
-    preprocess = _read_preprocess(members, model, limits)
+    layers = check_size(model, limits, _open_sizes(serving, model))
+    check_marks(layers, graph)
+    _check_members(layers, parameters, state, constants)
+    _check_tensors(layers, {**parameters, **state}, ties_of(graph))
+    before, after = (_optional_json(members, name, limits) for name in (archive.PREPROCESS, archive.POSTPROCESS))
+    preprocess = processing.read_preprocess(before, model)
+    postprocess = processing.read_postprocess(after, model, layers)
     model_state = ModelState(unflatten(parameters), unflatten(state), frozen_paths(graph), ties_of(graph))
-    return Bundle(model, model_state, manifest.get("lineage", {}), serving, functions, preprocess)
+    return Bundle(model, model_state, manifest.get("lineage", {}), serving, functions, preprocess, postprocess)
 
 
-def _preprocess_member(preprocess: Preprocess, model: Model) -> bytes:
-    _check_preprocess(preprocess, model)
-    return _json(specs.to_json(preprocess))
-
-
-def _read_preprocess(members: Mapping[str, bytes], model: Model, limits: Limits) -> Preprocess:
-    if archive.PREPROCESS not in members:
-        return Preprocess()
-    preprocess = specs.from_json(read_json(members[archive.PREPROCESS], archive.PREPROCESS, limits))
-    _check_preprocess(preprocess, model)
-    return preprocess
-
-
-def _check_preprocess(preprocess: Preprocess, model: Model) -> None:
-    known = ", ".join(model.inputs())
-    if unknown := sorted(set(preprocess.inputs) - set(model.inputs())):
-        raise BundleError([Problem(f"{archive.PREPROCESS}: inputs.{n}", f"one of {known}", "unknown") for n in unknown])
+def _optional_json(members: Mapping[str, bytes], name: str, limits: Limits) -> Any:
+    """A member's JSON; None for no member."""
+    return read_json(members[name], name, limits) if name in members else None
 
 
 def _try_programs(path: Path | str, graph: Any, members: Mapping[str, bytes], limits: Limits) -> None:
@@ -181,13 +173,20 @@ def _try_programs(path: Path | str, graph: Any, members: Mapping[str, bytes], li
         sandbox.check(path, limits)
 
 
-def try_programs(path: Path | str, *, batch_sizes: Sequence[int], limits: Limits = DEFAULT_LIMITS) -> None:
+def try_programs(
+    path: Path | str,
+    *,
+    batch_sizes: Sequence[int],
+    opened: Sequence[Opened] = (),
+    limits: Limits = DEFAULT_LIMITS,
+) -> None:
     """Compile and run a bundle with programs on zeros, in a process of its own, for each number of rows.
 
-    Does nothing for one without. Raises: `BundleError`.
+    `opened` are sizes of open axes, each to be tried with all numbers of rows. Does nothing for a bundle without
+    programs. Raises: `BundleError`.
     """
     if archive.has_programs(Path(path), limits):
-        sandbox.check(path, limits, batch_sizes=batch_sizes, train=False)
+        sandbox.check(path, limits, batch_sizes=batch_sizes, opened=opened, train=False)
 
 
 def read_params(
@@ -220,16 +219,25 @@ def read_json(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> Any:
     return strict_json.loads(data, where, max_bytes=limits.graph_bytes, max_depth=limits.depth)
 
 
-def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]:
+def check_size(model: Model, limits: Limits = DEFAULT_LIMITS, open_sizes: Sequence[OpenSize] = ()) -> list[LayerInfo]:
     """Shapes of every node at `limits.activation_batch` rows, after checking what the model would allocate.
+
+    Open sizes count with their largest; where the graph has some and none are given, the first that fit.
 
     Raises: `BundleError` when shapes do not fit, or parameters, activations or what programs cost exceed the limits.
     """
-    try:
-        template = template_of(model, batch=limits.activation_batch)
+
+    def check(template: Template) -> None:
         # Before tracing: some ops make tables of their input's size.
         _check_activations(sum(map(_bytes, template.values())), limits)
-        layers = infer(model, template, limit_s=limits.shapes_s)
+
+    try:
+        if open_sizes:
+            template = declared_template(model, limits.activation_batch, largest(open_sizes))
+            check(template)
+            layers = infer(model, template, limit_s=limits.shapes_s)
+        else:
+            _, layers = workable(model, batch=limits.activation_batch, limit_s=limits.shapes_s, check=check)
     except BundleError:
         raise
     except EngineError as error:
@@ -246,6 +254,19 @@ def check_size(model: Model, limits: Limits = DEFAULT_LIMITS) -> list[LayerInfo]
     if problems := call_problems(layers, limits):
         raise BundleError(problems)
     return layers
+
+
+def _open_sizes(serving: Mapping[str, Any], model: Model) -> tuple[OpenSize, ...]:
+    """The open sizes that a bundle declares, fit for its model."""
+    open_sizes = read_open_sizes(serving, archive.SERVING)
+    try:
+        if open_sizes:
+            check_open_sizes(model, open_sizes)
+    except EngineError as error:
+        raise BundleError(
+            [Problem(f"{archive.SERVING}.open_sizes", "the open axes of the graph", str(error))]
+        ) from None
+    return open_sizes
 
 
 def _check_activations(size: int, limits: Limits) -> None:

@@ -32,7 +32,8 @@ def main() -> int:
 
     try:
         limits = Limits(**request["limits"])
-        problems = try_bundle(Path(request["path"]), limits, request["batch_sizes"], train=request["train"])
+        opened = [{(name, axis): size for name, axis, size in sizes} for sizes in request["opened"]]
+        problems = try_bundle(Path(request["path"]), limits, request["batch_sizes"], opened, train=request["train"])
     except BundleError as error:
         problems = list(error.problems)
     except MemoryError:
@@ -46,26 +47,37 @@ def main() -> int:
     os._exit(0)
 
 
-def try_bundle(path: Path, limits: Any, batch_sizes: Sequence[int], *, train: bool) -> list[Problem]:
-    """Read a bundle, then compile and run its model on zeros at every batch size; raises what that raises."""
+def try_bundle(
+    path: Path, limits: Any, batch_sizes: Sequence[int], opened: Sequence[Any] = (), *, train: bool
+) -> list[Problem]:
+    """Read a bundle, then compile and run its model on zeros at every batch size; raises what that raises.
+
+    `opened` are sizes of open axes to try, by input and axis; none: the largest that the bundle declares.
+    """
     from engine.bundle import bundle
+    from engine.model.build import declared_template, template_of
+    from engine.model.open_sizes import largest, read_open_sizes
 
     found = bundle.read(path, limits=limits, trusted=True)
-    for rows in batch_sizes:
-        try_model(found, rows, train=train)
+    declared = read_open_sizes(found.serving, "serving.json")
+    for sizes in opened or ([largest(declared)] if declared else [None]):
+        for rows in batch_sizes:
+            model = found.model
+            template = template_of(model, batch=rows) if sizes is None else declared_template(model, rows, sizes)
+            try_model(found, template, train=train)
     return []
 
 
-def try_model(found: Any, rows: int, *, train: bool) -> None:
+def try_model(found: Any, template: Any, *, train: bool) -> None:
     """One prediction, and with `train` one gradient where every program has a derivative; waits for the results."""
     import jax
     import jax.numpy as jnp
 
-    from engine.model.build import build, needs_x64, template_of
+    from engine.model.build import build, needs_x64
 
     model, state = found.model, found.state
     with jax.enable_x64(needs_x64(model)):
-        inputs = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in template_of(model, batch=rows).items()}
+        inputs = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in template.items()}
         _, predict = build(model)
         _wait(jax.jit(predict)(state, inputs))
         if not train or not _differentiable(model):

@@ -20,6 +20,7 @@ from typing import Any
 
 from engine.bundle.limits import Limits
 from engine.errors import BundleError, Problem
+from engine.model.open_sizes import Opened
 
 MAX_ANSWER = 2**20
 _MOST_PROBLEMS = 100
@@ -31,6 +32,7 @@ def check(
     limits: Limits,
     *,
     batch_sizes: Sequence[int] = (1,),
+    opened: Sequence[Opened] = (),
     timeout_s: float | None = None,
     memory_bytes: int | None = None,
     train: bool = True,
@@ -42,6 +44,7 @@ def check(
 
     Args:
         batch_sizes: numbers of rows to try.
+        opened: sizes of open axes, each to be tried with all numbers of rows; none: what the bundle declares.
         timeout_s: wall-clock seconds; None takes `limits.check_s`.
         memory_bytes: memory of the process; None takes `limits.check_bytes`.
         train: whether to take a gradient too, where every program has a derivative.
@@ -53,6 +56,7 @@ def check(
         "path": str(Path(path).resolve()),
         "limits": dataclasses.asdict(limits),
         "batch_sizes": list(batch_sizes),
+        "opened": [[[*axis, size] for axis, size in sizes.items()] for sizes in opened],
         "train": train,
         "parent": os.getpid(),
         "cpu_s": int(timeout_s * (os.cpu_count() or 1)) + 1,

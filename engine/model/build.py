@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.errors import DtypeError, GraphError, OptionError, ShapeError, StateError
+from engine.errors import DtypeError, EngineError, GraphError, OptionError, ShapeError, StateError
 from engine.functional.initializers import from_spec
 from engine.functional.rows import Rows
 from engine.model.block import BLOCK
 from engine.model.graph import JointInitializer, Mode, ParamSpec
 from engine.model.hooks import functions_for, report
 from engine.model.model import Model
+from engine.model.open_sizes import Opened, open_axes
 from engine.model.state import ModelState, Tree, flatten, near, unflatten
 from engine.model.walk import Inputs, LayerInfo, Observer, Walk, abstract, abstract_input, by_name, read_state
 from engine.precision import dtype_of, is_wide, name_of
@@ -32,6 +34,10 @@ Seed = Any
 """An integer or a JAX random key."""
 PartialState = ModelState | Mapping[str, Any] | None
 """Some of a model's leaves: a model state, or a nested dict in which parameters and layer state may be mixed."""
+
+
+_TRIED = tuple(2**power for power in range(11))
+"""Sizes tried for open axes that nobody declared."""
 
 
 class TrainOutput(NamedTuple):
@@ -45,9 +51,9 @@ def build(model: Model, *, mode: Mode = "inference") -> tuple[Callable[..., Mode
     """Turn a graph into `(init_fn, predict_fn)`, both pure and fit for jit, grad and vmap.
 
     `init_fn(template, seed=0, state=None)` makes the state for inputs like `template` (arrays or
-    `jax.ShapeDtypeStruct`, by input name; None takes the declared shapes with 1 for open sizes). A `ModelState` or a
-    nested dict as `state` gives some of the leaves, and its frozen marks and ties; the others are initialised as they
-    would be without. Floats are cast among themselves, integers to floats.
+    `jax.ShapeDtypeStruct`, by input name; None takes the declared shapes with 1 row and `workable` sizes). A
+    `ModelState` or a nested dict as `state` gives some of the leaves, and its frozen marks and ties; the others are
+    initialised as they would be without. Floats are cast among themselves, integers to floats.
 
     `predict_fn(state, inputs, rows=None)` gives the prediction; in mode `train` a `TrainOutput`. `rows` are weights
     `[batch]`, 0 for rows of padding, which batch statistics leave out.
@@ -99,9 +105,12 @@ def infer(
     """Shapes of every node and parameter for inputs like `template`; computes nothing. Sizes may be symbolic.
 
     Args:
+        template: None takes the declared shapes with 1 row and workable sizes, see `workable`.
         limit_s: how much CPU time it may take.
     Raises: `ShapeError`, `DtypeError` naming layer, op, expected and got; `GraphError` when it takes longer.
     """
+    if template is None:
+        return workable(model, mode=mode, limit_s=limit_s)[1]
     walk = Walk(model, mode)
     observer = Observer(limit_s)
 
@@ -116,18 +125,76 @@ def infer(
     return observer.layers
 
 
-def template_of(model: Model, template: Inputs = None, *, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-    """Abstract inputs by name; for None the declared shapes, with `batch` for an open first size and 1 for others."""
-    given = by_name(model.inputs(), template) if template is not None else {}
+Template = dict[str, jax.ShapeDtypeStruct]
+
+
+def workable(
+    model: Model,
+    *,
+    batch: int = 1,
+    mode: Mode = "inference",
+    limit_s: float = math.inf,
+    check: Callable[[Template], None] = lambda template: None,
+) -> tuple[Template, list[LayerInfo]]:
+    """Abstract inputs of the declared shapes that fit the graph, and the shapes that follow.
+
+    Every open axis besides the batch gets the same size, the first of 1, 2, 4 ... 1024 that fits: a window needs more
+    than 1. Inputs of an undeclared shape must be optional.
+
+    Args:
+        batch: size of an open first axis.
+        check: called with each template before it is traced; may raise.
+    Raises: as `infer` for the last size tried.
+    """
+    axes = open_axes(model)
+    until_s = time.thread_time() + limit_s
+    failure: Exception | None = None
+    for size in _TRIED if axes else _TRIED[:1]:
+        template = declared_template(model, batch, dict.fromkeys(axes, size))
+        left_s = until_s - time.thread_time()
+        if failure is not None and left_s <= 0:
+            break
+        try:
+            check(template)
+        except EngineError as error:
+            raise failure or error from None
+        try:
+            return template, infer(model, template, mode=mode, limit_s=left_s)
+        except Exception as error:
+            # Sizes reach arithmetic in every op: one that is too small may fail in any way.
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def declared_template(model: Model, batch: int, opened: Opened) -> Template:
+    """Abstract inputs of the declared shapes, with `batch` for an open first size and those of `opened` for others."""
+    result = {}
+    for name, node in model.inputs().items():
+        shape = node.options["shape"]
+        if shape is not None:
+            sizes = (
+                (batch if axis == 0 else opened[name, axis]) if size is None else size
+                for axis, size in enumerate(shape)
+            )
+            result[name] = abstract(tuple(sizes), dtype_of(node.options["dtype"]))
+        elif not node.options["optional"]:
+            raise ShapeError(f"input {name!r}: expected a template, or a declared shape, got neither")
+    return result
+
+
+def template_of(model: Model, template: Inputs = None, *, batch: int = 1) -> Template:
+    """Abstract inputs by name; for None the declared shapes, with `batch` for an open first size.
+
+    Other open sizes are then as in `workable`, which raises where none fits.
+    """
+    if template is None:
+        return workable(model, batch=batch)[0] if open_axes(model) else declared_template(model, batch, {})
+    given = by_name(model.inputs(), template)
     result = {}
     for name, node in model.inputs().items():
         if name in given:
             result[name] = abstract_input(name, node, given[name])
-        elif template is None and node.options["shape"] is not None:
-            sizes = tuple(
-                (batch if axis == 0 else 1) if size is None else size for axis, size in enumerate(node.options["shape"])
-            )
-            result[name] = abstract(sizes, dtype_of(node.options["dtype"]))
         elif not node.options["optional"]:
             raise ShapeError(f"input {name!r}: expected a template, or a declared shape, got neither")
     return result

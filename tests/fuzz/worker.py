@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.bundle import DEFAULT_LIMITS, bundle, probe
 from engine.bundle.limits import Limits
 from engine.errors import BundleError, EngineError
+from engine.model.build import template_of
 from tests.fuzz.mutations import bases, mutated
 
 MEMORY = 3 * 2**30
@@ -26,7 +27,7 @@ def outcome(path: Path, limits: Limits, *, trusted: bool) -> str:
     if not trusted:
         return "accepted"
     try:
-        probe.try_model(found, 1, train=False)
+        probe.try_model(found, template_of(found.model), train=False)
     except (EngineError, RuntimeError, MemoryError, NotImplementedError):
         return "failed"
     return "accepted"
