@@ -35,6 +35,7 @@ from service.core.retry import Backoff
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.api.rest.dispatch import App
     from service.api.rest.server import Server
     from service.core.datasets import DatasetUses
     from service.core.webhook_delivery import WebhookStore
@@ -170,7 +171,6 @@ class Api:
         from service.api.rest import v1_status, v2, v2_operation, v2_repository
         from service.api.rest.app import create_app
         from service.api.rest.dispatch import Dispatcher
-        from service.api.rest.server import build_server
 
         collectors = CollectorRegistry()
         collectors.register(metrics.InferenceCollector(self._inference.served))
@@ -181,7 +181,7 @@ class Api:
         settings = self._settings
         if settings.metrics_port is not None:
             alone = metrics.alone(measured)
-            self._metrics = build_server(alone, backlog=settings.backlog, drain_s=settings.drain_s)
+            self._metrics = self._server(alone)
         routers = (
             v2.router(self._inference),
             v2_repository.router(self._repository, max_body_bytes=settings.max_request_bytes),
@@ -191,7 +191,13 @@ class Api:
         )
         app = create_app(self._context, routers, version=version("axon-server"))
         dispatcher = Dispatcher(app, self._inference, max_body_bytes=settings.max_request_bytes)
-        return build_server(dispatcher, backlog=settings.backlog, drain_s=settings.drain_s)
+        return self._server(dispatcher)
+
+    def _server(self, app: App) -> Server:
+        from service.api.rest.server import build_server
+
+        use = self._settings
+        return build_server(app, backlog=use.backlog, drain_s=use.drain_s, patience_s=use.client_patience_s)
 
     def _build_grpc(self) -> Any:
         from service.api.grpc import axon_v1

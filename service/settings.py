@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=30.0, ge=0)
     """How long a stopping server goes on answering what it has accepted, in seconds."""
 
+    client_patience_s: float = Field(default=60.0, gt=0)
+    """How long a REST client may be silent in mid-request, or leave its answer unread, in seconds."""
+
     registry_poll_s: float = Field(default=0.5, gt=0)
     """How often the store is asked for changes of other processes, such as a finished job's model, in seconds."""
 

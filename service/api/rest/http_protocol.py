@@ -76,6 +76,10 @@ class JoinedWrites(asyncio.Transport):
         """Hand the connection to another protocol."""
         self._transport.set_protocol(protocol)
 
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
     def _flush(self) -> None:
         held = self._held
         self._forget()
@@ -95,15 +99,21 @@ MAX_HEADER_BYTES = 2**17
 
 @final
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over `JoinedWrites`, with a bound on headers and JSON for what is no HTTP."""
+    """uvicorn's protocol over `JoinedWrites`, with bounds on headers and on silence, and JSON for what is no HTTP."""
 
     _head_bytes = 0
+    _head_began = 0.0
+    _heard = 0.0
+    _unread = 0
+    _unread_since = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come; refuse a head that does not end."""
+        self._heard = self.loop.time()
         super().data_received(data)
-        cycle = self.cycle
-        if self.scope is not None and (cycle is None or cycle.scope is not self.scope):
+        if self._in_head():
+            if not self._head_bytes:
+                self._head_began = self._heard
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more")
@@ -112,13 +122,46 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Say in the protocol's form that this is no request, and close."""
-        body = orjson.dumps({"error": msg})
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%b" % (len(body), body)
-        )
-        self.transport.close()
+        self._refuse(b"400 Bad Request", msg)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
         super().connection_made(JoinedWrites(transport, self.loop))
+        self._heard = self.loop.time()
+
+    def end_silence(self, patience_s: float) -> None:
+        """Give up a client that has kept this connection waiting for `patience_s`.
+
+        That long it may be silent before its first request or in mid-request, take for a head, or leave an answer
+        unread. What the server itself is slow with is never the client's silence.
+        """
+        now = self.loop.time()
+        if self.transport.is_closing():
+            return
+        unread = self.transport.get_write_buffer_size()
+        if not unread or unread < self._unread:
+            self._unread_since = now
+        self._unread = unread
+        if unread:
+            if now - self._unread_since > patience_s:
+                self.transport.abort()
+        elif self._head_bytes:
+            if now - self._head_began > patience_s:
+                self._refuse(b"408 Request Timeout", f"headers: expected their end within {patience_s:g} s")
+        elif now - self._heard > patience_s:
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.close()
+            elif self.cycle.more_body and not self.cycle.response_started and not self.flow.read_paused:
+                self._refuse(b"408 Request Timeout", f"body: expected more of it within {patience_s:g} s")
+
+    def _in_head(self) -> bool:
+        cycle = self.cycle
+        return self.scope is not None and (cycle is None or cycle.scope is not self.scope)
+
+    def _refuse(self, status: bytes, message: str) -> None:
+        body = orjson.dumps({"error": message})
+        self.transport.write(
+            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (status, len(body), body)
+        )
+        self.transport.close()

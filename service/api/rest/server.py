@@ -10,9 +10,26 @@ import uvicorn
 from service.api.rest.dispatch import App
 from service.api.rest.http_protocol import HttpProtocol
 
+_LOOK_EVERY = 5
+
 
 class Server(uvicorn.Server):
-    """Leaves the process's signals to the program, which ends several things in order."""
+    """Leaves the process's signals to the program, which ends several things in order.
+
+    Clients that keep a connection waiting for `patience_s` in mid-request are given up.
+    """
+
+    def __init__(self, config: uvicorn.Config, patience_s: float) -> None:
+        super().__init__(config)
+        self._patience_s = patience_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % _LOOK_EVERY == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, HttpProtocol):
+                    connection.end_silence(self._patience_s)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -20,8 +37,10 @@ class Server(uvicorn.Server):
         yield
 
 
-def build_server(app: App, *, backlog: int, drain_s: float) -> Server:
+def build_server(app: App, *, backlog: int, drain_s: float, patience_s: float = 60.0) -> Server:
     """A server without a socket: one process, no access log; a stop waits `drain_s` for what has been accepted.
+
+    `patience_s` is how long a client may be silent in mid-request, or not read its answer.
 
     Run it on uvloop, which sets TCP_NODELAY on every connection; asyncio leaves it off on accepted ones.
     """
@@ -38,4 +57,4 @@ def build_server(app: App, *, backlog: int, drain_s: float) -> Server:
         backlog=backlog,
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    return Server(config)
+    return Server(config, patience_s)
