@@ -6,8 +6,8 @@
     state = init_fn(seed=0)
     predict_fn(state, x)
 
-`ax.train`, `ax.optim`, `ax.bundle`, `ax.runtime`, `ax.columns`, `ax.preprocess` and `ax.display` are imported when
-first used.
+`ax.train`, `ax.optim`, `ax.bundle`, `ax.runtime`, `ax.columns`, `ax.postprocess`, `ax.preprocess` and `ax.display` are
+imported when first used.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ from engine.precision import POLICIES, Policy
 from engine.version import VERSION
 
 if TYPE_CHECKING:
-    from engine import bundle, columns, optim, preprocess, runtime, train
+    from engine import bundle, columns, optim, postprocess, preprocess, runtime, train
     from engine.model import display
 
 __version__ = VERSION
@@ -169,6 +169,7 @@ _LAZY = {
     "columns": "engine.columns",
     "display": "engine.model.display",
     "optim": "engine.optim",
+    "postprocess": "engine.postprocess",
     "preprocess": "engine.preprocess",
     "runtime": "engine.runtime",
     "train": "engine.train",
@@ -282,6 +283,7 @@ __all__ = [
     "param",
     "pop_node",
     "pop_nodes",
+    "postprocess",
     "predict",
     "preprocess",
     "properties",

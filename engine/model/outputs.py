@@ -1,13 +1,24 @@
-"""Asking a model for more than its output: the values of any of its layers."""
+"""The names of a model's outputs, and asking for more than them: the values of any of its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
+
 from engine.errors import GraphError
 from engine.model.layers.basics import container_from_nodes
 from engine.model.model import Model
 from engine.model.state import near
+
+
+def output_names(model: Model) -> list[str]:
+    """Names of the outputs in the order of JAX's leaves: the node's name, or the path in a container (`a`, `b.0`)."""
+    names = model.names()
+    if model.node.op.name != "container":
+        return [names[model.node]]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(model.node.options["structure"])
+    return [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in leaves]
 
 
 def with_outputs(model: Model, layers: Sequence[str]) -> Model:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.runtime.executable import Executable, Exposed, Signature, intermediates, output_names, signature
+from engine.model.outputs import output_names
+from engine.runtime.executable import Executable, Exposed, Signature, intermediates, signature
 from engine.runtime.rows import mixing_reason
 
 __all__ = ["Executable", "Exposed", "Signature", "intermediates", "mixing_reason", "output_names", "signature"]

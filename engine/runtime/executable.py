@@ -15,7 +15,7 @@ import numpy as np
 from engine.errors import OptionError, ShapeError
 from engine.model.build import build, infer, needs_x64, template_of
 from engine.model.model import Model
-from engine.model.outputs import with_outputs
+from engine.model.outputs import output_names, with_outputs
 from engine.model.state import ModelState
 from engine.model.walk import LayerInfo, abstract
 from engine.precision import dtype_of
@@ -86,15 +86,6 @@ def intermediates(model: Model, exposed: Exposed) -> list[Signature]:
             got = f"shape {value.shape}" if is_array else "a structure"
             raise OptionError(f"layer {name!r}: expected an array with a row per row of the inputs, got {got}")
     return found
-
-
-def output_names(model: Model) -> list[str]:
-    """Names of the outputs in the order of JAX's leaves: the node's name, or the path in a container (`a`, `b.0`)."""
-    names = model.names()
-    if model.node.op.name != "container":
-        return [names[model.node]]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(model.node.options["structure"])
-    return [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in leaves]
 
 
 class Executable:

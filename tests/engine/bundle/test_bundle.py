@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import engine as ax
 from engine.bundle import Limits, tensors
 from engine.errors import BundleError
+from engine.postprocess import OutputSteps, Postprocess
 from engine.preprocess import Preprocess, Standardize
 
 GOLDEN = Path(__file__).parent / "golden" / "v1.axon"
@@ -318,6 +319,22 @@ def test_any_json_as_a_graph_is_read_or_refused(nodes: object, outputs: object):
     """No JSON value crashes the reader."""
     with pytest.raises(BundleError):
         ax.bundle.graph_from_json({"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": outputs})
+
+
+def test_postprocessing_travels_and_fits_outputs_of_the_model(tmp_path: Path):
+    """What is done to outputs, by their names; steps that do not fit are refused at writing and at reading."""
+    model = ax.input("x", shape=(None, 2)).dense(3)
+    state = ax.init(model)
+    steps = Postprocess({"dense_0": OutputSteps(labels=("a", "b", "c"), top_k=1)})
+    ax.bundle.write(tmp_path / "a.axon", model, state, postprocess=steps)
+    assert ax.bundle.read(tmp_path / "a.axon").postprocess == steps
+    assert ax.bundle.read(_written(tmp_path / "b.axon", model, state)).postprocess == Postprocess()
+    for wrong, message in [
+        ({"other": OutputSteps(labels=("a",))}, r"postprocess\.json: outputs\.other: expected one of dense_0, got unk"),
+        ({"dense_0": OutputSteps(labels=("a",) * 4)}, "labels: expected an output with 4 or more classes"),
+    ]:
+        with pytest.raises(BundleError, match=message):
+            ax.bundle.write(tmp_path / "c.axon", model, state, postprocess=Postprocess(wrong))
 
 
 def test_preprocessing_travels_and_names_inputs_of_the_model(tmp_path: Path):
