@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from service.api.status import Failure, failure_of
+from service.core.errors import InvalidRequest
 
 Context = Any
 """`grpc.aio.ServicerContext`, whose types are not published."""
@@ -19,6 +22,46 @@ _S = TypeVar("_S")
 
 MAX_DETAILS = 2000
 """Characters of a message: details travel in a header, which clients bound to 8 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for a message that is none of the method's; gRPC would log a traceback and answer UNKNOWN."""
+
+    reason: str
+
+
+def tolerant(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """`deserializer`, whose failures a `guarded` method of one message answers with INVALID_ARGUMENT."""
+
+    def read(message: bytes) -> Any:
+        try:
+            return deserializer(message)
+        except DecodeError as error:
+            return _Unreadable(str(error))
+
+    return read
+
+
+@final
+class TolerantServer:
+    """What a generated `add_..._to_server` gets in place of `server`: methods of one message are made `tolerant`."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Nothing: the same ones come with their names."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Add a service's methods."""
+        made = {
+            name: handler
+            if handler.request_streaming
+            else handler._replace(request_deserializer=tolerant(handler.request_deserializer))
+            for name, handler in handlers.items()
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, made),))
 
 
 def guarded(servicer: _S) -> _S:
@@ -46,7 +89,7 @@ def _unary(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, C
     @functools.wraps(method)
     async def call(request: Any, context: Context) -> Any:
         try:
-            return await method(request, context)
+            return await method(_read(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
@@ -59,7 +102,7 @@ def _streaming(method: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable
     @functools.wraps(method)
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for response in method(request, context):
+            async for response in method(_read(request), context):
                 yield response
         except grpc.aio.AbortError:
             raise
@@ -69,7 +112,15 @@ def _streaming(method: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable
     return call
 
 
+def _read(request: Any) -> Any:
+    if type(request) is _Unreadable:
+        raise InvalidRequest(f"message: {request.reason}")
+    return request
+
+
 async def _abort(error: Exception, context: Context) -> None:
+    if isinstance(error, DecodeError):  # a message of a stream
+        error = InvalidRequest(f"message: {error}")
     failure = failure_of(error)
     trailing: tuple[tuple[str, str], ...] = ()
     if failure.retry_after_s is not None:

@@ -23,6 +23,8 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 STREAM_WINDOW = 64
 """Requests of one stream that are computed at the same time; more wait on the wire."""
 
+_Answer = asyncio.Task[pb.ModelInferResponse]
+
 
 @final
 class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
@@ -75,37 +77,33 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         """Answers in the order of the requests.
 
         A failed one is answered with its message and id, and the stream goes on, unless the call's metadata says
-        `triton_grpc_error: true`: then the stream ends with the status of the first failure. Every answer is the final
-        one of its request and says so; there are no empty ones.
+        `triton_grpc_error: true`: then the stream ends with the status of the first failure. It also ends with a
+        message that cannot be read. Every answer is the final one of its request and says so; there are no empty ones.
         """
         metadata = dict(context.invocation_metadata() or ())
         strict = metadata.get("triton_grpc_error") == "true"
-        waiting: asyncio.Queue[asyncio.Task[pb.ModelInferResponse] | None] = asyncio.Queue(STREAM_WINDOW)
-        started: set[asyncio.Task[pb.ModelInferResponse]] = set()
-        ids: dict[asyncio.Task[pb.ModelInferResponse], str] = {}
+        waiting: asyncio.Queue[tuple[str, _Answer] | None] = asyncio.Queue(STREAM_WINDOW)
+        started: set[_Answer] = set()
+        broken: Exception | None = None
 
         async def read() -> None:
-            async for request in request_iterator:
-                task = asyncio.create_task(self._infer(request, context.time_remaining()))
-                started.add(task)
-                ids[task] = request.id
-                await waiting.put(task)
+            nonlocal broken
+            try:
+                async for request in request_iterator:
+                    task = asyncio.create_task(self._infer(request, context.time_remaining()))
+                    started.add(task)
+                    await waiting.put((request.id, task))
+            except Exception as error:
+                broken = error
             await waiting.put(None)
 
         reader = asyncio.create_task(read())
         try:
-            while (task := await waiting.get()) is not None:
-                try:
-                    yield _final(pb.ModelStreamInferResponse(infer_response=await task))
-                except Exception as error:
-                    if strict:
-                        raise
-                    failed = pb.ModelInferResponse(id=ids[task])
-                    yield _final(
-                        pb.ModelStreamInferResponse(error_message=details(failure_of(error)), infer_response=failed)
-                    )
-                started.discard(task)
-                del ids[task]
+            while (each := await waiting.get()) is not None:
+                yield await _streamed(*each, strict=strict)
+                started.discard(each[1])
+            if broken is not None:
+                raise broken
         finally:
             reader.cancel()
             for task in started:
@@ -191,7 +189,14 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         return convert.result_to_proto(await self._inference.infer(request))
 
 
-def _final(response: pb.ModelStreamInferResponse) -> pb.ModelStreamInferResponse:
-    """Mark the only answer to its request."""
+async def _streamed(request_id: str, answer: _Answer, *, strict: bool) -> pb.ModelStreamInferResponse:
+    """The only answer to a request, marked so; a failure is raised where the stream is `strict`."""
+    try:
+        response = pb.ModelStreamInferResponse(infer_response=await answer)
+    except Exception as error:
+        if strict:
+            raise
+        failed = pb.ModelInferResponse(id=request_id)
+        response = pb.ModelStreamInferResponse(error_message=details(failure_of(error)), infer_response=failed)
     response.infer_response.parameters["triton_final_response"].bool_param = True
     return response

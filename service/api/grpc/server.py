@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
-from service.api.grpc.errors import Context, guarded
+from service.api.grpc.errors import Context, TolerantServer, guarded, tolerant
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc
 from service.api.grpc.inference import SERVICE_NAME, InferenceServicer
@@ -29,7 +29,7 @@ _HEALTH_POLL_S = 1.0
 class Servicer:
     """A further service: its generated `add_..._to_server`, the servicer, and its full name for health, reflection."""
 
-    add: Callable[[Any, grpc.aio.Server], None]
+    add: Callable[[Any, Any], None]
     servicer: Any
     name: str
 
@@ -62,7 +62,7 @@ def build_server(
     health = HealthServicer(inference, frozenset(("", *names)), poll_s=_HEALTH_POLL_S)
     servicers.append(Servicer(health_pb2_grpc.add_HealthServicer_to_server, health, HEALTH_NAME))
     for each in servicers:
-        each.add(guarded(each.servicer), server)
+        each.add(guarded(each.servicer), TolerantServer(server))
     _add_second_repository(server, protocol)
     reflection.enable_server_reflection((*names, HEALTH_NAME, reflection.SERVICE_NAME), server)
     return server
@@ -77,7 +77,7 @@ def _add_second_repository(server: grpc.aio.Server, protocol: InferenceServicer)
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            call, request_deserializer=kind.FromString, response_serializer=_serialized
+            call, request_deserializer=tolerant(kind.FromString), response_serializer=_serialized
         )
         for name, (call, kind) in calls.items()
     }

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from service.api.grpc.generated import inference_pb2 as pb
-from tests.service.api.grpc.test_server import Server, raw, status_of
+from service.api.grpc.server import SECOND_REPOSITORY
+from tests.service.api.grpc.test_server import MAX_MESSAGE, Server, raw, status_of
 from tests.service.core.served import WAIT_S, HeldModel, serve, spec
 
 
@@ -118,3 +119,101 @@ async def test_full_queue_is_not_unavailable(server: Server) -> None:
     server.registry.add(server.served[-1])
     code, details = await status_of(server.infer(raw(model_name="full")))
     assert (code, "the queue is full" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+
+
+async def test_message_that_cannot_be_read(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """INVALID_ARGUMENT, also from the second repository service, and no traceback in the log."""
+    for method in ("ModelInfer", "ServerLive", "RepositoryIndex"):
+        call = server.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+        code, details = await status_of(call(b"\xff\xff\xff"))
+        assert (code, details.startswith("message: ")) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    call = server.channel.unary_unary(f"/{SECOND_REPOSITORY}/RepositoryIndex")
+    assert (await status_of(call(b"\xff")))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
+        (bytes(MAX_MESSAGE + 1), grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_stream_ends_with_a_message_that_cannot_be_read(
+    server: Server, message: bytes, code: grpc.StatusCode
+) -> None:
+    """Though the client would send on, and after what came before was answered."""
+    answers: list[bytes] = []
+    answered = asyncio.Event()
+
+    async def messages() -> AsyncIterator[bytes]:
+        yield raw(id="1").SerializeToString()
+        await answered.wait()
+        yield message
+        await asyncio.Event().wait()
+
+    async def drain() -> None:
+        async for answer in server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+            messages()
+        ):
+            answers.append(answer)
+            answered.set()
+
+    assert (await status_of(drain()))[0] is code
+    assert [pb.ModelStreamInferResponse.FromString(answer).infer_response.id for answer in answers] == ["1"]
+
+
+async def test_cancelled_stream_frees_the_queue(server: Server) -> None:
+    """All of its requests that wait."""
+    server.model.gate.clear()
+
+    async def requests() -> AsyncIterator[pb.ModelInferRequest]:
+        for number in range(5):
+            yield raw(np.ones((4, 3), np.float32), id=str(number))
+        await asyncio.Event().wait()
+
+    stream = server.stub.ModelStreamInfer(requests())
+    async with asyncio.timeout(WAIT_S):
+        while server.served[0].queue_depth < 4:
+            await asyncio.sleep(0.001)
+        stream.cancel()
+        while server.served[0].queue_depth:
+            await asyncio.sleep(0.001)
+    server.model.gate.set()
+    assert (await server.infer(raw())).outputs
+
+
+async def test_streams_deadline_holds_for_its_requests(server: Server) -> None:
+    """One that waits when it passes leaves the queue."""
+    server.model.gate.clear()
+
+    async def requests() -> AsyncIterator[pb.ModelInferRequest]:
+        for _ in range(2):
+            yield raw(np.ones((4, 3), np.float32))
+
+    async def drain() -> None:
+        async for _ in server.stub.ModelStreamInfer(requests(), timeout=0.2):
+            pass
+
+    assert (await status_of(drain()))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    async with asyncio.timeout(WAIT_S):
+        while server.served[0].queue_depth:
+            await asyncio.sleep(0.001)
+
+
+async def test_names_are_given_once(server: Server) -> None:
+    """Of inputs and of outputs."""
+    twice = raw()
+    twice.inputs.append(twice.inputs[0])
+    twice.raw_input_contents.append(twice.raw_input_contents[0])
+    wanted = pb.ModelInferRequest.InferRequestedOutputTensor(name="total")
+    for request, text in ((twice, "each input once"), (raw(outputs=[wanted, wanted]), "each output once")):
+        code, details = await status_of(server.infer(request))
+        assert (code, text in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
+
+
+async def test_shared_memory_of_an_output_is_not_offered(server: Server) -> None:
+    """As that of an input."""
+    wanted = pb.ModelInferRequest.InferRequestedOutputTensor(name="total")
+    wanted.parameters["shared_memory_region"].string_param = "r"
+    assert (await status_of(server.infer(raw(outputs=[wanted]))))[0] is grpc.StatusCode.UNIMPLEMENTED
