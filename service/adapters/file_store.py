@@ -19,11 +19,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from service.adapters.files import Scratch, locked, move, replace_json, sync, write_json
+from service.adapters.state_document import StateDocument
+from service.core.desired import forgotten, versions_of
 from service.core.errors import Conflict, NotFound, NotReady
 from service.core.names import check_name, is_name
 from service.core.ports import Clock
@@ -36,45 +38,6 @@ MARK = ".store"
 _SETTLED_NS = 1_000_000_000  # a file younger than the clock's grain may change again under the same stamp
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    """What `state.json` holds: the desired state and what was taken away (`removed`, and all numbers below `floor`)."""
-
-    state: ModelState
-    deleted: bool = False
-    removed: frozenset[int] = frozenset()
-    floor: int = 1
-
-    def to_json(self) -> dict[str, Json]:
-        state = self.state
-        return {
-            "format": 1,
-            "generation": state.generation,
-            "next_version": state.next_version,
-            "loaded": sorted(state.loaded),
-            "aliases": dict(state.aliases),
-            "serving": {str(version): dict(asked) for version, asked in state.serving.items()},
-            "deleted": self.deleted,
-            "removed": sorted(self.removed),
-            "floor": self.floor,
-        }
-
-    @classmethod
-    def from_json(cls, name: str, value: Mapping[str, Json]) -> _Document:
-        state = ModelState(
-            name,
-            value["generation"],
-            value["next_version"],
-            frozenset(value["loaded"]),
-            dict(value["aliases"]),
-            {int(version): asked for version, asked in value.get("serving", {}).items()},
-        )
-        return cls(state, value["deleted"], frozenset(value["removed"]), value["floor"])
-
-    def gone(self, version: int) -> bool:
-        return version in self.removed or version < self.floor
-
-
 class FileModelStore:
     """The `ModelStore` on a local file system; any number of processes may share `root`."""
 
@@ -84,7 +47,7 @@ class FileModelStore:
         (self._models / MARK).touch()
         self._clock = clock
         self._scratch = Scratch(root / "tmp")
-        self._seen: dict[str, tuple[tuple[int, int, int], _Document]] = {}
+        self._seen: dict[str, tuple[tuple[int, int, int], StateDocument]] = {}
         self._finish_deletions()
 
     def close(self) -> None:
@@ -122,7 +85,7 @@ class FileModelStore:
             self._document(name)
         folder.mkdir(exist_ok=True)
         with locked(folder / "lock"):
-            old = self._read(name) or _Document(ModelState(name))
+            old = self._read(name) or StateDocument(ModelState(name))
             if not create and (old.deleted or not (folder / STATE).exists()):
                 raise _no_model(name)
             new = change(old.state)
@@ -184,12 +147,13 @@ class FileModelStore:
             state = document.state
             _refuse_in_use(state, version)
             if version is None:
-                state = replace(state, aliases={})
-                self._write(_Document(state, deleted=True, floor=state.next_version))
+                state = ModelState(name, state.generation, state.next_version)
+                self._write(StateDocument(state, deleted=True, floor=state.next_version))
             elif not self._exists(document, version):
                 raise NotFound(f"model {name!r}: there is no version {version}")
             else:
-                self._write(replace(document, removed=document.removed | {version}))
+                removed = document.removed | {version}
+                self._write(replace(document, state=forgotten(state, version), removed=removed))
         self._discard_gone(name)
 
     def scratch(self) -> Path:
@@ -199,7 +163,7 @@ class FileModelStore:
     def _folder(self, name: str) -> Path:
         return self._models / check_name(name)
 
-    def _read(self, name: str) -> _Document | None:
+    def _read(self, name: str) -> StateDocument | None:
         path = self._folder(name) / STATE
         try:
             with path.open("rb") as file:
@@ -208,35 +172,34 @@ class FileModelStore:
                 seen = self._seen.get(name)
                 if seen is not None and seen[0] == stamp:
                     return seen[1]
-                document = _Document.from_json(name, json.load(file))
+                document = StateDocument.from_json(name, json.load(file))
                 if time.time_ns() - found.st_mtime_ns > _SETTLED_NS:
                     self._seen[name] = (stamp, document)
                 return document
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _document(self, name: str) -> _Document:
+    def _document(self, name: str) -> StateDocument:
         document = self._read(name)
         if document is None or document.deleted:
             raise _no_model(name)
         return document
 
-    def _write(self, document: _Document) -> _Document:
+    def _write(self, document: StateDocument) -> StateDocument:
         state = replace(document.state, generation=document.state.generation + 1)
         document = replace(document, state=state)
         replace_json(self._folder(state.name) / STATE, document.to_json())
         return document
 
-    def _checked(self, old: _Document, new: ModelState) -> ModelState:
-        named = new.loaded | set(new.aliases.values())
-        for version in sorted(named - old.state.loaded - set(old.state.aliases.values())):
+    def _checked(self, old: StateDocument, new: ModelState) -> ModelState:
+        for version in sorted(_named(new) - _named(old.state)):
             if not self._exists(old, version):
                 raise NotFound(f"model {new.name!r}: there is no version {version}")
         if new.name != old.state.name or new.next_version < old.state.next_version:
             raise ValueError(f"model {old.state.name!r}: a change must keep the name and never lower next_version")
         return replace(new, generation=old.state.generation)
 
-    def _exists(self, document: _Document, version: int) -> bool:
+    def _exists(self, document: StateDocument, version: int) -> bool:
         folder = self._folder(document.state.name) / "versions" / str(version)
         return not document.gone(version) and folder.is_dir()
 
@@ -383,12 +346,17 @@ def _lineage_job(manifest: Mapping[str, Json]) -> str | None:
     return None if job is None else str(job)
 
 
+def _named(state: ModelState) -> frozenset[int]:
+    """The versions that a state wants something of."""
+    return state.loaded.union(state.pinned, *map(versions_of, (*state.aliases.values(), *state.previous.values())))
+
+
 def _refuse_in_use(state: ModelState, version: int | None) -> None:
     loaded = sorted(state.loaded if version is None else state.loaded & {version})
     if loaded:
         numbers = ", ".join(map(str, loaded))
         raise Conflict(f"model {state.name!r}: version {numbers} is to be loaded; unload it before deleting it")
-    aliases = sorted(alias for alias, target in state.aliases.items() if target == version)
+    aliases = sorted(alias for alias, target in state.aliases.items() if version in versions_of(target))
     if aliases:
         raise Conflict(f"model {state.name!r}: alias {', '.join(aliases)} points at version {version}; move it first")
 

@@ -16,9 +16,8 @@ from service.core.errors import InvalidRequest, NotFound, NotReady, Problem, sho
 from service.core.inference import BACKEND, PLATFORM
 from service.core.limits import Limits
 from service.core.registry import Registry
-from service.core.routing import VersionStatus
 from service.core.serving_spec import above
-from service.core.types import Json, VersionState
+from service.core.types import Json, VersionState, VersionStatus
 from service.core.uploads import check_size
 
 MAX_CONFIG_BYTES: Final = 2**18
@@ -105,7 +104,7 @@ class ModelRepository:
             raise InvalidRequest(f"parameters.config: expected a JSON object, got {shown(given)}")
         told: Mapping[str, Any] = {"name": name, "platform": PLATFORM, "backend": BACKEND}
         with contextlib.suppress(NotFound, NotReady):  # it need not be served yet
-            told = model_config(self._registry.resolve(name))
+            told = model_config(self._registry.heaviest(name))
         serving: dict[str, Json] = {}
         problems: list[Problem] = []
         _read_config(given, told, "", serving, problems)

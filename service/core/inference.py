@@ -44,7 +44,10 @@ class ServedModels(Protocol):
     """What the inference service needs of the registry: look-ups that never block."""
 
     def resolve(self, name: str, version: str | None) -> ServedModel:
-        """The version that answers; None: the server's choice. Raises `NotFound` or `NotReady`."""
+        """The version that answers the next request; None: the server's choice. Raises `NotFound` or `NotReady`."""
+
+    def heaviest(self, name: str, version: str | None) -> ServedModel:
+        """The version that answers most requests; raises like `resolve`."""
 
     def names(self) -> list[str]:
         """All models, sorted."""
@@ -118,7 +121,7 @@ class InferenceService:
 
     def model_metadata(self, name: str, version: str | None = None) -> ModelMetadata:
         """Metadata of one version (None: the server's choice); raises `NotFound` or `NotReady`."""
-        served = self._registry.resolve(name, version)
+        served = self._registry.heaviest(name, version)
         return ModelMetadata(
             served.name,
             tuple(self._registry.versions(name)),
@@ -130,14 +133,14 @@ class InferenceService:
     def model_ready(self, name: str, version: str | None = None) -> bool:
         """Whether a version (None: the server's choice) answers; raises `NotFound` when there is no such one."""
         try:
-            self._registry.resolve(name, version)
+            self._registry.heaviest(name, version)
         except NotReady:
             return False
         return True
 
     def model(self, name: str, version: str | None = None) -> ServedModel:
-        """The version that would answer; raises `NotFound` or `NotReady`."""
-        return self._registry.resolve(name, version)
+        """The version that would answer, of several the heaviest; raises `NotFound` or `NotReady`."""
+        return self._registry.heaviest(name, version)
 
     def check_model(self, name: str) -> None:
         """Raise `NotFound` for a name that is not known."""

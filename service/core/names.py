@@ -10,7 +10,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _EVENT_ID = re.compile(r"[0-9]{1,15}(-[0-9]{1,9})?")
 _RESERVED = frozenset({".", "..", "stats"})
 _SHOWN = 80
-_MAX_VERSION = 2**63 - 1
+MAX_VERSION = 2**63 - 1
+"""Largest number of a version that either wire can spell."""
 
 
 def is_name(name: str) -> bool:
@@ -37,7 +38,7 @@ def check_alias(alias: str) -> str:
 
 def parse_version(text: str) -> int:
     """Read a version number, 1 or more; raises `InvalidRequest`."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and 1 <= int(text) <= _MAX_VERSION):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19 and 1 <= int(text) <= MAX_VERSION):
         raise InvalidRequest(f"version: expected a whole number of 1 or more, got {text[:_SHOWN]!r}")
     return int(text)
 

@@ -21,6 +21,8 @@ from service.core.types import (
     Lease,
     ModelSpec,
     ModelState,
+    Replica,
+    ReplicaModel,
     ServingConfig,
     StoredVersion,
     TensorSpec,
@@ -186,6 +188,19 @@ class ModelStore(Protocol):
 
     def scratch(self) -> Path:
         """A fresh private folder on the store's file system, for uploads; the caller removes it."""
+
+
+class ReplicaBoard(Protocol):
+    """What the serving processes on one store say of themselves. Every method blocks: call it in a thread."""
+
+    def publish(self, replica: str, models: Mapping[str, ReplicaModel]) -> None:
+        """Put what a process says in the place of what it said before."""
+
+    def withdraw(self, replica: str) -> None:
+        """Take it back; what is not there is no error."""
+
+    def replicas(self) -> list[Replica]:
+        """Every process that has published lately, by its id; those that have been silent for long are forgotten."""
 
 
 class DatasetStore(Protocol):

@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import final
 
+from service.core.desired import heaviest, held, versions_of
 from service.core.errors import NotFound, NotReady, ServiceError
 from service.core.serving import ServedModel
-from service.core.types import Json, ModelState, VersionState
+from service.core.types import Json, ModelState, ReplicaModel, StoredVersion, Target, VersionState, VersionStatus
 
 DEFAULT_ALIAS = "prod"
 """Where a request without a version goes, when a model has this alias."""
 
 _LISTED = 20
 _SHOWN = 128
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class VersionStatus:
-    """What a stored version is doing in this process; `reason` explains a failure.
+@final
+class Split:
+    """Several versions that share an alias by their weights. Belongs to one event loop.
 
-    `known` says whether it has been loaded here, or was to be.
+    Requests go round by steps of the golden ratio, whose sequence fills every interval as evenly as any can: after n
+    requests a version has had its share of them to within a few, however small n is.
     """
 
-    version: int
-    state: VersionState
-    reason: str = ""
-    known: bool = True
+    __slots__ = ("_at", "_bounds", "heaviest")
+
+    def __init__(self, shares: Mapping[int, float], models: Mapping[int, ServedModel], start: float) -> None:
+        """`models` are those of `shares` that are ready, at least one: they answer for the others too."""
+        total = math.fsum(shares[version] for version in models)
+        self.heaviest = models[heaviest({version: shares[version] for version in models})]
+        self._at = start
+        self._bounds: list[tuple[float, ServedModel]] = []
+        bound = 0.0
+        for version, served in models.items():
+            bound += shares[version] / total
+            self._bounds.append((bound, served))
+
+    @property
+    def at(self) -> float:
+        """Where the round is, in [0, 1)."""
+        return self._at
+
+    def pick(self) -> ServedModel:
+        """The version that answers the next request."""
+        at = self._at = (self._at + _GOLDEN) % 1.0
+        for bound, served in self._bounds:
+            if at < bound:
+                return served
+        return served
+
+
+Route = ServedModel | Split
+"""Who answers: one version, or several in turn."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +67,8 @@ class Slot:
 
     `settled` is set while nothing is being loaded for it, `gone` when the slot is given up. `serving` is what its load
     asked for instead of the bundle's own; `refused` is what a later load asked for in vain, `refusal` why.
+    `early` is one that was wanted when this process started: nobody makes room for it. It is ready `since`, in seconds
+    since the epoch.
     """
 
     state: VersionState = VersionState.LOADING
@@ -44,6 +77,8 @@ class Slot:
     serving: Mapping[str, Json] = field(default_factory=dict)
     refused: Mapping[str, Json] | None = None
     refusal: Exception | None = None
+    early: bool = False
+    since: float = 0.0
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -51,21 +86,27 @@ class Slot:
         """Whether it is ready and nothing else is being loaded for it."""
         return self.state is VersionState.READY and self.settled.is_set()
 
+    def leaving(self) -> bool:
+        """Whether it answers what it has accepted, and then goes."""
+        return self.state is VersionState.UNLOADING
+
 
 @dataclass(slots=True)
 class ModelEntry:
     """One model as last read from the store, and what is here of it.
 
     `aliases` are those in effect. `routes` is what requests look up: "" for no version, a number, an alias; it is
-    replaced as a whole, so a request sees all of a change or nothing of it. `unloaded` are versions that were here.
+    replaced as a whole, so a request sees all of a change or nothing of it. `unloaded` are versions that were here;
+    `generation` is that of the newest desired state that was in effect here.
     """
 
     desired: ModelState
-    versions: tuple[int, ...] = ()
+    versions: Mapping[int, StoredVersion] = field(default_factory=dict)
     slots: dict[int, Slot] = field(default_factory=dict)
-    aliases: dict[str, int] = field(default_factory=dict)
-    routes: dict[str, ServedModel] = field(default_factory=dict)
+    aliases: dict[str, Target] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
     unloaded: set[int] = field(default_factory=set)
+    generation: int = 0
 
     def ready(self) -> list[int]:
         """The versions that are ready, ascending."""
@@ -76,33 +117,86 @@ class ModelEntry:
         return [self._status(number) for number in sorted({*self.versions, *self.slots})]
 
     def move_aliases(self) -> None:
-        """Bring the aliases in effect to the desired ones, each as soon as its target is ready."""
+        """Bring the aliases in effect to the desired ones, each as soon as all of its targets are ready."""
         wanted = self.desired.aliases
         for alias in self.aliases.keys() - wanted.keys():
             del self.aliases[alias]
         for alias, target in wanted.items():
             current = self.aliases.get(alias)
-            if current is None or self._is_ready(target) or not self._is_ready(current):
+            if current is None or self._can_take_over(target) or not any(map(self._is_ready, versions_of(current))):
                 self.aliases[alias] = target
 
-    def lagging(self) -> set[int]:
-        """Versions that go on serving an alias because its new target is not ready yet, or has failed."""
+    def lagging(self) -> frozenset[int]:
+        """Versions that go on serving an alias because a new target is not ready yet, or has failed."""
         wanted = self.desired.aliases
-        return {
-            target
-            for alias, target in self.aliases.items()
-            if wanted.get(alias, target) != target and wanted[alias] in self.desired.loaded
-        }
+        return frozenset().union(
+            *(
+                versions_of(target)
+                for alias, target in self.aliases.items()
+                if wanted.get(alias, target) != target and not self._can_take_over(wanted[alias])
+            )
+        )
+
+    def held(self) -> frozenset[int]:
+        """The versions that are not evicted: what the state holds, and what serves an alias here."""
+        return held(self.desired).union(*map(versions_of, self.aliases.values()))
 
     def route(self) -> None:
         """Compute `routes` anew."""
         ready = {number: slot.served for number, slot in self.slots.items() if slot.served is not None}
-        routes = {str(number): served for number, served in ready.items()}
-        routes |= {alias: ready[target] for alias, target in self.aliases.items() if target in ready}
-        default = self.aliases.get(DEFAULT_ALIAS, max(ready, default=0))
-        if default in ready:
-            routes[""] = ready[default]
+        routes: dict[str, Route] = {str(number): served for number, served in ready.items()}
+        for alias, target in self.aliases.items():
+            if (route := self._route(alias, target, ready)) is not None:
+                routes[alias] = route
+        if DEFAULT_ALIAS not in self.aliases and ready:
+            routes[""] = ready[max(ready)]
+        elif DEFAULT_ALIAS in routes:
+            routes[""] = routes[DEFAULT_ALIAS]
         self.routes = routes
+
+    def behind(self) -> str:
+        """How what is here differs from what is wanted; empty where it does not."""
+        for number in sorted(self.desired.loaded & set(self.versions)):
+            slot = self.slots.get(number)
+            if slot is None or not slot.usable():
+                status = self._status(number)
+                return f"version {number} is {status.state.value}" + (status.reason and f": {status.reason}")
+            if slot.refusal is not None:
+                return f"version {number} is served as before: {reason_of(slot.refusal)}"
+        leaving = sorted(self.slots.keys() - self.desired.loaded)
+        if leaving:
+            return f"version {leaving[0]} is {self._status(leaving[0]).state.value}"
+        late = sorted(alias for alias in self.desired.aliases if self.aliases.get(alias) != self.desired.aliases[alias])
+        return f"alias {late[0]} is where it was" if late else ""
+
+    def failing(self) -> list[str]:
+        """What is wanted and was tried here in vain."""
+        found = []
+        for number, slot in sorted(self.slots.items()):
+            if number in self.desired.loaded:
+                if slot.error is not None:
+                    found.append(f"version {number} did not load: {reason_of(slot.error)}")
+                elif slot.refusal is not None:
+                    found.append(f"version {number} is served as before: {reason_of(slot.refusal)}")
+        return found
+
+    def report(self) -> ReplicaModel:
+        """What this process says of the model to the others."""
+        here = tuple(self._status(number) for number in sorted(self.slots))
+        return ReplicaModel(self.generation, here, dict(self.aliases))
+
+    def _can_take_over(self, target: Target) -> bool:
+        """Whether all of a target that is to be loaded is ready; what is not to be loaded will never be."""
+        return all(map(self._is_ready, versions_of(target) & self.desired.loaded))
+
+    def _route(self, alias: str, target: Target, ready: Mapping[int, ServedModel]) -> Route | None:
+        if isinstance(target, int):
+            return ready.get(target)
+        models = {version: ready[version] for version in target if version in ready}
+        if not models:
+            return None
+        before = self.routes.get(alias)
+        return Split(target, models, before.at if isinstance(before, Split) else random.random())
 
     def unresolved(self, version: str) -> ServiceError:
         """Why there is no route for `version` (a number, an alias, "" for none): `NotFound` or `NotReady`."""
@@ -110,6 +204,7 @@ class ModelEntry:
         alias = version or DEFAULT_ALIAS
         target = self.aliases.get(alias)
         if target is not None:
+            target = heaviest(target)
             shown = f"alias {alias!r} (version {target})"
         elif not version:
             return NotReady(f"model {name!r}: no version is ready; {listed('version', self.versions)}")
@@ -130,7 +225,8 @@ class ModelEntry:
         slot = self.slots.get(number)
         if slot is None:
             known = number in self.unloaded
-            return VersionStatus(number, VersionState.UNLOADED, "unloaded" if known else "", known)
+            reason = self.desired.evicted.get(number, "unloaded" if known else "")
+            return VersionStatus(number, VersionState.UNLOADED, reason, known or bool(reason))
         return VersionStatus(number, slot.state, "" if slot.error is None else reason_of(slot.error))
 
 

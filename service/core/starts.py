@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn
 
+from service.core.desired import heaviest
 from service.core.errors import InvalidRequest, NotFound, Problem, shown
 from service.core.experiment_spec import Start
 from service.core.job_spec import stored_spec
 from service.core.ports import CheckpointStore, JobQueue, ModelStore
 from service.core.routing import DEFAULT_ALIAS
-from service.core.types import BundleReport, Job, JobState, Json, StoredVersion, TensorSpec
+from service.core.types import BundleReport, Job, JobState, Json, StoredVersion, Target, TensorSpec
 
 
 class Starts:
@@ -59,10 +60,12 @@ class Starts:
         except NotFound:
             _refuse("start.model", "the name of a model that is stored", shown(model))
         known = [*map(str, numbers), *sorted(state.aliases)]
-        asked = version
-        if asked is None:
-            asked = state.aliases.get(DEFAULT_ALIAS, max(numbers, default=0))
-        number = state.aliases.get(asked, 0) if isinstance(asked, str) else asked
+        target: Target
+        if version is None:
+            target = state.aliases.get(DEFAULT_ALIAS, max(numbers, default=0))
+        else:
+            target = state.aliases.get(version, 0) if isinstance(version, str) else version
+        number = heaviest(target)
         if number not in numbers:
             got = "none" if version is None else shown(version)
             _refuse("start.version", f"a version or alias of {model}: {', '.join(known) or 'there are none'}", got)

@@ -128,19 +128,59 @@ class VersionState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class VersionStatus:
+    """What a stored version is doing in a process; `reason` explains a failure.
+
+    `known` says whether it has been loaded there, or was to be.
+    """
+
+    version: int
+    state: VersionState
+    reason: str = ""
+    known: bool = True
+
+
+Target = int | Mapping[int, float]
+"""Where an alias points: a version, or versions with the share of the requests that each answers, which sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelState:
     """The desired state of one model: a small document in the store, changed by compare-and-swap.
 
     `next_version` only grows, so that a number is never given twice, not even after deletion.
     `generation` counts changes. `serving` is, per loaded version, what a load asked for instead of the bundle's own.
+    `previous` is where an alias pointed before it was moved last. `pinned` versions are not evicted; `evicted` says
+    which were, and what for.
     """
 
     name: str
     generation: int = 0
     next_version: int = 1
     loaded: frozenset[int] = frozenset()
-    aliases: Mapping[str, int] = field(default_factory=dict)
+    aliases: Mapping[str, Target] = field(default_factory=dict)
     serving: Mapping[int, Mapping[str, Json]] = field(default_factory=dict)
+    previous: Mapping[str, Target] = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()
+    evicted: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaModel:
+    """One model as a serving process has it: the newest `generation` it has converged on, and what is in effect."""
+
+    generation: int
+    versions: tuple[VersionStatus, ...]
+    aliases: Mapping[str, Target]
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A serving process as it last described itself, `age_s` seconds ago."""
+
+    id: str
+    age_s: float
+    models: Mapping[str, ReplicaModel]
 
 
 @dataclass(frozen=True, slots=True)

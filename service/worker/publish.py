@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
+from service.core.desired import heaviest, pointed, wanted
 from service.core.errors import NotFound
 from service.core.experiment_spec import Watched
 from service.core.jobs import OnSuccess
@@ -83,9 +83,9 @@ def _change(seen: ModelState, asked: OnSuccess, version: int, *, moves: bool) ->
     def change(state: ModelState) -> ModelState:
         if state.generation != seen.generation:
             raise _ChangedMeanwhile
-        aliases = {**state.aliases, asked.alias: version} if moves and asked.alias is not None else state.aliases
-        loads = asked.load or moves
-        return replace(state, loaded=state.loaded | {version} if loads else state.loaded, aliases=aliases)
+        if moves and asked.alias is not None:
+            return pointed(state, asked.alias, version)
+        return wanted(state, version) if asked.load or moves else state
 
     return change
 
@@ -94,11 +94,12 @@ def _decide(store: ModelStore, state: ModelState, asked: OnSuccess, result: Mapp
     """Whether the alias is to be moved, and why."""
     if asked.alias is None:
         return False, ""
-    current, better = state.aliases.get(asked.alias), asked.if_better
+    target, better = state.aliases.get(asked.alias), asked.if_better
     if better is None:
         return True, "without a condition"
-    if current is None:
+    if target is None:
         return True, f"no version was {asked.alias}"
+    current = heaviest(target)
     if current == result["version"]:
         return True, f"version {current} is {asked.alias} already"
     try:

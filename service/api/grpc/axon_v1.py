@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar, final
 
@@ -24,7 +24,7 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.progress import MAX_POINTS, MAX_WAIT_S
 from service.core.registry import Registry
-from service.core.types import GraphForm, Job, JobState, StoredVersion
+from service.core.types import GraphForm, Job, JobState, Replica, StoredVersion
 from service.core.uploads import Upload, UploadService, check_size, link
 
 _M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest, pb.AppendUploadRequest)
@@ -71,15 +71,15 @@ class ModelsServicer(rpc.ModelsServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """All models."""
-        models = []
+        models, replicas = [], await self._registry.replicas()
         for name in await self._registry.stored_names():
             with contextlib.suppress(NotFound):  # deleted since it was listed
-                models.append(await self._model(name))
+                models.append(await self._model(name, replicas))
         return pb.ListModelsResponse(models=models)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.Model:
         """One model."""
-        return await self._model(request.name)
+        return await self._model(request.name, await self._registry.replicas())
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Context) -> pb.DeleteModelResponse:
         """Delete a model."""
@@ -127,7 +127,8 @@ class ModelsServicer(rpc.ModelsServicer):
 
     async def LoadVersion(self, request: pb.LoadVersionRequest, context: Context) -> pb.Version:
         """Load a version and wait for it."""
-        await self._registry.load(request.name, request.version)
+        pin = request.pin if request.HasField("pin") else None
+        await self._registry.load(request.name, request.version, pin=pin)
         return self._version(await self._registry.stored_version(request.name, request.version))
 
     async def UnloadVersion(self, request: pb.UnloadVersionRequest, context: Context) -> pb.Version:
@@ -159,22 +160,23 @@ class ModelsServicer(rpc.ModelsServicer):
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         """Move an alias."""
-        await self._registry.set_alias(request.name, request.alias, request.version)
+        target = convert.target_from(request.version, request.weights)
+        await self._registry.set_alias(request.name, request.alias, target)
         return pb.SetAliasResponse()
+
+    async def RollBackAlias(self, request: pb.RollBackAliasRequest, context: Context) -> pb.Target:
+        """Move an alias back."""
+        return convert.target(await self._registry.roll_back(request.name, request.alias))
 
     async def DeleteAlias(self, request: pb.DeleteAliasRequest, context: Context) -> pb.DeleteAliasResponse:
         """Remove an alias."""
         await self._registry.delete_alias(request.name, request.alias)
         return pb.DeleteAliasResponse()
 
-    async def _model(self, name: str) -> pb.Model:
-        state, versions = await self._registry.stored(name)
-        return pb.Model(
-            name=name,
-            aliases=dict(state.aliases),
-            loaded=sorted(state.loaded),
-            versions=[self._version(stored) for stored in versions],
-        )
+    async def _model(self, name: str, replicas: Sequence[Replica]) -> pb.Model:
+        state, stored = await self._registry.stored(name)
+        versions = [self._version(each) for each in stored]
+        return convert.model(state, versions, replicas, self._registry.degraded().get(name, ()))
 
     def _version(self, stored: StoredVersion) -> pb.Version:
         status = self._registry.version_status(stored.name, stored.version)

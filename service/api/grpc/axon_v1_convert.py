@@ -8,10 +8,25 @@ from dataclasses import asdict
 
 from service.api.grpc.generated import axon_v1_pb2 as pb
 from service.core.comparison import Comparison, Row
+from service.core.desired import heaviest, split, versions_of
+from service.core.errors import InvalidRequest
 from service.core.job_spec import public
 from service.core.progress import Point, thinned
-from service.core.routing import VersionStatus
-from service.core.types import BundleReport, Column, Dataset, Job, JobEvent, Json, StoredVersion, TensorSpec, WorkerInfo
+from service.core.types import (
+    BundleReport,
+    Column,
+    Dataset,
+    Job,
+    JobEvent,
+    Json,
+    ModelState,
+    Replica,
+    StoredVersion,
+    Target,
+    TensorSpec,
+    VersionStatus,
+    WorkerInfo,
+)
 from service.core.uploads import Upload
 
 
@@ -31,16 +46,63 @@ def graph_report(report: BundleReport) -> pb.GraphReport:
     )
 
 
-def version(stored: StoredVersion, status: VersionStatus, aliases: Mapping[str, int]) -> pb.Version:
+def version(stored: StoredVersion, status: VersionStatus, aliases: Mapping[str, Target]) -> pb.Version:
     """A version with its state and the aliases in effect here."""
     return pb.Version(
         name=stored.name,
         version=stored.version,
         state=status.state.value,
         reason=status.reason,
-        aliases=sorted(alias for alias, target in aliases.items() if target == stored.version),
+        aliases=sorted(alias for alias, at in aliases.items() if stored.version in versions_of(at)),
         created_at=stored.created_at,
         manifest_json=_dumps(stored.manifest),
+    )
+
+
+def model(
+    state: ModelState, versions: Iterable[pb.Version], replicas: Iterable[Replica], degraded: Iterable[str]
+) -> pb.Model:
+    """A model: what is wanted, what is here, how far every process is."""
+    return pb.Model(
+        name=state.name,
+        aliases={alias: heaviest(at) for alias, at in state.aliases.items()},
+        loaded=sorted(state.loaded),
+        versions=versions,
+        targets={alias: target(at) for alias, at in state.aliases.items()},
+        previous={alias: target(at) for alias, at in state.previous.items()},
+        pinned=sorted(state.pinned),
+        generation=state.generation,
+        replicas=[_replica(replica, state) for replica in replicas if state.name in replica.models],
+        degraded=degraded,
+    )
+
+
+def target(at: Target) -> pb.Target:
+    """Where an alias points."""
+    return pb.Target(version=heaviest(at), weights={} if isinstance(at, int) else dict(at))
+
+
+def target_from(version: int, weights: Mapping[int, float]) -> Target:
+    """Where an alias shall point; raises `InvalidRequest`."""
+    if weights and version:
+        raise InvalidRequest("alias: expected either version or weights, got both")
+    if not weights and version < 1:
+        raise InvalidRequest(f"version: expected a whole number of 1 or more, or weights, got {version}")
+    return split(weights) if weights else version
+
+
+def _replica(replica: Replica, state: ModelState) -> pb.Replica:
+    model = replica.models[state.name]
+    return pb.Replica(
+        id=replica.id,
+        age_s=replica.age_s,
+        generation=model.generation,
+        converged=model.generation == state.generation,
+        versions=[
+            pb.ReplicaVersion(version=status.version, state=status.state.value, reason=status.reason)
+            for status in model.versions
+        ],
+        targets={alias: target(at) for alias, at in model.aliases.items()},
     )
 
 

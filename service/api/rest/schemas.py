@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.api.rest.sweep_schemas import SweepDetail
 from service.core.job_spec import public
 from service.core.progress import Point, thinned
-from service.core.registry import Registry
-from service.core.routing import VersionStatus
 from service.core.types import (
     BundleReport,
     Column,
@@ -21,8 +19,6 @@ from service.core.types import (
     JobEvent,
     JobState,
     Json,
-    ModelState,
-    StoredVersion,
     TensorSpec,
     WorkerInfo,
 )
@@ -59,72 +55,6 @@ class GraphReport(BaseModel):
             parameter_bytes=report.parameter_bytes,
             summary=report.summary,
         )
-
-
-class VersionInfo(BaseModel):
-    """A published version: `state` and `reason` are those of the answering process, `aliases` those in effect there."""
-
-    name: str
-    version: int
-    state: str
-    reason: str = ""
-    aliases: list[str]
-    created_at: float
-    manifest: dict[str, Json]
-
-    @classmethod
-    def from_core(cls, stored: StoredVersion, status: VersionStatus, aliases: Mapping[str, int]) -> VersionInfo:
-        return cls(
-            name=stored.name,
-            version=stored.version,
-            state=status.state.value,
-            reason=status.reason,
-            aliases=sorted(alias for alias, target in aliases.items() if target == stored.version),
-            created_at=stored.created_at,
-            manifest=dict(stored.manifest),
-        )
-
-
-class ModelInfo(BaseModel):
-    """A model: `aliases` and `loaded` are what is wanted, `versions` say what is."""
-
-    name: str
-    aliases: dict[str, int]
-    loaded: list[int]
-    versions: list[VersionInfo]
-
-    @classmethod
-    def from_core(cls, state: ModelState, versions: Iterable[StoredVersion], registry: Registry) -> ModelInfo:
-        known = {status.version: status for status in registry.status(state.name)}
-        aliases = registry.aliases(state.name)
-        return cls(
-            name=state.name,
-            aliases=dict(state.aliases),
-            loaded=sorted(state.loaded),
-            versions=[VersionInfo.from_core(v, known[v.version], aliases) for v in versions if v.version in known],
-        )
-
-
-class ModelList(BaseModel):
-    """All models."""
-
-    models: list[ModelInfo]
-
-
-class AliasRequest(BaseModel):
-    """Where an alias shall point."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    version: int = Field(ge=1, lt=2**63)
-
-
-class AliasInfo(BaseModel):
-    """Where an alias points."""
-
-    model: str
-    alias: str
-    version: int
 
 
 class ColumnInfo(BaseModel):

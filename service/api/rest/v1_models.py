@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,12 @@ from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
 from service.api.rest.bodies import body_chunks, described, read_body, read_model, receive_parts
 from service.api.rest.context import Context, Use
-from service.api.rest.schemas import AliasInfo, AliasRequest, GraphReport, ModelInfo, ModelList, VersionInfo
+from service.api.rest.model_schemas import AliasInfo, AliasRequest, ModelInfo, ModelList, VersionInfo
+from service.api.rest.schemas import GraphReport
 from service.core.bundle_files import member_chunks, member_size
 from service.core.errors import InvalidRequest, NotFound
 from service.core.names import parse_version
-from service.core.types import GraphForm, StoredVersion
+from service.core.types import GraphForm, Replica, StoredVersion
 from service.core.uploads import link, receive
 
 routes = APIRouter(prefix="/v1", tags=["Models"])
@@ -69,10 +70,10 @@ async def get_graph_schema(request: Request, use: Use) -> Response:
 @routes.get("/models")
 async def list_models(use: Use) -> ModelList:
     """All models with their versions."""
-    models = []
+    models, replicas = [], await use.registry.replicas()
     for name in await use.registry.stored_names():
         try:
-            models.append(await _model(use, name))
+            models.append(await _model(use, name, replicas))
         except NotFound:  # deleted since it was listed
             continue
     return ModelList(models=models)
@@ -80,8 +81,8 @@ async def list_models(use: Use) -> ModelList:
 
 @routes.get("/models/{name}")
 async def get_model(name: str, use: Use) -> ModelInfo:
-    """One model with its versions."""
-    return await _model(use, name)
+    """One model with its versions, and how far every serving process is."""
+    return await _model(use, name, await use.registry.replicas())
 
 
 @routes.delete("/models/{name}", status_code=204)
@@ -127,9 +128,12 @@ async def submit_version(
 
 
 @routes.post("/models/{name}/versions/{version}:load")
-async def load_version(name: str, version: str, use: Use) -> VersionInfo:
-    """Load a version; the reply comes when it is ready, or says why it is not."""
-    await use.registry.load(name, parse_version(version))
+async def load_version(name: str, version: str, use: Use, pin: bool | None = None) -> VersionInfo:
+    """Load a version; the reply comes when it is ready, or says why it is not.
+
+    With `pin` it is never evicted to make room, until it is loaded with `pin=false` or unloaded.
+    """
+    await use.registry.load(name, parse_version(version), pin=pin)
     return await _version(use, await use.registry.stored_version(name, parse_version(version)))
 
 
@@ -191,10 +195,22 @@ async def get_bundle(name: str, version: str, use: Use) -> FileResponse:
 
 @routes.put("/models/{name}/aliases/{alias}", openapi_extra=described(AliasRequest))
 async def move_alias(name: str, alias: str, request: Request, use: Use) -> AliasInfo:
-    """Point an alias at a version, which is loaded first; when that fails the alias stays where it is."""
-    body = await read_model(request, AliasRequest, what="alias")
-    await use.registry.set_alias(name, alias, body.version)
-    return AliasInfo(model=name, alias=alias, version=body.version)
+    """Point an alias at a version, or at several that share its requests by `weights` (a canary).
+
+    They are loaded first; when one fails the alias stays where it is.
+    """
+    target = (await read_model(request, AliasRequest, what="alias")).target()
+    await use.registry.set_alias(name, alias, target)
+    return AliasInfo.from_core(name, alias, target)
+
+
+@routes.post("/models/{name}/aliases/{alias}:rollback")
+async def roll_back(name: str, alias: str, use: Use) -> AliasInfo:
+    """Point an alias where it pointed before, which is loaded still; a second time goes forth again.
+
+    409 where nothing is known of before.
+    """
+    return AliasInfo.from_core(name, alias, await use.registry.roll_back(name, alias))
 
 
 @routes.delete("/models/{name}/aliases/{alias}", status_code=204)
@@ -203,9 +219,12 @@ async def delete_alias(name: str, alias: str, use: Use) -> None:
     await use.registry.delete_alias(name, alias)
 
 
-async def _model(use: Context, name: str) -> ModelInfo:
-    state, versions = await use.registry.stored(name)
-    return ModelInfo.from_core(state, versions, use.registry)
+async def _model(use: Context, name: str, replicas: Sequence[Replica]) -> ModelInfo:
+    state, stored = await use.registry.stored(name)
+    known = {status.version: status for status in use.registry.status(name)}
+    aliases = use.registry.aliases(name)
+    versions = [VersionInfo.from_core(v, known[v.version], aliases) for v in stored if v.version in known]
+    return ModelInfo.from_core(state, versions, replicas, use.registry.degraded().get(name, ()))
 
 
 async def _version(use: Context, stored: StoredVersion) -> VersionInfo:

@@ -112,7 +112,7 @@ async def test_unload_during_a_reload_frees_both(registry: Registry) -> None:
     engine: FakeEngine = registry.engine  # type: ignore[attr-defined]
     engine.gate.clear()
     loading = asyncio.create_task(registry.load("m", 1, serving={"max_queue_requests": 7}))
-    while registry._entries["m"].slots[1].settled.is_set():
+    while registry._here.entries["m"].slots[1].settled.is_set():
         await asyncio.sleep(0.001)
     await registry.unload("m")
     engine.gate.set()

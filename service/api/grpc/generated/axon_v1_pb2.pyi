@@ -64,7 +64,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "aliases", "loaded", "versions")
+    __slots__ = ("name", "aliases", "loaded", "versions", "targets", "previous", "pinned", "generation", "replicas", "degraded")
     class AliasesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -72,15 +72,89 @@ class Model(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class TargetsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Target
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+    class PreviousEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Target
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     name: str
     aliases: _containers.ScalarMap[str, int]
     loaded: _containers.RepeatedScalarFieldContainer[int]
     versions: _containers.RepeatedCompositeFieldContainer[Version]
-    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Mapping[str, int]] = ..., loaded: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
+    targets: _containers.MessageMap[str, Target]
+    previous: _containers.MessageMap[str, Target]
+    pinned: _containers.RepeatedScalarFieldContainer[int]
+    generation: int
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    degraded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Mapping[str, int]] = ..., loaded: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., targets: _Optional[_Mapping[str, Target]] = ..., previous: _Optional[_Mapping[str, Target]] = ..., pinned: _Optional[_Iterable[int]] = ..., generation: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., degraded: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Target(_message.Message):
+    __slots__ = ("version", "weights")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    weights: _containers.ScalarMap[int, float]
+    def __init__(self, version: _Optional[int] = ..., weights: _Optional[_Mapping[int, float]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("id", "age_s", "generation", "converged", "versions", "targets")
+    class TargetsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Target
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Target, _Mapping]] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    CONVERGED_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    age_s: float
+    generation: int
+    converged: bool
+    versions: _containers.RepeatedCompositeFieldContainer[ReplicaVersion]
+    targets: _containers.MessageMap[str, Target]
+    def __init__(self, id: _Optional[str] = ..., age_s: _Optional[float] = ..., generation: _Optional[int] = ..., converged: _Optional[bool] = ..., versions: _Optional[_Iterable[_Union[ReplicaVersion, _Mapping]]] = ..., targets: _Optional[_Mapping[str, Target]] = ...) -> None: ...
+
+class ReplicaVersion(_message.Message):
+    __slots__ = ("version", "state", "reason")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    state: str
+    reason: str
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DeleteModelRequest(_message.Message):
     __slots__ = ("name",)
@@ -157,12 +231,14 @@ class DeleteVersionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadVersionRequest(_message.Message):
-    __slots__ = ("name", "version")
+    __slots__ = ("name", "version", "pin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    pin: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., pin: _Optional[bool] = ...) -> None: ...
 
 class UnloadVersionRequest(_message.Message):
     __slots__ = ("name", "version")
@@ -227,18 +303,35 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class SetAliasRequest(_message.Message):
-    __slots__ = ("name", "alias", "version")
+    __slots__ = ("name", "alias", "version", "weights")
+    class WeightsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     alias: str
     version: int
-    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    weights: _containers.ScalarMap[int, float]
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ..., weights: _Optional[_Mapping[int, float]] = ...) -> None: ...
 
 class SetAliasResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RollBackAliasRequest(_message.Message):
+    __slots__ = ("name", "alias")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class DeleteAliasRequest(_message.Message):
     __slots__ = ("name", "alias")

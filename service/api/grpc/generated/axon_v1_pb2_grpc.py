@@ -105,6 +105,11 @@ class ModelsStub:
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.RollBackAlias = channel.unary_unary(
+                '/axon.v1.Models/RollBackAlias',
+                request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RollBackAliasRequest.SerializeToString,
+                response_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Target.FromString,
+                _registered_method=True)
         self.DeleteAlias = channel.unary_unary(
                 '/axon.v1.Models/DeleteAlias',
                 request_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.DeleteAliasRequest.SerializeToString,
@@ -208,7 +213,14 @@ class ModelsServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Point an alias at a version, which is loaded first.
+        """Point an alias at a version, or at several that share its requests; they are loaded first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackAlias(self, request, context):
+        """Point an alias where it pointed before; ALREADY_EXISTS where nothing is known of before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -293,6 +305,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.SetAliasRequest.FromString,
                     response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'RollBackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackAlias,
+                    request_deserializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RollBackAliasRequest.FromString,
+                    response_serializer=service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Target.SerializeToString,
             ),
             'DeleteAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteAlias,
@@ -679,6 +696,33 @@ class Models:
             '/axon.v1.Models/SetAlias',
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.SetAliasRequest.SerializeToString,
             service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/axon.v1.Models/RollBackAlias',
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.RollBackAliasRequest.SerializeToString,
+            service_dot_api_dot_grpc_dot_generated_dot_axon__v1__pb2.Target.FromString,
             options,
             channel_credentials,
             insecure,

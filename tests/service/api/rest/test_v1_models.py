@@ -63,7 +63,18 @@ async def test_bundle_is_submitted_listed_and_returned(server, bundle):
     base = "/v1/models/m/versions/1"
     assert (await server.http.get(base)).json() == version
     model = (await server.http.get("/v1/models/m")).json()
-    assert model == {"name": "m", "aliases": {}, "loaded": [1], "versions": [version]}
+    assert model == {
+        "name": "m",
+        "aliases": {},
+        "loaded": [1],
+        "versions": [version],
+        "splits": {},
+        "previous": {},
+        "pinned": [],
+        "generation": 3,
+        "replicas": [],
+        "degraded": [],
+    }
     assert (await server.http.get("/v1/models")).json() == {"models": [model]}
     assert (await server.http.get(f"{base}/bundle")).content == bundle
     assert (await server.http.get(f"{base}/graph")).json() == {"scale": 2}

@@ -1,0 +1,332 @@
+"""Brings a process to the desired state in the store: what is loaded here, and where aliases lead.
+
+A version that is newly wanted is loaded and compiled beside what serves already, an alias moves here only once all of
+its targets are ready, a version that is no longer wanted drains and goes. A failed load changes nothing but the status.
+
+All state is read and written on the event loop only; the store and the engine are called in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from functools import partial
+from typing import Any, final
+
+from service.core.capacity import Resident, label, loaded_bytes, no_room, to_evict
+from service.core.desired import evicted
+from service.core.errors import NotFound, NotReady, ServiceError
+from service.core.manifests import serving_config
+from service.core.ports import Clock, Engine, ModelStore
+from service.core.routing import ModelEntry, Slot
+from service.core.serving import ServedModel
+from service.core.statistics import Statistics
+from service.core.threads import Threads, Turns
+from service.core.types import Json, ModelState, ServingConfig, StoredVersion, VersionState
+
+_LOAD_THREADS = 1  # compiling uses every core already, and memory peaks stay those of one model
+_log = logging.getLogger(__name__)
+
+_Read = tuple[ModelState, dict[int, StoredVersion]] | None
+
+
+@final
+class Convergence:
+    """The `entries` of this process, by name, and what brings them to their desired state.
+
+    `changed` is set whenever something here has changed. With `max_loaded_bytes` a version is loaded only once there is
+    room: those that are not held go first, least recently used first, out of the desired state, so in every process.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        engine: Engine,
+        clock: Clock,
+        defaults: ServingConfig,
+        io: Threads,
+        *,
+        max_loaded_bytes: int | None,
+        devices: int,
+        patience_s: float,
+    ) -> None:
+        """For `patience_s` a version waits for others to make room, who may have seen it before."""
+        self.entries: dict[str, ModelEntry] = {}
+        self.changed = asyncio.Event()
+        self._store = store
+        self._engine = engine
+        self._clock = clock
+        self._defaults = defaults
+        self._io = io
+        self._limit = max_loaded_bytes
+        self._devices = devices
+        self._patience_s = patience_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loader = Threads(_LOAD_THREADS, "load")
+        self._turns = Turns()
+        self._choosing = asyncio.Lock()
+        self._first: list[Slot] | None = None
+        self._closed = False
+
+    def started(self) -> bool:
+        """Whether everything that was wanted at the first poll has been loaded, or has failed."""
+        if self._first is None:
+            return False
+        self._first = [slot for slot in self._first if slot.state is VersionState.LOADING]
+        return not self._first
+
+    def slot(self, name: str, number: int) -> Slot | None:
+        """What is here of a version."""
+        entry = self.entries.get(name)
+        return None if entry is None else entry.slots.get(number)
+
+    # Reading the desired state
+
+    async def poll(self) -> None:
+        """Read what has changed in the store, and follow."""
+        for name, read in (await self._io.call(self._changed_states)).items():
+            self._apply(name, read)
+
+    def begin(self) -> None:
+        """What is wanted by now is what this process starts with."""
+        if self._first is None:
+            self._first = [slot for entry in self.entries.values() for slot in entry.slots.values()]
+
+    async def refresh(self, name: str) -> None:
+        """Read one model, and follow."""
+        self._apply(name, await self._io.call(self._read, name))
+
+    def _changed_states(self) -> dict[str, _Read]:
+        """Runs in a thread: the models whose document has a new generation, None for the ones that are gone."""
+        seen = {name: entry.desired.generation for name, entry in list(self.entries.items())}
+        names = self._store.models()
+        changed: dict[str, _Read] = dict.fromkeys(seen.keys() - set(names))
+        for name in names:
+            with contextlib.suppress(NotFound):
+                if self._store.state(name).generation != seen.get(name):
+                    changed[name] = self._read(name)
+        return changed
+
+    def _read(self, name: str) -> _Read:
+        """Runs in a thread. The state is read first: a version that comes after it raises the generation again."""
+        try:
+            state = self._store.state(name)
+            return state, {stored.version: stored for stored in self._store.versions(name)}
+        except NotFound:
+            return None
+
+    def _apply(self, name: str, read: _Read) -> None:
+        entry = self.entries.get(name)
+        if read is None:
+            if entry is None:
+                return
+            entry.desired, entry.versions = ModelState(name, entry.desired.generation), {}
+        elif entry is None:
+            entry = self.entries[name] = ModelEntry(*read)
+        elif read[0].generation >= entry.desired.generation:  # two reads may arrive in the other order
+            entry.desired, entry.versions = read
+        self._reconcile(entry)
+        if read is None and not entry.slots:
+            del self.entries[name]
+
+    # Following it
+
+    def _reconcile(self, entry: ModelEntry) -> None:
+        """One step towards the desired state; runs again whenever a load or an unload has ended."""
+        entry.move_aliases()
+        lagging = entry.lagging()
+        wanted = set() if self._closed else entry.desired.loaded & set(entry.versions)
+        for number in sorted(wanted):
+            self._bring(entry, number, entry.desired.serving.get(number, {}))
+        for number, slot in list(entry.slots.items()):
+            if number not in wanted and number not in lagging:
+                self._start_unload(entry, number, slot)
+        entry.route()
+        if not entry.behind():
+            entry.generation = entry.desired.generation
+        self.changed.set()
+
+    def _bring(self, entry: ModelEntry, number: int, serving: Mapping[str, Json]) -> None:
+        """Begin to load a wanted version that is not here, or is not served as it shall be."""
+        slot = entry.slots.get(number)
+        if slot is not None and slot.state is VersionState.FAILED and slot.serving != serving:
+            self.forget(entry, number, slot)
+            slot = None
+        if slot is None:
+            slot = entry.slots[number] = Slot(serving=serving, early=self._first is None)
+            self._spawn(self._load(entry, number, slot))
+        elif serving == slot.serving:
+            slot.refused = slot.refusal = None
+        elif slot.usable() and serving != slot.refused:
+            slot.settled.clear()
+            self._spawn(self._reload(entry, number, slot, serving))
+
+    async def _serve(
+        self, entry: ModelEntry, number: int, slot: Slot, serving: Mapping[str, Json], statistics: Statistics
+    ) -> ServedModel:
+        name = entry.desired.name
+        stored = await self._io.call(self._store.version, name, number)
+        config = serving_config(self._defaults, stored.manifest, serving)
+        # What may not be evicted comes first, so that a start that cannot load everything loads that; then the newest.
+        async with self._turns.turn((number not in entry.held(), -stored.created_at)):
+            self._check_wanted(entry, number)
+            await self._wait_for_room(entry, number, slot)
+            self._check_wanted(entry, number)
+            began = self._clock.monotonic()
+            loaded = await self._loader.call(self._engine.load, stored.path, config)
+        served = ServedModel(name, number, loaded, config, self._clock, statistics)
+        served.load_s = self._clock.monotonic() - began
+        return served
+
+    def _check_wanted(self, entry: ModelEntry, number: int) -> None:
+        if self._closed or number not in entry.desired.loaded:
+            raise NotReady("the server is stopping" if self._closed else "it was unloaded meanwhile")
+
+    async def _reload(self, entry: ModelEntry, number: int, slot: Slot, serving: Mapping[str, Json]) -> None:
+        """Load a ready version once more, to be served differently; the old one serves until the new one can."""
+        old = slot.served
+        assert old is not None
+        try:
+            served = await self._serve(entry, number, slot, serving, old.statistics)
+        except Exception as error:  # whatever it was, the old one goes on serving
+            _log.warning("%s did not load anew", label(entry.desired.name, number), exc_info=error)
+            slot.refused, slot.refusal = serving, error
+            spare = None
+        else:
+            spare = served if slot.served is None else old  # it may have been unloaded meanwhile
+            if spare is old:
+                slot.served, slot.serving = served, serving
+        slot.settled.set()
+        self._reconcile(entry)
+        if spare is not None:
+            await spare.close()
+
+    async def _load(self, entry: ModelEntry, number: int, slot: Slot) -> None:
+        try:
+            slot.served = await self._serve(entry, number, slot, slot.serving, Statistics())
+            slot.state, slot.since = VersionState.READY, self._clock.time()
+        except Exception as error:  # whatever it was, the others go on serving and the status says why
+            _log.warning("%s did not load", label(entry.desired.name, number), exc_info=error)
+            slot.error = error
+            slot.state = VersionState.FAILED
+        slot.settled.set()
+        self._reconcile(entry)
+
+    def _start_unload(self, entry: ModelEntry, number: int, slot: Slot) -> None:
+        if slot.state is VersionState.FAILED:
+            self.forget(entry, number, slot)
+        elif slot.state is VersionState.READY and slot.served is not None:
+            served, slot.served, slot.state = slot.served, None, VersionState.UNLOADING
+            entry.route()
+            self._spawn(self._unload(entry, number, slot, served))
+
+    async def _unload(self, entry: ModelEntry, number: int, slot: Slot, served: ServedModel) -> None:
+        try:
+            await served.close()
+        finally:
+            self.forget(entry, number, slot)
+        self._reconcile(entry)
+        if not entry.slots and not entry.versions and self.entries.get(entry.desired.name) is entry:
+            with contextlib.suppress(ServiceError):
+                await self.refresh(entry.desired.name)
+
+    def forget(self, entry: ModelEntry, number: int, slot: Slot) -> None:
+        """Give up a slot, whose version is not here any more."""
+        del entry.slots[number]
+        entry.unloaded.add(number)
+        slot.state = VersionState.UNLOADED
+        slot.settled.set()
+        slot.gone.set()
+
+    # Room
+
+    @contextlib.asynccontextmanager
+    async def room_for(self, name: str, number: int) -> AsyncIterator[None]:
+        """Take out of the desired state what has to go before a version becomes wanted, which it does in the context.
+
+        What is on its way here counts as being here. Raises `Conflict`.
+        """
+        if self._limit is None:
+            yield
+            return
+        async with self._choosing:
+            await self.poll()
+            entry = self.entries.get(name)
+            if entry is not None and number in entry.versions:
+                await self._evict(entry, number, self._limit, coming=True)
+            yield
+
+    async def _wait_for_room(self, entry: ModelEntry, number: int, slot: Slot) -> None:
+        """Return when a version that is wanted fits; makes room for it if need be, or raises `Conflict`."""
+        if self._limit is None:
+            return
+        what, needed = label(entry.desired.name, number), self._size(entry, number)
+        residents = self._residents(entry, number, coming=False)
+        if to_evict(what, needed, self._limit, residents):
+            if slot.early:
+                raise no_room(what, needed, self._limit, residents)
+            # Another process may be making room for the same version: without this, both would.
+            await asyncio.sleep(self._patience_s)
+            async with self._choosing:
+                await self.poll()
+                await self._evict(entry, number, self._limit, coming=False)
+        while leaving := [(of, version, each) for of, version, each in self._slots() if each.leaving()]:
+            taken = sum(each.size_bytes for each in self._residents(entry, number, coming=False))
+            taken += sum(self._size(of, version) for of, version, _ in leaving)
+            if taken + needed <= self._limit:
+                return
+            await leaving[0][2].gone.wait()
+
+    async def _evict(self, entry: ModelEntry, number: int, limit: int, *, coming: bool) -> None:
+        what, needed = label(entry.desired.name, number), self._size(entry, number)
+        while chosen := to_evict(what, needed, limit, self._residents(entry, number, coming=coming)):
+            for each in chosen:
+                version, reason = each.version, f"evicted to make room for {what}"
+                _log.info("%s is %s", each.label, reason)
+                with contextlib.suppress(NotFound):
+                    await self._io.call(self._store.change, each.name, partial(evicted, version=version, reason=reason))
+                await self.refresh(each.name)
+
+    def _residents(self, coming_to: ModelEntry, number: int, *, coming: bool) -> list[Resident]:
+        """What takes memory here and is to stay, but for a first copy of the version that is to come.
+
+        With `coming` also what is on its way here.
+        """
+        found = []
+        for entry, version, slot in self._slots():
+            itself = entry is coming_to and version == number
+            if slot.state is VersionState.READY and slot.served is not None:
+                used = max(slot.served.statistics.last_inference, slot.since)
+            elif coming and slot.state is VersionState.LOADING and not itself:
+                used = self._clock.time()
+            else:
+                continue
+            pinned = itself or version in entry.held() or not slot.usable()
+            found.append(Resident(entry.desired.name, version, self._size(entry, version), used, pinned))
+        return found
+
+    def _slots(self) -> list[tuple[ModelEntry, int, Slot]]:
+        return [(entry, number, slot) for entry in self.entries.values() for number, slot in entry.slots.items()]
+
+    def _size(self, entry: ModelEntry, number: int) -> int:
+        stored = entry.versions.get(number)
+        return 0 if stored is None else loaded_bytes(stored.manifest, self._devices)
+
+    # The end
+
+    async def close(self) -> None:
+        """Answer what has been accepted, then free everything."""
+        self._closed = True
+        for entry in self.entries.values():
+            for number, slot in list(entry.slots.items()):
+                self._start_unload(entry, number, slot)
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+        self._loader.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

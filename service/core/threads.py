@@ -1,0 +1,70 @@
+"""Blocking calls from the event loop: in threads, or one after the other by urgency."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar, final
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@final
+class Threads:
+    """A few threads for calls that block."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of `function`, called in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+
+    def close(self) -> None:
+        """Start nothing more; what runs goes on."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@final
+class Turns:
+    """One at a time, of those who wait the least `key` first. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[tuple[float, ...], int, asyncio.Future[None]]] = []
+        self._count = itertools.count()
+        self._taken = False
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: tuple[float, ...]) -> AsyncIterator[None]:
+        """Wait until it is this one's turn, which lasts as long as the context."""
+        loop = asyncio.get_running_loop()
+        mine: asyncio.Future[None] = loop.create_future()
+        heapq.heappush(self._waiting, (key, next(self._count), mine))
+        loop.call_soon(self._next)  # who asks in the same moment is compared with
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.done() and not mine.cancelled():
+                self._leave()
+            raise
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._taken = False
+        self._next()
+
+    def _next(self) -> None:
+        while not self._taken and self._waiting:
+            _, _, first = heapq.heappop(self._waiting)
+            if not first.done():
+                self._taken = True
+                first.set_result(None)
