@@ -59,12 +59,13 @@ class BatchBuffers:
         key = requests[0].key
         index = next(i for i, size in enumerate(self._sizes) if size >= rows)
         views = (self._views.get(key) or self._views_of(key))[index]
+        plain = not key
         for name in self._inputs:
             buffer = views[name]
             start = 0
             for pending in requests:
                 stop = start + pending.rows
-                if pending.sizes == key:
+                if plain or pending.sizes == key:
                     buffer[start:stop] = pending.inputs[name]
                 else:
                     self._open_sizes.pad(name, buffer[start:stop], pending.inputs[name], pending.sizes)
@@ -138,16 +139,16 @@ def split(
             raise ExecutionFailed(f"{label}: output {name!r}: expected {bucket} rows, got shape {array.shape}")
         # A model may hand an input through; the memory under it is about to be filled again.
         safe[name] = array.copy() if buffers.owns(array) else array
-    if open_sizes:
-        open_sizes.check_outputs(safe, requests[0].key, label)
     answers = []
     start = 0
     for pending in requests:
         stop = start + pending.rows
-        answer = {name: array[start:stop] for name, array in safe.items()}
-        answers.append(cut(answer, pending, open_sizes) if open_sizes else answer)
+        answers.append({name: array[start:stop] for name, array in safe.items()})
         start = stop
-    return answers
+    if not open_sizes:
+        return answers
+    open_sizes.check_outputs(safe, requests[0].key, label)
+    return [cut(answer, pending, open_sizes) for answer, pending in zip(answers, requests, strict=True)]
 
 
 def cut(answer: Tensors, request: Pending, open_sizes: OpenSizes) -> Tensors:

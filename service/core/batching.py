@@ -8,6 +8,7 @@ loop: a thread posts one callback per batch, which resolves all futures of the b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import queue
@@ -84,7 +85,7 @@ class Batcher:
         self._limit = spec.max_batch_size
         self._open_sizes = OpenSizes(spec)
         self._delay_s = config.max_queue_delay_us * 1e-6 if spec.max_batch_size else 0.0
-        self._default_priority = config.default_priority
+        self._default_level = min(config.default_priority, PRIORITY_LEVELS) - 1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -151,7 +152,7 @@ class Batcher:
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        level = min(priority or self._default_priority, PRIORITY_LEVELS) - 1
+        level = self._default_level if priority == 0 else min(priority, PRIORITY_LEVELS) - 1
         key = self._open_sizes.batch_key(sizes) if sizes else sizes
         pending = Pending(inputs, rows, sizes, key, level, self._clock.monotonic(), deadline, loop.create_future())
         if pending.arrived >= deadline:
@@ -242,22 +243,24 @@ class Batcher:
 
     def _next(self, instance: _Instance) -> list[Pending] | None:
         """Wait for the next batch; None when closed and drained."""
+        slept = False
         while True:
             with self._lock:
-                self._wake(instance)
+                if slept:
+                    self._wake(instance)
                 lane, wait_s = self._due()
                 if lane is not None:
                     taken, overdue = self._queue.take(lane)
                     instance.running = taken
-                    self._pass_on()
+                    if self._queue.requests:
+                        self._pass_on()
                     break
                 if self._closing:
                     return None
                 timeout_s = self._rest(instance, wait_s)
-            try:
+            slept = True
+            with contextlib.suppress(queue.Empty):
                 instance.wake.get(timeout=timeout_s)
-            except queue.Empty:
-                continue
         if overdue:
             self._post(self._expire, overdue)
         return taken
@@ -278,7 +281,7 @@ class Batcher:
         return wait_s if watches else None
 
     def _wake(self, instance: _Instance) -> None:
-        """Note that an instance looks at the queue, be it that it was called, or its time is over."""
+        """Note that an instance sleeps no longer, be it that it was called, or its time is over."""
         if self._called is instance:
             self._called = None
         elif self._watching is instance:
@@ -311,7 +314,7 @@ class Batcher:
 
     def _pass_on(self) -> None:
         """Having taken a batch: call another instance for what is left, or for watching over it."""
-        if self._queue.requests and self._called is None and (self._idle or self._watching is not None):
+        if self._called is None and (self._idle or self._watching is not None):
             lane, _ = self._due()
             if lane is not None or self._watching is None:
                 self._call_one()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -65,7 +65,10 @@ class Lane:
 
     def first(self) -> Pending | None:
         """The oldest of the most urgent requests."""
-        return next((next(iter(waiting)) for waiting in self.levels if waiting), None)
+        for waiting in self.levels:
+            if waiting:
+                return next(iter(waiting))
+        return None
 
     def oldest_s(self) -> float:
         """When the oldest request came."""
@@ -81,7 +84,8 @@ class RequestQueue:
     """
 
     def __init__(self, config: ServingConfig, limit: int, clock: Clock, label: str) -> None:
-        self._config = config
+        self._max_requests = config.max_queue_requests
+        self._max_bytes = config.max_queue_bytes
         self._limit = limit
         self._clock = clock
         self._label = label
@@ -93,13 +97,13 @@ class RequestQueue:
 
         Raises `Overloaded` when the queue is full, `TooLarge` when the request could never fit.
         """
-        size, config = pending.size_bytes, self._config
-        if size > config.max_queue_bytes:
-            raise TooLarge(f"{self._label}: expected at most {config.max_queue_bytes} bytes of inputs, got {size}")
-        if self.requests >= config.max_queue_requests or self.size_bytes + size > config.max_queue_bytes:
+        size = pending.size_bytes
+        if size > self._max_bytes:
+            raise TooLarge(f"{self._label}: expected at most {self._max_bytes} bytes of inputs, got {size}")
+        if self.requests >= self._max_requests or self.size_bytes + size > self._max_bytes:
             raise Overloaded(
-                f"{self._label}: the queue is full: {self.requests} requests (at most {config.max_queue_requests}) "
-                f"of {self.size_bytes} bytes (at most {config.max_queue_bytes}) are waiting"
+                f"{self._label}: the queue is full: {self.requests} requests (at most {self._max_requests}) "
+                f"of {self.size_bytes} bytes (at most {self._max_bytes}) are waiting"
             )
         lane = self._lanes.get(pending.key)
         if lane is None:
@@ -116,7 +120,7 @@ class RequestQueue:
         if lane is None or pending not in lane.levels[pending.level]:
             return False
         del lane.levels[pending.level][pending]
-        self._forget(lane, pending)
+        self._forget(lane, [pending])
         self._drop_empty(lane)
         return True
 
@@ -132,6 +136,8 @@ class RequestQueue:
         """
         if not self.requests:
             return None, math.inf
+        if len(self._lanes) == 1 and not delay_s:
+            return next(iter(self._lanes.values())), 0.0
         now = self._clock.monotonic() if delay_s else 0.0
         chosen: Lane | None = None
         best, wait_s = (math.inf, math.inf), math.inf
@@ -154,32 +160,34 @@ class RequestQueue:
         now = self._clock.monotonic()
         taken: list[Pending] = []
         overdue: list[Pending] = []
+        gone: list[Pending] = []
         rows = 0
+        full = False
         for waiting in lane.levels:
-            while waiting:
+            while waiting and not full:
                 pending, _ = waiting.popitem(last=False)
                 if pending.future.done():
-                    self._forget(lane, pending)
+                    gone.append(pending)
                 elif pending.deadline <= now:
-                    self._forget(lane, pending)
                     overdue.append(pending)
                 elif taken and rows + pending.rows > self._limit:
+                    full = True
                     waiting[pending] = None
                     waiting.move_to_end(pending, last=False)
-                    return taken, overdue
                 else:
-                    self._forget(lane, pending)
                     taken.append(pending)
                     rows += pending.rows
-        self._drop_empty(lane)
+        self._forget(lane, [*taken, *overdue, *gone] if overdue or gone else taken)
+        if len(self._lanes) > 1:
+            self._drop_empty(lane)
         return taken, overdue
 
-    def _forget(self, lane: Lane, pending: Pending) -> None:
-        lane.rows -= pending.rows
-        self.requests -= 1
-        self.size_bytes -= pending.size_bytes
+    def _forget(self, lane: Lane, requests: Sequence[Pending]) -> None:
+        lane.rows -= sum([pending.rows for pending in requests])
+        self.requests -= len(requests)
+        self.size_bytes -= sum([pending.size_bytes for pending in requests])
 
     def _drop_empty(self, lane: Lane) -> None:
-        # The only lane stays: a model without open sizes has no other.
+        # The last one stays: a model without open sizes has no other.
         if len(self._lanes) > 1 and not any(lane.levels):
             del self._lanes[lane.key]

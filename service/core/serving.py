@@ -67,7 +67,7 @@ class ServedModel:
         self._rows_of = {
             tensor.name: (datatype(tensor.datatype).dtype, len(tensor.shape), tensor.shape[1:]) for tensor in own.inputs
         }
-        self._open_sizes = OpenSizes(own)
+        self._open_sizes = OpenSizes(own) if own.open_sizes else None
         self._masks = {tensor.name for tensor in own.masks}
         self._batcher = Batcher(loaded, config, clock, label=self.label, statistics=self.statistics)
 
@@ -151,10 +151,10 @@ class ServedModel:
                     break
             else:
                 if rows <= self.spec.max_batch_size:
-                    return rows, self._open_sizes.sizes_of(inputs, self.label) if self._open_sizes else ()
+                    return rows, () if self._open_sizes is None else self._open_sizes.sizes_of(inputs, self.label)
         self._check_inputs(inputs)
         rows = self._check_rows(inputs) if self._batched else 1
-        return rows, self._open_sizes.sizes_of(inputs, self.label) if self._open_sizes else ()
+        return rows, () if self._open_sizes is None else self._open_sizes.sizes_of(inputs, self.label)
 
     async def close(self, drain_s: float = 30.0) -> bool:
         """Refuse new requests, answer the waiting ones for up to `drain_s` seconds, fail the rest, free the model.
