@@ -30,8 +30,9 @@ demo: $(STAMP)  ## train real handwritten digits through the queue, serve them, 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
-fuzz: $(STAMP)  ## read changed bundles for a while: make fuzz SECONDS=60
+fuzz: $(STAMP)  ## read changed bundles for a while, then 240 000 numbers in JSON: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60)
+	$(BIN)/python -m tests.fuzz.numbers
 
 faults-short: $(STAMP)  ## kill everything at every point of a job's life, cancel races, a soak (minutes)
 	FAULTS=short $(BIN)/python -m pytest -q tests/faults
