@@ -12,14 +12,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.adapters.clock import SystemClock
 from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_replicas import FileReplicaBoard
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.health_checks import checks
@@ -32,6 +32,7 @@ from service.core.errors import InvalidRequest, NotReady
 from service.core.health import HealthMonitor
 from service.core.ports import Engine, JobQueue
 from service.core.retry import Backoff
+from service.listening import Endpoints, Report, bracketed, listen, report
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,43 +45,6 @@ _log = logging.getLogger(__name__)
 
 _READY_POLL_S = 0.05
 _STOP_MARGIN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where the API listens."""
-
-    host: str
-    http_port: int
-    grpc_port: int
-
-    @property
-    def http(self) -> str:
-        """URL of REST."""
-        return f"http://{_bracketed(self.host)}:{self.http_port}"
-
-    @property
-    def grpc(self) -> str:
-        """Target of gRPC channels."""
-        return f"{_bracketed(self.host)}:{self.grpc_port}"
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a started program tells whoever started it: where it listens and who belongs to it."""
-
-    http: str
-    grpc: str
-    http_port: int
-    grpc_port: int
-    data_dir: str
-    pids: dict[str, int | None]
-
-    def write(self, path: Path) -> None:
-        """Put the report in the place of `path` as JSON, whole or not at all."""
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        draft.write_text(json.dumps(asdict(self)) + "\n")
-        os.replace(draft, path)
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -142,9 +106,17 @@ class Api:
         self._models = FileModelStore(settings.data_dir, clock)
         self._datasets = FileDatasetStore(settings.data_dir)
         self._unfinished = FileUploadStore(settings.data_dir)
-        self.registry = Registry(self._models, engine, clock, settings.serving(), poll_s=settings.registry_poll_s)
+        self.registry = Registry(
+            self._models,
+            engine,
+            clock,
+            settings.serving(),
+            poll_s=settings.registry_poll_s,
+            max_loaded_bytes=settings.max_loaded_bytes,
+            board=FileReplicaBoard(settings.data_dir, clock),
+        )
         watched = checks(self._models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
-        self._health = HealthMonitor(watched, clock, stalled_s=settings.stalled_s)
+        self._health = HealthMonitor(watched, clock, served=self.registry.served, stalled_s=settings.stalled_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
         self._repository = ModelRepository(self.registry, limits)
         self._stopping = asyncio.Event()
@@ -211,15 +183,15 @@ class Api:
     async def start(self) -> Endpoints:
         """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""
         settings = self._settings
-        listener = _listen("REST", settings.host, settings.http_port, settings.backlog)
+        listener = listen("REST", settings.host, settings.http_port, settings.backlog)
         try:
-            grpc_port = self._grpc.add_insecure_port(f"{_bracketed(settings.host)}:{settings.grpc_port}")
+            grpc_port = self._grpc.add_insecure_port(f"{bracketed(settings.host)}:{settings.grpc_port}")
         except RuntimeError as error:
             listener.close()
             raise OSError(f"gRPC cannot listen on {settings.host}:{settings.grpc_port}: {error}") from None
         if self._metrics is not None and settings.metrics_port is not None:
             try:
-                measured = _listen("metrics", settings.host, settings.metrics_port, settings.backlog)
+                measured = listen("metrics", settings.host, settings.metrics_port, settings.backlog)
             except OSError:
                 listener.close()
                 raise
@@ -268,7 +240,7 @@ async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Rep
             # What is there by now stays. Left to the collector, JAX's objects cost every request 0.1 s now and then.
             gc.collect()
             gc.freeze()
-            on_ready(_report(settings, endpoints, {"api": os.getpid()}))
+            on_ready(report(settings, endpoints, {"api": os.getpid()}))
             await stop.wait()
     finally:
         await api.stop()
@@ -414,7 +386,7 @@ async def _keep_reporting(
         pids = {"up": os.getpid(), "api": children.api.pid, "worker": children.worker.pid, "valkey": valkey}
         endpoints = children.endpoints()
         if pids != reported and endpoints is not None:
-            on_ready(_report(settings, endpoints, pids))
+            on_ready(report(settings, endpoints, pids))
             reported = pids
         await _before(stop, asyncio.sleep(_READY_POLL_S))
 
@@ -470,31 +442,8 @@ def _redis_url(settings: Settings) -> str:
     return settings.redis_url
 
 
-def _report(settings: Settings, endpoints: Endpoints, pids: dict[str, int | None]) -> Report:
-    return Report(
-        endpoints.http,
-        endpoints.grpc,
-        endpoints.http_port,
-        endpoints.grpc_port,
-        str(settings.data_dir.resolve()),
-        pids,
-    )
-
-
 def _pid(embedded: EmbeddedRedis) -> int | None:
     try:
         return embedded.pid
     except NotReady:
         return None
-
-
-def _listen(what: str, host: str, port: int, backlog: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=backlog)
-    except OSError as error:
-        raise OSError(f"{what} cannot listen on {host}:{port}: {error.strerror}") from None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -12,7 +12,7 @@ import typer
 from service.cli_client import app as client_app
 
 if TYPE_CHECKING:
-    from service.bootstrap import Report
+    from service.listening import Report
     from service.settings import Settings
 
 app = typer.Typer(

@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     registry_poll_s: float = Field(default=0.5, gt=0)
     """How often the store is asked for changes of other processes, such as a finished job's model, in seconds."""
 
+    max_loaded_bytes: int | None = Field(default=None, ge=1)
+    """Most bytes of parameters that a process holds for loaded versions; without it there is no limit. Versions without
+    a pin or an alias are evicted for others, those first that were used the longest ago."""
+
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
     """Least room on the file system of the data folder; with less the server is not ready."""
 

@@ -130,6 +130,11 @@ class Registry:
         """The aliases in effect here; raises `NotFound`."""
         return dict(self._known(name).aliases)
 
+    def served(self) -> list[ServedModel]:
+        """Every version that serves here."""
+        slots = [slot for entry in self._here.entries.values() for slot in entry.slots.values()]
+        return [slot.served for slot in slots if slot.served is not None]
+
     def ready(self) -> bool:
         """Whether every version wanted at the start has been loaded or has failed, and this process is not draining."""
         return self._here.started() and not self._draining

@@ -133,6 +133,9 @@ class FakeRegistry:
             raise NotFound(f"model {name!r} has no version {version!r}")
         return self._served[name, int(version)]
 
+    def heaviest(self, name: str, version: str | None) -> ServedModel:
+        return self.resolve(name, version)
+
     def names(self) -> list[str]:
         return sorted({name for name, _ in self._served} | self._loading)
 
