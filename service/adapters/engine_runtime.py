@@ -22,9 +22,11 @@ from engine.model.model import Model
 from engine.model.state import unflatten
 from engine.model.walk import LayerInfo
 from engine.runtime import Executable, Signature, intermediates, signature
+from service.adapters.processing import processing_of
 from service.core import datatypes
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
 from service.core.ports import Processing
+from service.core.processing import on_wire
 from service.core.serving_spec import parse_serving
 from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
 
@@ -137,17 +139,13 @@ class EngineRuntime:
         with _translated("bundle"):
             bundle = engine.bundle.read(path, limits=self._limits)
             problems: list[Problem] = []
-            if bundle.preprocess.inputs:
-                expected = "the steps in the graph (engine.preprocess.prepend), where every wire applies them"
-                problems.append(
-                    Problem("preprocess.json", expected, f"steps for {', '.join(bundle.preprocess.inputs)}")
-                )
             serving = parse_serving(bundle.serving, problems, "serving.json")
             if problems:
                 raise InvalidModel.from_problems("bundle", problems)
             intermediates(bundle.model, serving.get("expose_intermediate", False))
             report = self._report(bundle.model, engine.bundle.check_size(bundle.model, self._limits))
-            return dataclasses.replace(report, serving=serving)
+            inputs, outputs = on_wire(processing_of(bundle, report.inputs, report.outputs), report.inputs, report.outputs)
+            return dataclasses.replace(report, inputs=inputs, outputs=outputs, serving=serving)
 
     def write_bundle(
         self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
@@ -179,8 +177,8 @@ class EngineRuntime:
                 device=device,
                 exposed=config.expose_intermediate,
             )
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state))
-        return LoadedExecutable(executable, parameter_bytes=size)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state))
+            return LoadedExecutable(executable, bundle, parameter_bytes=size)
 
     def describe(self, path: Path) -> tuple[bytes, str]:
         """A stored bundle's graph JSON and its summary table."""
@@ -283,11 +281,10 @@ def _buckets(largest: int) -> list[int]:
 class LoadedExecutable:
     """A loaded version: the `LoadedModel` port over an `Executable`."""
 
-    def __init__(self, executable: Executable, *, parameter_bytes: int, processing: Processing | None = None) -> None:
+    def __init__(self, executable: Executable, bundle: Bundle, *, parameter_bytes: int) -> None:
         self._run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = executable
         self._close = executable.close
         self._buckets = executable.buckets
-        self._processing = processing
         reason = executable.mixes_rows
         self._spec = ModelSpec(
             inputs=tuple(map(_tensor_spec, executable.inputs)),
@@ -298,6 +295,7 @@ class LoadedExecutable:
             parameter_bytes=parameter_bytes,
             intermediates=tuple(map(_tensor_spec, executable.intermediates)),
         )
+        self._processing = processing_of(bundle, self._spec.inputs, self._spec.outputs, self._spec.open_sizes)
 
     @property
     def spec(self) -> ModelSpec:

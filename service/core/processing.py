@@ -29,6 +29,19 @@ Tensors = dict[str, np.ndarray]
 _Result = TypeVar("_Result")
 
 
+def on_wire(
+    processing: Processing | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What clients send and get, of what a model takes and gives."""
+    if processing is None:
+        return tuple(inputs), tuple(outputs)
+    before, after = processing.inputs, processing.outputs
+    sent = tuple(before[tensor.name].spec if tensor.name in before else tensor for tensor in inputs)
+    return sent, tuple(
+        given for tensor in outputs for given in (after[tensor.name].specs if tensor.name in after else (tensor,))
+    )
+
+
 @final
 class Processor:
     """The steps of one served version. Belongs to one event loop.
@@ -49,19 +62,11 @@ class Processor:
         self._idle.set()
         self.running = 0
         self._bytes = 0
-        given = {tensor.name: self._given(tensor.name, (tensor,)) for tensor in spec.outputs}
-        self._source = {tensor.name: name for name, tensors in given.items() for tensor in tensors}
-        self._source |= {tensor.name: tensor.name for tensor in spec.intermediates}
-        self._declared = [tensor.name for tensors in given.values() for tensor in tensors]
-        self.spec = replace(
-            spec,
-            inputs=tuple(t if t.name not in self._inputs else self._inputs[t.name].spec for t in spec.inputs),
-            outputs=tuple(tensor for tensors in given.values() for tensor in tensors),
-        )
-
-    def _given(self, name: str, plain: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        step = self._outputs.get(name)
-        return plain if step is None else step.specs
+        inputs, outputs = on_wire(processing, spec.inputs, spec.outputs)
+        self.spec = replace(spec, inputs=inputs, outputs=outputs)
+        self._declared = [tensor.name for tensor in outputs]
+        self._source = {tensor.name: tensor.name for tensor in (*spec.outputs, *spec.intermediates)}
+        self._source |= {given.name: name for name, step in self._outputs.items() for given in step.specs}
 
     async def before(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The model's own inputs; what is wrong with others than those that have steps is left to its own check.
