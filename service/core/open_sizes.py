@@ -20,6 +20,8 @@ from service.core.types import ModelSpec, OpenSize, TensorSpec
 Sizes = tuple[int, ...]
 """One size per `OpenSize`, in their order."""
 
+_MASK_AXIS = 1  # masks are (batch, size)
+
 
 @dataclass(frozen=True, slots=True)
 class _OpenAxis:
@@ -37,8 +39,7 @@ class OpenSizes:
     def __init__(self, spec: ModelSpec) -> None:
         self._declared = spec.open_sizes
         self._asked = [
-            [(name, axis) for name, axes in declared.axes.items() if name != declared.mask for axis in axes]
-            for declared in spec.open_sizes
+            [(name, axis) for name, axes in declared.axes.items() for axis in axes] for declared in spec.open_sizes
         ]
         self._axes = {tensor.name: self._open_axes(tensor) for tensor in (*spec.inputs, *spec.masks)}
         self._cuts = {name: tuple(axes.items()) for name, axes in spec.open_axes.items()}
@@ -124,11 +125,9 @@ class OpenSizes:
         dtype = datatype(tensor.datatype).dtype
         found = []
         for index, declared in enumerate(self._declared):
-            axes = declared.axes.get(tensor.name, ())
-            if declared.mask == tensor.name:
-                axes = axes or tuple(axis for axis, size in enumerate(tensor.shape) if axis and size == -1)
-            value = declared.pad_values.get(tensor.name, 0)
-            found += [_OpenAxis(axis, index, np.array(value, dtype)) for axis in axes]
+            axes = (_MASK_AXIS,) if declared.mask == tensor.name else declared.axes.get(tensor.name, ())
+            value = np.array(declared.pad_values.get(tensor.name, 0), dtype)
+            found += [_OpenAxis(axis, index, value) for axis in axes]
         return tuple(found)
 
 

@@ -28,8 +28,8 @@ class OpenSize:
     """A size besides the batch that each request chooses, one for all of `axes` (input name -> its axes, 0 the batch).
 
     The model is compiled for `sizes`, ascending. With `pad_values` (one per input in `axes`) a request of another size
-    is padded at the end to the next one; without, only exactly these sizes are answered. `mask` is an input that
-    clients do not send: the server fills it with 1 where a position is real and 0 where it is padded.
+    is padded at the end to the next one; without, only exactly these sizes are answered. `mask` is an input
+    (batch, size) that clients do not send: the server fills it with 1 where a position is real, 0 where it is padded.
     """
 
     axes: Mapping[str, tuple[int, ...]]
