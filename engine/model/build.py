@@ -151,7 +151,7 @@ def workable(
     failure: Exception | None = None
     for size in _TRIED if axes else _TRIED[:1]:
         template = declared_template(model, batch, dict.fromkeys(axes, size))
-        left_s = until_s - time.thread_time()
+        left_s = limit_s if failure is None else until_s - time.thread_time()
         if failure is not None and left_s <= 0:
             break
         try:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from engine.model.outputs import output_names
-from engine.runtime.executable import Executable, Exposed, Signature, intermediates, signature
+from engine.model.open_sizes import OpenSize, check_open_sizes, combinations, opened
+from engine.runtime.executable import Executable, WarmUp
 from engine.runtime.rows import mixing_reason
+from engine.runtime.signature import Exposed, Signature, intermediates, output_names, signature
 
-__all__ = ["Executable", "Exposed", "Signature", "intermediates", "mixing_reason", "output_names", "signature"]
+__all__ = [
+    "Executable",
+    "Exposed",
+    "OpenSize",
+    "Signature",
+    "WarmUp",
+    "check_open_sizes",
+    "combinations",
+    "intermediates",
+    "mixing_reason",
+    "opened",
+    "output_names",
+    "signature",
+]

@@ -1,100 +1,59 @@
-"""A model ready to serve: parameters on the device, one program compiled ahead of time per batch size.
+"""A model ready to serve: parameters on the devices, one program compiled ahead of time per batch and open sizes.
 
-Calling never compiles: a size without a program is an error.
+Calling never compiles: sizes without a program are an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from engine.errors import OptionError, ShapeError
-from engine.model.build import build, infer, needs_x64, template_of
+from engine.errors import EngineError, ShapeError
+from engine.model.build import build, needs_x64
 from engine.model.model import Model
-from engine.model.outputs import output_names, with_outputs
+from engine.model.open_sizes import OpenSize, check_open_sizes, combinations
+from engine.model.outputs import with_outputs
 from engine.model.state import ModelState
-from engine.model.walk import LayerInfo, abstract
-from engine.precision import dtype_of
+from engine.model.walk import abstract
 from engine.runtime.rows import mixing_reason
+from engine.runtime.signature import (
+    Exposed,
+    Signature,
+    has_open_batch,
+    input_signatures,
+    intermediates_at,
+    outputs_at,
+    sizes_text,
+    walk_sizes,
+)
+
+Key = tuple[int, ...]
+"""What a program is compiled for: the batch size, then one size of each open size."""
+WarmUp = Literal["none", "zeros", "random"]
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """A named array: shape with None for the open batch size, and dtype."""
+class _Partition(NamedTuple):
+    """One device: the leaves of the state that are on it, and its programs."""
 
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: np.dtype
-
-
-def signature(model: Model, layers: Sequence[LayerInfo] | None = None) -> tuple[list[Signature], list[Signature]]:
-    """Inputs and outputs of a model, outputs named after their node, or by their path in a container.
-
-    `layers` are what `infer` has found for any batch size, to save a walk.
-
-    Raises: `OptionError` when an input leaves a size open besides the batch, `ShapeError` when shapes do not fit.
-    """
-    inputs = []
-    for name, node in model.inputs().items():
-        shape = node.options["shape"]
-        if shape is None or None in shape[1:]:
-            raise OptionError(f"input {name!r}: expected declared sizes after the batch, got shape {shape}")
-        inputs.append(Signature(name, shape, dtype_of(node.options["dtype"])))
-    open_batch = all(s.shape[:1] == (None,) for s in inputs)
-    layer = (layers or infer(model, template_of(model, batch=2)))[-1]
-    names, leaves = output_names(model), jax.tree.leaves(layer.output)
-    if len(names) != len(leaves):
-        raise OptionError(f"output {layer.name!r}: expected arrays, got a structure; take its parts with elem or fetch")
-    outputs = [
-        Signature(name, (None, *leaf.shape[1:]) if open_batch and leaf.shape else leaf.shape, np.dtype(leaf.dtype))
-        for name, leaf in zip(names, leaves, strict=True)
-    ]
-    return inputs, outputs
-
-
-Exposed = bool | Sequence[str]
-"""Names of layers whose values may be asked for besides the outputs; True: of all that can be."""
-
-
-def intermediates(model: Model, exposed: Exposed) -> list[Signature]:
-    """The layers whose values `exposed` lets callers ask for; a declared output's name stays that output's.
-
-    Raises: `GraphError` for the name of no layer, `OptionError` for a layer without one row per row of the inputs.
-    """
-    if not exposed:
-        return []
-    names = model.names()
-    wanted = list(names.values()) if exposed is True else list(exposed)
-    with_outputs(model, wanted)
-    declared = {*output_names(model), *(model.inputs() if exposed is True else ())}
-    open_batch = all((node.options["shape"] or ())[:1] == (None,) for node in model.inputs().values())
-    two, three = ({layer.node: layer for layer in infer(model, template_of(model, batch=rows))} for rows in (2, 3))
-    found = []
-    for node, name in names.items():
-        if name not in wanted or name in declared:
-            continue
-        value, larger = two[node].output, three[node].output
-        is_array = isinstance(value, jax.ShapeDtypeStruct)
-        if is_array and (not open_batch or (value.shape[:1], larger.shape[:1]) == ((2,), (3,))):
-            shape = (None, *value.shape[1:]) if open_batch else value.shape
-            found.append(Signature(name, shape, np.dtype(value.dtype)))
-        elif exposed is not True:
-            got = f"shape {value.shape}" if is_array else "a structure"
-            raise OptionError(f"layer {name!r}: expected an array with a row per row of the inputs, got {got}")
-    return found
+    leaves: list[jax.Array]
+    programs: dict[Key, Any]
 
 
 class Executable:
-    """One model on one device, with a compiled program per batch size.
+    """One model on one or more devices, with a compiled program per batch size and combination of open sizes.
+
+    May be called from several threads at the same time.
 
     Attributes:
-        inputs, outputs: what it takes and gives.
+        inputs, outputs: what it takes and gives; inputs without the masks.
+        masks: inputs that say which positions of an open size are real.
         intermediates: what it gives besides, because it was asked to.
         buckets: the batch sizes it was compiled for, ascending.
+        open_sizes: the other sizes it was compiled for, in every combination.
+        partitions: how many devices hold it.
         mixes_rows: why requests must not share a batch, None when they may.
     """
 
@@ -104,78 +63,146 @@ class Executable:
         state: ModelState,
         *,
         buckets: Sequence[int],
-        device: jax.Device | None = None,
+        open_sizes: Sequence[OpenSize] = (),
+        devices: Sequence[jax.Device] | None = None,
         exposed: Exposed = False,
+        warm_up: WarmUp = "none",
     ) -> None:
         """Compile; takes as long as XLA does.
 
         Args:
             buckets: batch sizes to compile; for a model without an open batch size its own size counts.
-            device: None takes JAX's default.
+            open_sizes: the sizes of all other axes that the inputs leave open.
+            devices: each gets a copy; None takes JAX's default.
             exposed: layers whose values each call gives besides the outputs; see `intermediates`.
-        Raises: `OptionError` as `signature`; `ShapeError`, `StateError` when model and state do not fit.
+            warm_up: what every program is run on once.
+        Raises: `OptionError` for open axes whose sizes are not declared, and as `signature`; `ShapeError`, `StateError`
+            when model and state do not fit, naming the sizes.
         """
-        self.inputs, self.outputs = signature(model)
-        self.intermediates = intermediates(model, exposed)
-        self._results = [*self.outputs, *self.intermediates]
+        check_open_sizes(model, open_sizes)
+        walks = walk_sizes(model, open_sizes)
+        masks = {each.mask for each in open_sizes}
+        self.open_sizes = tuple(open_sizes)
+        self._arguments = list(input_signatures(model, open_sizes))
+        self._names = [s.name for s in self._arguments]
+        self.inputs = [s for s in self._arguments if s.name not in masks]
+        self.masks = [s for s in self._arguments if s.name in masks]
+        self.outputs = outputs_at(model, walks)
+        self.intermediates = intermediates_at(model, exposed, walks)
+        self._results = [s.name for s in (*self.outputs, *self.intermediates)]
         self._x64 = needs_x64(model)
-        self._device = device or jax.local_devices()[0]
-        fixed = {s.shape[0] for s in self.inputs if s.shape and s.shape[0] is not None}
-        self.buckets = tuple(sorted(fixed or set(buckets)))
-        self._call = _flat(model, state, [s.name for s in self.intermediates])
+        self._open_batch = has_open_batch(model)
+        fixed = [s.shape[0] for s in self._arguments if s.shape and s.shape[0] is not None]
+        self.buckets = tuple(sorted(set(buckets))) if self._open_batch else (fixed[0] if fixed else 1,)
+        # Where a call shows which program it needs: argument and axis, for each open size.
+        self._sizes_at = tuple(
+            (self._names.index(name), axes[0]) for each in open_sizes for name, axes in list(each.axes.items())[:1]
+        )
+        keys = [(rows, *sizes) for rows in self.buckets for sizes in combinations(open_sizes)]
+        call = _flat(model, state, [s.name for s in self.intermediates])
         with jax.enable_x64(self._x64):
-            self._leaves = jax.device_put(jax.tree.leaves(state), self._device)
-            self._programs = {bucket: self._compile(bucket) for bucket in self.buckets}
-        self.mixes_rows = mixing_reason(model) or self._probe()
+            self._partitions = [
+                self._place(jax.tree.leaves(state), device, call, keys) for device in devices or jax.local_devices()[:1]
+            ]
+        self.partitions = len(self._partitions)
+        self._warm_up(warm_up, keys)
+        self.mixes_rows = mixing_reason(model, open_sizes) or self._probe()
 
-    def _compile(self, bucket: int) -> Any:
-        sharding = jax.sharding.SingleDeviceSharding(self._device)
-        arguments = [abstract((bucket, *s.shape[1:]), s.dtype) for s in self.inputs]  # type: ignore[arg-type]
-        leaves = [abstract(leaf.shape, leaf.dtype) for leaf in self._leaves]
-        return jax.jit(self._call, in_shardings=sharding).lower(leaves, arguments).compile()
+    def _place(self, leaves: Sequence[Any], device: jax.Device, call: Any, keys: Sequence[Key]) -> _Partition:
+        """Copy the state to a device and compile every program there."""
+        placed = jax.device_put(list(leaves), device)
+        abstract_leaves = [abstract(leaf.shape, leaf.dtype) for leaf in placed]
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        programs = {}
+        for key in keys:
+            arguments = [abstract(self._shape(s, key), s.dtype) for s in self._arguments]
+            try:
+                programs[key] = jax.jit(call, in_shardings=sharding).lower(abstract_leaves, arguments).compile()
+            except EngineError as error:
+                if not self.open_sizes:
+                    raise
+                where = f"with batch {key[0]} and {sizes_text(self.open_sizes, key[1:])}"
+                raise type(error)(f"{error}; {where}") from None
+        return _Partition(placed, programs)
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run one batch and wait for it.
+    def _shape(self, s: Signature, key: Key) -> tuple[int, ...]:
+        """The shape of an argument in a program."""
+        return tuple(
+            size if size is not None else key[0] if axis == 0 else key[1 + s.open_axes[axis]]
+            for axis, size in enumerate(s.shape)
+        )
+
+    def __call__(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
+        """Run one batch on a device and wait for it.
 
         Args:
-            inputs: arrays by name whose first size is one of `buckets`.
+            inputs: arrays by name, masks included, whose first size is one of `buckets`, and whose open sizes are of
+                `open_sizes`.
+            partition: index of the device.
         Returns: host arrays by the names of outputs and intermediates; they may be read-only.
-        Raises: `ShapeError` for a batch size without a program.
+        Raises: `ShapeError` for sizes without a program.
         """
-        arguments = [inputs[s.name] for s in self.inputs]
-        rows = arguments[0].shape[0]
-        program = self._programs.get(rows)
+        arguments = [inputs[name] for name in self._names]
+        rows = arguments[0].shape[0] if self._open_batch else self.buckets[0]
+        key = (rows, *[arguments[i].shape[axis] for i, axis in self._sizes_at]) if self._sizes_at else (rows,)
+        leaves, programs = self._partitions[partition]
+        program = programs.get(key)
         if program is None:
-            sizes = ", ".join(map(str, self.buckets))
-            raise ShapeError(f"expected a batch size out of {sizes}, got {rows}")
+            raise ShapeError(self._unknown(key))
         if self._x64:
             with jax.enable_x64(True):
-                results = program(self._leaves, arguments)
+                results = program(leaves, arguments)
         else:
-            results = program(self._leaves, arguments)
-        return {s.name: np.asarray(result) for s, result in zip(self._results, results, strict=True)}
+            results = program(leaves, arguments)
+        return {name: np.asarray(result) for name, result in zip(self._results, results, strict=True)}
+
+    def _unknown(self, key: Key) -> str:
+        if key[0] not in self.buckets:
+            return f"expected a batch size out of {', '.join(map(str, self.buckets))}, got {key[0]}"
+        each, size = next(pair for pair in zip(self.open_sizes, key[1:], strict=True) if pair[1] not in pair[0].sizes)
+        return f"expected a size of {each} out of {', '.join(map(str, each.sizes))}, got {size}"
 
     def close(self) -> None:
         """Free the parameters and programs."""
-        for leaf in self._leaves:
-            leaf.delete()
-        self._leaves = []
-        self._programs = {}
+        for leaves, programs in self._partitions:
+            for leaf in leaves:
+                leaf.delete()
+            leaves.clear()
+            programs.clear()
+
+    def _warm_up(self, kind: WarmUp, keys: Sequence[Key]) -> None:
+        """Run every program once: what XLA and the device put off until then is done."""
+        if kind == "none":
+            return
+        for key in keys:
+            if kind == "zeros":
+                inputs = {s.name: np.zeros(self._shape(s, key), s.dtype) for s in self._arguments}
+            else:
+                inputs = self._sample(key, seed=0)
+            for partition in range(self.partitions):
+                self(inputs, partition)
 
     def _probe(self) -> str | None:
-        """Run two batches that agree in row 0 alone; a difference there means that rows mix."""
+        """Run two batches that agree in row 0 alone; a difference there means that rows mix.
+
+        With open sizes in the smallest and in the largest program of a batch size.
+        """
         rows = next((bucket for bucket in self.buckets if bucket > 1), None)
         if rows is None:
             return None
-        first = {s.name: _sample(s, rows, seed=1) for s in self.inputs}
-        second = {s.name: _sample(s, rows, seed=2) for s in self.inputs}
-        for name, array in second.items():
-            array[0] = first[name][0]
-        a, b = self(first), self(second)
-        for name in a:
-            if not np.array_equal(a[name][0], b[name][0], equal_nan=a[name].dtype.kind == "f"):
-                return f"output {name!r} of one row changed with its neighbours"
+        ends = {tuple(each.sizes[end] for each in self.open_sizes) for end in (0, -1)}
+        for key in sorted((rows, *sizes) for sizes in ends):
+            first, second = self._sample(key, seed=1), self._sample(key, seed=2)
+            for name, array in second.items():
+                array[0] = first[name][0]
+            a, b = self(first), self(second)
+            for name in a:
+                if not np.array_equal(a[name][0], b[name][0], equal_nan=a[name].dtype.kind == "f"):
+                    return f"output {name!r} of one row changed with its neighbours"
         return None
+
+    def _sample(self, key: Key, *, seed: int) -> dict[str, np.ndarray]:
+        return {s.name: _random(self._shape(s, key), s.dtype, seed) for s in self._arguments}
 
 
 def _flat(model: Model, state: ModelState, exposed: Sequence[str]) -> Any:
@@ -193,9 +220,8 @@ def _flat(model: Model, state: ModelState, exposed: Sequence[str]) -> Any:
     return call
 
 
-def _sample(s: Signature, rows: int, *, seed: int) -> np.ndarray:
-    shape = (rows, *s.shape[1:])
+def _random(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    if np.issubdtype(s.dtype, np.integer) or s.dtype == np.bool_:
-        return generator.integers(0, 2, shape).astype(s.dtype)  # type: ignore[arg-type]
-    return generator.standard_normal(shape).astype(s.dtype)  # type: ignore[arg-type]
+    if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)

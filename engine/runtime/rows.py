@@ -9,24 +9,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.model.block import BLOCK
-from engine.model.build import infer, template_of
+from engine.model.build import Template, declared_template, infer, template_of
 from engine.model.graph import Node
 from engine.model.model import Model
+from engine.model.open_sizes import OpenSize, opened
 from engine.model.padding import ELEMENTWISE, rank_reason
 from engine.model.walk import LayerInfo
 
 
-def mixing_reason(model: Model) -> str | None:
+def mixing_reason(model: Model, open_sizes: Sequence[OpenSize] = ()) -> str | None:
     """Why the rows of a batch depend on each other, naming the layer; None when they do not.
 
-    Works on the graph alone, from each op's own rule (`Op.mixes_rows`) and on which values carry the batch.
+    Works on the graph alone, from each op's own rule (`Op.mixes_rows`) and on which values carry the batch; with the
+    smallest and the largest of the open sizes, where there are any.
     """
     for name, node in model.inputs().items():
         shape = node.options["shape"]
         if not shape or shape[0] is not None:
             return f"input {name!r} declares no open batch size: shape {shape}"
+    if not open_sizes:
+        return _mixing_at(model, template_of(model, batch=2))
+    ends = (opened(open_sizes, [each.sizes[end] for each in open_sizes]) for end in (0, -1))
+    reasons = (_mixing_at(model, declared_template(model, 2, sizes)) for sizes in ends)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _mixing_at(model: Model, template: Template) -> str | None:
     carries: dict[Node, bool] = {}
-    for layer in infer(model, template_of(model, batch=2)):
+    for layer in infer(model, template):
         node = layer.node
         if node.op.name == "input":
             carries[node] = True

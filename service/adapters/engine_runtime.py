@@ -144,7 +144,9 @@ class EngineRuntime:
                 raise InvalidModel.from_problems("bundle", problems)
             intermediates(bundle.model, serving.get("expose_intermediate", False))
             report = self._report(bundle.model, engine.bundle.check_size(bundle.model, self._limits))
-            inputs, outputs = on_wire(processing_of(bundle, report.inputs, report.outputs), report.inputs, report.outputs)
+            inputs, outputs = on_wire(
+                processing_of(bundle, report.inputs, report.outputs), report.inputs, report.outputs
+            )
             return dataclasses.replace(report, inputs=inputs, outputs=outputs, serving=serving)
 
     def write_bundle(
@@ -174,7 +176,7 @@ class EngineRuntime:
                 bundle.model,
                 bundle.state,
                 buckets=_buckets(config.max_batch_size),
-                device=device,
+                devices=[device],
                 exposed=config.expose_intermediate,
             )
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state))
