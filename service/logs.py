@@ -35,5 +35,7 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
+    # What clients send that is no HTTP is answered; a line for each would let them fill the disk.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.ERROR, root.level))
     for noisy in ("jax", "asyncio", "httpx", "httpcore", "uvicorn"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

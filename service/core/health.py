@@ -16,6 +16,7 @@ from typing import Protocol, final
 
 from service.core.errors import NotReady, ServiceError
 from service.core.ports import Clock
+from service.core.types import ServingConfig
 
 Ask = Callable[[], Awaitable[None]]
 
@@ -54,13 +55,8 @@ class Health(Protocol):
 class Computing(Protocol):
     """A served version, as far as it can hang."""
 
-    @property
-    def label(self) -> str:
-        """Its name and version."""
-
-    @property
-    def timeout_s(self) -> float:
-        """The longest that a request may take, in seconds."""
+    label: str
+    config: ServingConfig
 
     @property
     def computing_s(self) -> float:
@@ -160,8 +156,8 @@ class HealthMonitor:
         state.reason = reason
 
     def _runtime(self) -> Part:
-        longest = max(self._served(), key=lambda each: each.computing_s - each.timeout_s, default=None)
-        over_s = 0.0 if longest is None else longest.computing_s - longest.timeout_s
+        over = [(each.computing_s - each.config.default_timeout_us * 1e-6, each) for each in self._served()]
+        over_s, longest = max(over, key=lambda pair: pair[0], default=(0.0, None))
         if longest is None or over_s <= self._stalled_s:
             return Part("runtime", True, "", 0.0)
         reason = f"{longest.label} has been computing one batch for {longest.computing_s:.0f} s; it seems to hang"

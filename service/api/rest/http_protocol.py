@@ -31,16 +31,16 @@ class JoinedWrites(asyncio.Transport):
         self._flush_later: asyncio.Handle | None = None
 
     def write(self, data: Any) -> None:
-        """Send `data`, after what was held and with it."""
+        """Send `data`, after what was held and with it; nothing to a connection that is closing, as asyncio does."""
+        if self._transport.is_closing():
+            return
         held = self._held
-        if held is None and not self._transport.is_closing():
+        if held is None:
             self._held = data
             self._flush_later = self._loop.call_soon(self._flush)
             return
         self._forget()
-        if held is None:
-            self._transport.write(data)
-        elif len(data) <= JOIN_BYTES:
+        if len(data) <= JOIN_BYTES:
             self._transport.write(b"".join((held, data)))
         else:
             self._transport.write(held)
