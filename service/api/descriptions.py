@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from service.core.datatypes import datatype
 from service.core.inference import BACKEND, PLATFORM
@@ -11,6 +12,9 @@ from service.core.request_queue import PRIORITY_LEVELS
 from service.core.serving import ServedModel
 from service.core.statistics import BatchStatistics, Duration
 from service.core.types import TensorSpec
+
+_MAX_LABELS_CHARACTERS: Final = 2**16
+"""A configuration is asked for often, and given back with a load."""
 
 
 def model_config(served: ServedModel) -> dict[str, Any]:
@@ -42,12 +46,21 @@ def model_config(served: ServedModel) -> dict[str, Any]:
                 "max_queue_size": config.max_queue_requests,
             },
         }
+    if parameters := _labels(served):
+        described["parameters"] = parameters
     return described
 
 
 def model_statistics(served: Sequence[ServedModel]) -> dict[str, Any]:
     """`{"model_stats": [...]}` with one entry per version, cumulative since it was loaded."""
     return {"model_stats": [_statistics(each) for each in served]}
+
+
+def _labels(served: ServedModel) -> dict[str, Any]:
+    """The texts of classes of outputs that have them, as JSON; very long lists are left out."""
+    texts = {name: json.dumps(list(labels), ensure_ascii=False) for name, labels in served.labels.items()}
+    short = {name: text for name, text in texts.items() if len(text) <= _MAX_LABELS_CHARACTERS}
+    return {f"labels.{name}": {"string_value": text} for name, text in short.items()}
 
 
 def _tensor(tensor: TensorSpec, batched: bool) -> dict[str, Any]:

@@ -126,6 +126,10 @@ async def test_a_text_classifier_answers_with_labels(server: Server) -> None:
         {"name": "size", "datatype": "FP32", "shape": [-1, 2]},
         {"name": "kind", "datatype": "INT64", "shape": [-1]},
     ]
+    config = await call(server.app, "GET", "/v2/models/text/config")
+    assert config is not None
+    assert orjson.loads(config.json["parameters"]["labels.scores"]["string_value"]) == list(LABELS)
+    assert config.json["input"][0] == {"name": "text", "data_type": "TYPE_STRING", "dims": []}
 
 
 async def test_the_same_over_grpc(server: Server) -> None:
@@ -147,11 +151,13 @@ async def test_the_same_over_grpc(server: Server) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
         metadata = await asyncio.wait_for(stub.ModelMetadata(pb.ModelMetadataRequest(name="text")), WAIT_S)
+        config = (await asyncio.wait_for(stub.ModelConfig(pb.ModelConfigRequest(name="text")), WAIT_S)).config
         reply = await asyncio.wait_for(stub.ModelInfer(request), WAIT_S)
         request.inputs[0].contents.bytes_contents[1] = b"\xff"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await asyncio.wait_for(stub.ModelInfer(request), WAIT_S)
     await running.stop(None)
+    assert orjson.loads(config.parameters["labels.scores"].string_value) == list(LABELS)
     told = [(o.name, o.datatype, list(o.shape)) for o in metadata.outputs]
     assert told == [("scores_scores", "FP32", [-1, 2]), ("scores_labels", "BYTES", [-1, 2])]
     assert [(o.name, o.datatype, list(o.shape)) for o in reply.outputs] == [
