@@ -139,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         unread = self.transport.get_write_buffer_size()
-        if not unread or unread < self._unread:
+        if not self._unread or unread < self._unread:
             self._unread_since = now
         self._unread = unread
         if unread:
