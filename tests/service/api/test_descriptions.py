@@ -125,25 +125,3 @@ async def test_statistics_are_the_same_over_grpc(server: Server) -> None:
     assert [batch.batch_size for batch in entry.batch_stats] == [1, 3]
     with pytest.raises(NotFound):
         await server.grpc.ModelStatistics(pb.ModelStatisticsRequest(name="none"), None)
-
-
-def test_grpc_numbers_are_the_protocols() -> None:
-    """Field numbers that clients rely on."""
-    expected = {
-        pb.ModelConfig: {
-            "name": 1,
-            "platform": 2,
-            "max_batch_size": 4,
-            "input": 5,
-            "output": 6,
-            "dynamic_batching": 11,
-        },
-        pb.ModelStatistics: {"inference_stats": 6, "batch_stats": 7, "memory_usage": 8, "response_stats": 9},
-        pb.ModelInferRequest: {"id": 3, "parameters": 4, "inputs": 5, "outputs": 6, "raw_input_contents": 7},
-        pb.ModelInferResponse: {"id": 3, "parameters": 4, "outputs": 5, "raw_output_contents": 6},
-        pb.InferTensorContents: {"bool_contents": 1, "uint64_contents": 5, "fp32_contents": 6, "bytes_contents": 8},
-        pb.InferParameter: {"bool_param": 1, "int64_param": 2, "string_param": 3, "double_param": 4, "uint64_param": 5},
-    }
-    for message, numbers in expected.items():
-        fields = message.DESCRIPTOR.fields_by_name
-        assert {name: fields[name].number for name in numbers} == numbers

@@ -27,6 +27,7 @@ from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock
 INFER = "/v2/models/fake/infer"
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 MAX_BODY = 100_000
+SHARED = "does not offer shared memory"
 
 
 def echo_spec(datatype: str, *, max_batch_size: int = 0) -> ModelSpec:
@@ -166,6 +167,70 @@ async def test_raw_request_is_the_only_inputs_bytes(server: Server) -> None:
     assert "expected 12 bytes" in wrong.json["error"]
 
 
+def raw_spec(datatype: str, *shapes: tuple[int, ...], max_batch_size: int = 0) -> ModelSpec:
+    """Inputs of these shapes, and the first one as output."""
+    inputs = tuple(TensorSpec(f"x{index}", datatype, shape) for index, shape in enumerate(shapes))
+    return ModelSpec(inputs, (TensorSpec("y", datatype, shapes[0]),), max_batch_size, (1,) if max_batch_size else ())
+
+
+@pytest.mark.parametrize(
+    ("spec_", "body", "expected"),
+    [
+        (raw_spec("INT16", (-1, 2)), bytes(12), [3, 2]),
+        (raw_spec("INT16", (2, 2)), bytes(8), [2, 2]),
+        (raw_spec("INT16", (-1, 2), max_batch_size=1), bytes(4), [1, 2]),
+        (raw_spec("INT16", (2, -1)), bytes(20), [2, 5]),
+        (raw_spec("INT16", (-1, 2)), b"", [0, 2]),
+        (raw_spec("BYTES", (-1,)), b"\xff\0", [1]),
+        (raw_spec("BYTES", (-1, 1)), b"", [1, 1]),
+        (raw_spec("INT16", (-1, -1)), bytes(8), "at most one open size"),
+        (raw_spec("INT16", (2,), (2,)), bytes(4), "expected a model with one input"),
+        (raw_spec("INT16", (-1, 2)), bytes(5), "expected 4 bytes"),
+        (raw_spec("INT16", (2, 2)), bytes(6), "expected 8 bytes"),
+        (raw_spec("INT16", (-1, 0)), bytes(2), "expected 0 bytes"),
+    ],
+)
+async def test_raw_request_of_any_model(spec_: ModelSpec, body: bytes, expected: list[int] | str) -> None:
+    """The length settles one open size; a batch is of one; BYTES are one element."""
+    served = serve(HeldModel(spec_, lambda inputs: {"y": inputs["x0"]}), name="m")
+    inference = InferenceService(FakeRegistry(served), "axon", "1", RealClock())
+    app = Dispatcher(FastAPI(), inference, max_body_bytes=MAX_BODY)
+    reply = await call(app, "POST", "/v2/models/m/infer", body, {"Inference-Header-Content-Length": "0"})
+    assert reply is not None
+    if isinstance(expected, str):
+        assert (reply.status, expected in reply.json["error"]) == (400, True), reply.json
+    else:
+        content, segments = split(reply)
+        assert content["outputs"][0]["shape"] == expected
+        assert segments == (struct.pack("<I", len(body)) + body if spec_.inputs[0].datatype == "BYTES" else body)
+    assert await served.close(WAIT_S)
+
+
+async def test_what_nobody_knows_is_ignored(server: Server) -> None:
+    """Keys of the request, of tensors and parameters; what clients add must not stop them."""
+    body = request(more=[1, {"deep": None}], parameters={"team": "x", "weight": 0.5, "headers": {"a": "b"}})
+    body["inputs"][0] |= {"layout": "NC", "parameters": {"custom": True}}
+    body["outputs"] = [{"name": "total", "shape": [9], "parameters": {"custom": "x"}}]
+    reply = await server.post(body)
+    assert (reply.status, reply.json["outputs"][0]["data"]) == (200, [6, 15])
+
+
+@pytest.mark.parametrize("given", ["7", "", "ü€ \n\u0000", "x" * 5000])
+@pytest.mark.parametrize("is_binary", [False, True])
+async def test_id_comes_back(server: Server, given: str, is_binary: bool) -> None:
+    """In either form of the reply; an empty one is none."""
+    reply = await server.post(request(id=given, parameters={"binary_data_output": is_binary}))
+    content = split(reply)[0] if is_binary else reply.json
+    assert content.get("id", "") == given
+
+
+async def test_empty_body(server: Server) -> None:
+    """No JSON, with the header or without; and no request to a model with fixed sizes."""
+    for headers in ({}, {"Inference-Header-Content-Length": "0"}, {"Content-Encoding": "gzip"}):
+        reply = await server.post(b"", headers)
+        assert (reply.status, reply.headers["content-type"]) == (400, "application/json")
+
+
 async def test_content_type_is_never_looked_at(server: Server) -> None:
     """Some clients send none, some a wrong one."""
     for content_type in ("text/html", "multipart/form-data", ""):
@@ -225,6 +290,14 @@ async def test_compressed_request_and_reply(server: Server, encoding: str, compr
     assert reply.headers["content-encoding"] == encoding
     reply.body = zlib.decompress(reply.body, 47)
     assert split(reply)[1][:24] == (X * 2).tobytes()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_errors_are_never_compressed(server: Server, encoding: str) -> None:
+    """Clients do not decode them."""
+    reply = await server.post(b"{", {"Accept-Encoding": encoding})
+    assert "content-encoding" not in reply.headers
+    assert "expected JSON" in reply.json["error"]
 
 
 async def test_announcing_every_encoding_gets_a_plain_reply(server: Server) -> None:
@@ -331,7 +404,7 @@ def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
         ({"inputs": [{**good, "data": None}]}, {}, "got neither"),
         ({"inputs": [{**good, "parameters": 3}]}, {}, "parameters to be an object"),
         ({"inputs": [{**good, "parameters": {"binary_data_size": 24}}]}, {}, "got both"),
-        ({"inputs": [{**good, "parameters": {"shared_memory_region": "r"}}]}, {}, "shared memory"),
+        ({"inputs": [{**good, "parameters": {"shared_memory_region": "r"}}]}, {}, SHARED),
         ({"inputs": [good], "id": 3}, {}, "id: expected a string"),
         ({"inputs": [good], "parameters": {"triton_x": 1}}, {}, "reserved"),
         ({"inputs": [good], "parameters": {"timeout": -1}}, {}, "parameters.timeout"),
@@ -341,6 +414,13 @@ def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
         ({"inputs": [good], "outputs": [{}]}, {}, r"outputs\[0\]"),
         ({"inputs": [good], "outputs": [{"name": "total"}] * 2}, {}, "each output once"),
         ({"inputs": [good], "outputs": [{"name": "nope"}]}, {}, "got 'nope'"),
+        ({"inputs": [good], "outputs": [{"name": "total", "parameters": 1}]}, {}, "parameters to be an object"),
+        ({"inputs": [good], "outputs": [{"name": "total", "parameters": {"binary_data": 1}}]}, {}, "binary_data"),
+        ({"inputs": [good], "outputs": [{"name": "total", "parameters": {"shared_memory_region": "r"}}]}, {}, SHARED),
+        ({"inputs": [good], "parameters": {"triton_enable_empty_final_response": True}}, {}, "reserved"),
+        ({"inputs": [good], "parameters": {"priority": 1.5}}, {}, "parameters.priority"),
+        ({"inputs": [good], "parameters": {"priority": True}}, {}, "parameters.priority"),
+        ({"inputs": [good], "parameters": []}, {}, "parameters to be an object"),
     ]
 
 
@@ -367,7 +447,7 @@ def wrong_binary_bodies() -> list[tuple[Any, dict[str, str], str]]:
 async def test_wrong_body_is_explained(server: Server, body: Any, headers: dict[str, str], message: str) -> None:
     """Never a 5xx, always what was expected, and the server answers on."""
     reply = await server.post(body, headers)
-    assert reply.status == (501 if message == "shared memory" else 400)
+    assert reply.status == (501 if message == SHARED else 400)
     assert reply.headers["content-type"] == "application/json"
     error = reply.json["error"]
     assert re.search(message, error), error

@@ -31,6 +31,10 @@ REPLY = (
 TWO = b"\x00\x00\x00\x00\x00\x00\x00\x40"
 TEXTS = b"\x02\x00\x00\x00\xff\x00\x00\x00\x00\x00"  # two bytes that are no UTF-8, then none
 
+ONE = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,2,3]}]}'
+
+FULL = b"model 'full' version 1: the queue is full: 0 requests (at most 0) of 0 bytes (at most 268435456) are waiting"
+
 
 class Server:
     """`fake` of `served.spec`, and `texts`, which gives its BYTES back."""
@@ -42,6 +46,7 @@ class Server:
             serve(HeldModel(spec(max_batch_size=4)), version=3),
             serve(HeldModel(texts, lambda inputs: {"u": inputs["t"]}), name="texts"),
             serve(HeldModel(scores, lambda inputs: {"s": inputs["s"]}), name="scores"),
+            serve(HeldModel(spec()), name="full", max_queue_requests=0),
         ]
         inference = InferenceService(FakeRegistry(*self.served, loading=("slow",)), "axon", "1", RealClock())
         app = FastAPI()
@@ -135,6 +140,14 @@ async def test_classification(server: Server) -> None:
             400,
             b"input 'x': expected 3 values as the shape says, got 2",
         ),
+        ("fake", b"x" * 10_001, 413, b"body: expected at most 10000 bytes, got 10001"),
+        ("full", ONE, 429, FULL),
+        (
+            "fake",
+            ONE.replace(b'"data":[1,2,3]', b'"parameters":{"shared_memory_region":"r"}'),
+            501,
+            b"input 'x': this server does not offer shared memory",
+        ),
     ],
 )
 async def test_errors(server: Server, model: str, body: bytes, status: int, text: bytes) -> None:
@@ -142,7 +155,7 @@ async def test_errors(server: Server, model: str, body: bytes, status: int, text
     reply = await server.post(model, body)
     assert (reply.status, reply.body) == (status, b'{"error":"%b"}' % text)
     assert reply.headers["content-type"] == "application/json"
-    assert reply.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert reply.headers.get("retry-after") == ("1" if status in (429, 503) else None)
 
 
 async def test_wrong_method(server: Server) -> None:
