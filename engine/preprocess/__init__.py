@@ -4,6 +4,7 @@ A step is a frozen value with a JSON form; `Preprocess` holds the steps of every
 with NumPy alone, or they become part of the graph (`prepend`), where nothing new is needed to serve them.
 """
 
+from engine.preprocess.asked import apply_to_column, check_asked, column_shape, fit_asked
 from engine.preprocess.one_hot import OneHot
 from engine.preprocess.prepend import prepend
 from engine.preprocess.specs import Preprocess, from_json, to_json
@@ -16,8 +17,12 @@ __all__ = [
     "Preprocess",
     "Standardize",
     "Vocabulary",
+    "apply_to_column",
     "basic_english",
     "build_vocabulary",
+    "check_asked",
+    "column_shape",
+    "fit_asked",
     "fit_standardize",
     "from_json",
     "prepend",
