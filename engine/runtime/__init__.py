@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.model.open_sizes import OpenSize, check_open_sizes, combinations, opened
 from engine.runtime.executable import Executable, WarmUp
 from engine.runtime.rows import mixing_reason
-from engine.runtime.signature import Exposed, Signature, intermediates, output_names, signature
+from engine.runtime.signature import Exposed, Signature, input_signatures, intermediates, output_names, signature
 
 __all__ = [
     "Executable",
@@ -15,6 +15,7 @@ __all__ = [
     "WarmUp",
     "check_open_sizes",
     "combinations",
+    "input_signatures",
     "intermediates",
     "mixing_reason",
     "opened",

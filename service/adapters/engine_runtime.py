@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import engine
 from engine.bundle import Bundle, Limits
@@ -21,14 +20,14 @@ from engine.model import display
 from engine.model.model import Model
 from engine.model.state import unflatten
 from engine.model.walk import LayerInfo
-from engine.runtime import Executable, Signature, intermediates, signature
-from service.adapters.processing import processing_of
-from service.core import datatypes
-from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest, Problem
-from service.core.ports import Processing
+from engine.runtime import Executable, input_signatures, signature
+from service.adapters.loaded_executable import LoadedExecutable, engine_sizes, tensor_spec
+from service.adapters.processing import check_step, processing_of
+from service.adapters.serving_checks import check_bucket_count, pad_problems, serving_problems
+from service.core.errors import InvalidModel, Problem
 from service.core.processing import on_wire
-from service.core.serving_spec import parse_serving
-from service.core.types import BundleReport, GraphForm, Json, ModelSpec, ServingConfig, TensorSpec
+from service.core.serving_spec import open_size, parse_serving
+from service.core.types import BundleReport, GraphForm, Json, ServingConfig
 
 _GRAPHS = 2
 
@@ -99,9 +98,10 @@ class EngineRuntime:
         metrics: Sequence[str],
         precision: str | None = None,
         loss_scale: Mapping[str, Json] | None = None,
-        exposed: bool | Sequence[str] = False,
+        serving: Mapping[str, Json] | None = None,
         marks: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
         reduces: bool = False,
+        preprocess: Mapping[str, Mapping[str, Json]] | None = None,
     ) -> list[Problem]:
         """What is wrong with how a valid graph or a stored bundle is to be trained and served, by its place in the job.
 
@@ -116,7 +116,6 @@ class EngineRuntime:
         attempts: list[tuple[str, str, Callable[[], object]]] = [
             ("loss", "a known loss with options in their domain", lambda: check_loss(model, loss, layers, state)),
             ("optimizer", "a known optimizer with options in their domain", lambda: check_optimizer(optimizer, state)),
-            ("serving.expose_intermediate", "layers of the graph", lambda: intermediates(model, exposed)),
         ]
         for index, metric in enumerate(metrics):
             attempts.append((f"metrics[{index}]", "a known metric", partial(untrained.metric, metric)))
@@ -127,9 +126,11 @@ class EngineRuntime:
             attempts.append(("loss_scale", "a known loss scale with options in their domain", scale))
         if reduces:
             attempts.append(("reduce_on_plateau", "a learning rate", lambda: check_reduction(optimizer, state)))
-        return problems + [
-            Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))
-        ]
+        for name, asked in (preprocess or {}).items():
+            check = partial(check_step, model, name, asked)
+            attempts.append((f"preprocess.{name}", "a step that fits an input of the graph", check))
+        problems += [Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))]
+        return problems + serving_problems(model, serving or {}, "serving")
 
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle completely; raises `InvalidModel` with every problem.
@@ -142,12 +143,18 @@ class EngineRuntime:
             serving = parse_serving(bundle.serving, problems, "serving.json")
             if problems:
                 raise InvalidModel.from_problems("bundle", problems)
-            intermediates(bundle.model, serving.get("expose_intermediate", False))
-            report = self._report(bundle.model, engine.bundle.check_size(bundle.model, self._limits))
+            if problems := serving_problems(bundle.model, serving, "serving.json"):
+                raise InvalidModel.from_problems("bundle", problems)
+            sizes = engine_sizes(tuple(map(open_size, serving.get("open_sizes") or ())))
+            layers = engine.bundle.check_size(bundle.model, self._limits, sizes)
+            report = self._report(bundle.model, layers, sizes)
             inputs, outputs = on_wire(
                 processing_of(bundle, report.inputs, report.outputs), report.inputs, report.outputs
             )
-            return dataclasses.replace(report, inputs=inputs, outputs=outputs, serving=serving)
+            own = (report.inputs, report.outputs) if (inputs, outputs) != (report.inputs, report.outputs) else ((), ())
+            return dataclasses.replace(
+                report, inputs=inputs, outputs=outputs, serving=serving, own_inputs=own[0], own_outputs=own[1]
+            )
 
     def write_bundle(
         self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]
@@ -162,25 +169,33 @@ class EngineRuntime:
             engine.bundle.write(path, model, state, lineage=lineage, limits=self._limits)
 
     def load(self, path: Path, config: ServingConfig) -> LoadedExecutable:
-        """Put a bundle on the device and compile every batch size up to `config.max_batch_size`.
+        """Put a bundle on every device of the platform and compile it for every batch size and open size.
 
         Where it holds programs, each of these sizes is tried in a process of its own first.
         """
+        batches = check_bucket_count(config)
+        sizes = engine_sizes(config.open_sizes)
         with _translated("bundle"):
-            limits = dataclasses.replace(self._limits, activation_batch=config.max_batch_size)
-            engine.bundle.try_programs(path, batch_sizes=_buckets(config.max_batch_size), limits=limits)
             bundle = self._stored(path)
-            engine.bundle.check_size(bundle.model, limits)
-            device = jax.local_devices(backend=self._platform)[0]
+            model = bundle.model if config.precision is None else engine.apply_policy(bundle.model, config.precision)
+            engine.runtime.check_open_sizes(model, sizes)
+            if problems := pad_problems(config.open_sizes, map(tensor_spec, input_signatures(model)), "serving"):
+                raise InvalidModel.from_problems("bundle", problems)
+            limits = dataclasses.replace(self._limits, activation_batch=batches[-1])
+            engine.bundle.check_size(model, limits, sizes)
+            opened = [engine.runtime.opened(sizes, each) for each in engine.runtime.combinations(sizes)]
+            engine.bundle.try_programs(path, batch_sizes=batches, opened=opened if sizes else (), limits=limits)
             executable = Executable(
-                bundle.model,
+                model,
                 bundle.state,
-                buckets=_buckets(config.max_batch_size),
-                devices=[device],
+                buckets=batches,
+                open_sizes=sizes,
+                devices=jax.local_devices(backend=self._platform),
                 exposed=config.expose_intermediate,
+                warm_up=config.warm_up,
             )
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state))
-            return LoadedExecutable(executable, bundle, parameter_bytes=size)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state)) * executable.partitions
+            return LoadedExecutable(executable, bundle, open_sizes=config.open_sizes, parameter_bytes=size)
 
     def describe(self, path: Path) -> tuple[bytes, str]:
         """A stored bundle's graph JSON and its summary table."""
@@ -220,12 +235,14 @@ class EngineRuntime:
         """A bundle that `check_bundle` has accepted."""
         return engine.bundle.read(path, limits=self._limits, trusted=True)
 
-    def _report(self, model: Model, layers: Sequence[LayerInfo]) -> BundleReport:
-        inputs, outputs = signature(model, layers)
+    def _report(
+        self, model: Model, layers: Sequence[LayerInfo], open_sizes: Sequence[engine.runtime.OpenSize] = ()
+    ) -> BundleReport:
+        inputs, outputs = signature(model, layers, open_sizes)
         leaves = [layer.params[name] for layer in layers for name in layer.trained()]
         return BundleReport(
-            inputs=tuple(map(_tensor_spec, inputs)),
-            outputs=tuple(map(_tensor_spec, outputs)),
+            inputs=tuple(map(tensor_spec, inputs)),
+            outputs=tuple(map(tensor_spec, outputs)),
             parameters=sum(leaf.size for leaf in leaves),
             parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
             summary=display.as_table(model),
@@ -265,66 +282,3 @@ def _refusal(check: Callable[[], object]) -> EngineError | None:
     except EngineError as error:
         return error
     return None
-
-
-def _tensor_spec(s: Signature) -> TensorSpec:
-    shape = tuple(-1 if size is None else size for size in s.shape)
-    return TensorSpec(s.name, datatypes.name_of(np.dtype(s.dtype)), shape)
-
-
-def _buckets(largest: int) -> list[int]:
-    """Powers of two up to `largest`, and `largest` itself."""
-    sizes = [1]
-    while sizes[-1] * 2 < largest:
-        sizes.append(sizes[-1] * 2)
-    return sorted({*sizes, max(largest, 1)})
-
-
-class LoadedExecutable:
-    """A loaded version: the `LoadedModel` port over an `Executable`."""
-
-    def __init__(self, executable: Executable, bundle: Bundle, *, parameter_bytes: int) -> None:
-        self._run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = executable
-        self._close = executable.close
-        self._buckets = executable.buckets
-        reason = executable.mixes_rows
-        self._spec = ModelSpec(
-            inputs=tuple(map(_tensor_spec, executable.inputs)),
-            outputs=tuple(map(_tensor_spec, executable.outputs)),
-            max_batch_size=0 if reason else executable.buckets[-1],
-            buckets=executable.buckets,
-            batching_reason=reason or "",
-            parameter_bytes=parameter_bytes,
-            intermediates=tuple(map(_tensor_spec, executable.intermediates)),
-        )
-        self._processing = processing_of(bundle, self._spec.inputs, self._spec.outputs, self._spec.open_sizes)
-
-    @property
-    def spec(self) -> ModelSpec:
-        """What it takes and gives."""
-        return self._spec
-
-    @property
-    def processing(self) -> Processing | None:
-        """What is done around `run`."""
-        return self._processing
-
-    @property
-    def partitions(self) -> int:
-        """How many devices hold it."""
-        return 1
-
-    def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
-        """Compute one batch and wait for it; raises `InvalidRequest` for a size that was not compiled."""
-        rows = next(iter(inputs.values())).shape[0]
-        if rows not in self._buckets:
-            sizes = ", ".join(map(str, self._buckets))
-            raise InvalidRequest(f"inputs: expected a batch size out of {sizes}, got {rows}")
-        try:
-            return self._run(inputs)
-        except (EngineError, RuntimeError, ValueError, TypeError) as error:
-            raise ExecutionFailed("the model failed while computing") from error
-
-    def close(self) -> None:
-        """Free the device memory."""
-        self._close()

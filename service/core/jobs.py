@@ -22,6 +22,7 @@ from service.core.job_spec import JobSpec, OnSuccess, parse_spec, stored_spec
 from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore, Engine, JobQueue
+from service.core.preprocess_spec import column_tensor
 from service.core.progress import JobProgress
 from service.core.serving_spec import above
 from service.core.starts import Starts, stored_report
@@ -257,9 +258,10 @@ class JobService:
             metrics=spec.metrics,
             precision=spec.precision,
             loss_scale=None if spec.loss_scale is None else spec.loss_scale.to_json(),
-            exposed=(spec.serving or {}).get("expose_intermediate", False),
+            serving=spec.serving,
             marks=(*(() if spec.start is None else spec.start.marks), (spec.freeze, spec.unfreeze)),
             reduces=spec.reduce_on_plateau is not None,
+            preprocess={name: step.to_json() for name, step in (spec.preprocess or {}).items()},
         )
         problems += above(spec.serving or {}, self._limits.serving)
         if spec.webhook is not None:
@@ -338,21 +340,21 @@ def _misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Prob
 def _column_misfits(spec: JobSpec, report: BundleReport, dataset: Dataset) -> list[Problem]:
     """Where the data set's columns do not fit the graph."""
     columns = {column.name: column for column in dataset.columns}
-    inputs = {tensor.name: tensor for tensor in report.inputs}
+    own, steps = report.own_inputs or report.inputs, spec.preprocess
+    inputs = {t.name: column_tensor(t, sent, steps) for t, sent in zip(own, report.inputs, strict=True)}
+    outputs = report.own_outputs or report.outputs
     problems: list[Problem] = []
     try:
         for name, source in input_columns(spec, list(inputs)).items():
             problems += _misfit(f"inputs.{name}", source, inputs[name], columns)
     except InvalidRequest as error:
         problems += error.problems
-    if len(report.outputs) != 1:
-        problems.append(
-            Problem("graph.outputs", "one output, to be compared with the target", str(len(report.outputs)))
-        )
+    if len(outputs) != 1:
+        problems.append(Problem("graph.outputs", "one output, to be compared with the target", str(len(outputs))))
     elif spec.target not in columns:
         problems.append(_no_column("target", spec.target, columns))
     else:
-        problems += _target_misfit(spec, columns[spec.target], report.outputs[0])
+        problems += _target_misfit(spec, columns[spec.target], outputs[0])
     return problems
 
 
@@ -379,7 +381,9 @@ def _target_misfit(spec: JobSpec, column: Column, output: TensorSpec) -> list[Pr
     dtype = _dtype(column.datatype)
     sparse = spec.loss.name == "categorical_cross_entropy" and dtype is not None and dtype.kind in "iu"
     if sparse and row and _fits(column.shape, row[:-1]):
-        return []
+        if not spec.standardize_target:
+            return []
+        return [Problem("standardize_target", "a target of numbers", f"{spec.target!r}, which has class numbers")]
     if _fits(column.shape, row):
         if _casts(column.datatype, output.datatype):
             return []

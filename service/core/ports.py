@@ -125,14 +125,16 @@ class Engine(Protocol):
         metrics: Sequence[str],
         precision: str | None = None,
         loss_scale: Mapping[str, Json] | None = None,
-        exposed: bool | Sequence[str] = False,
+        serving: Mapping[str, Json] | None = None,
         marks: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
         reduces: bool = False,
+        preprocess: Mapping[str, Mapping[str, Json]] | None = None,
     ) -> list[Problem]:
         """What is wrong with how a valid graph, or the model of a stored bundle, is to be trained.
 
         Unknown names, options outside their domain, patterns that fit nothing: `marks` are pairs of patterns to freeze
         and to unfreeze, applied in turn, the last one the job's own. `reduces`: the learning rate will be changed.
+        `preprocess` has the steps of inputs.
         """
 
     def check_bundle(self, path: Path) -> BundleReport:

@@ -70,9 +70,10 @@ class FakeEngine:
         metrics: Sequence[str],
         precision: str | None = None,
         loss_scale: Mapping[str, Json] | None = None,
-        exposed: bool | Sequence[str] = False,
+        serving: Mapping[str, Json] | None = None,
         marks: Sequence[tuple[Sequence[str], Sequence[str]]] = (),
         reduces: bool = False,
+        preprocess: Mapping[str, Mapping[str, Json]] | None = None,
     ) -> list[Problem]:
         return []
 

@@ -377,6 +377,7 @@ def test_submission_checks_a_stored_version(tmp_path: Path) -> None:
     path = tmp_path / "own.axon"
     travelling_model(path)
     check = EngineRuntime().check_training
-    assert check(path, **SOUND, marks=[(["gate"], [])], exposed=["gate"]) == []
-    found = check(path, **{**SOUND, "loss": {"name": "happiness"}}, marks=[(["hidden"], ["gate"])], exposed=["hidden"])
+    assert check(path, **SOUND, marks=[(["gate"], [])], serving={"expose_intermediate": ["gate"]}) == []
+    wrong = {**SOUND, "loss": {"name": "happiness"}, "serving": {"expose_intermediate": ["hidden"]}}
+    found = check(path, **wrong, marks=[(["hidden"], ["gate"])])
     assert [problem.path for problem in found] == ["unfreeze", "freeze", "loss", "serving.expose_intermediate"]

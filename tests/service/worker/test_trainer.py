@@ -290,9 +290,11 @@ def test_submission_knows_precisions_loss_scales_and_layers():
     right: dict[str, Any] = {"loss": {"name": "mean_squared_error"}, "optimizer": {"name": "sgd"}, "metrics": []}
     encoded = json.dumps(graph()).encode()
     scale = {"name": "dynamic", "period": 10}
-    assert check(encoded, **right, precision="mixed_float16", loss_scale=scale, exposed=["act"]) == []
-    found = check(encoded, **right, precision="mixed_int4", loss_scale={"name": "dynamic", "step": 1}, exposed=["no"])
-    assert [problem.path for problem in found] == ["serving.expose_intermediate", "precision", "loss_scale"]
+    served: dict[str, Any] = {"expose_intermediate": ["act"], "precision": "mixed_bfloat16"}
+    assert check(encoded, **right, precision="mixed_float16", loss_scale=scale, serving=served) == []
+    served = {"expose_intermediate": ["no"]}
+    found = check(encoded, **right, precision="mixed_int4", loss_scale={"name": "dynamic", "step": 1}, serving=served)
+    assert [problem.path for problem in found] == ["precision", "loss_scale", "serving.expose_intermediate"]
 
 
 def test_job_in_half_precision_learns_and_its_version_keeps_the_policy(make_job):
