@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import partial
 from typing import Any, final
@@ -52,7 +53,7 @@ class Convergence:
         devices: int,
         patience_s: float,
     ) -> None:
-        """For `patience_s` a version waits for others to make room, who may have seen it before."""
+        """For `patience_s`, up to twice as long, a version waits for other processes to make room for it."""
         self.entries: dict[str, ModelEntry] = {}
         self.changed = asyncio.Event()
         self._store = store
@@ -268,7 +269,7 @@ class Convergence:
             if slot.early:
                 raise no_room(what, needed, self._limit, residents)
             # Another process may be making room for the same version: without this, both would.
-            await asyncio.sleep(self._patience_s)
+            await asyncio.sleep(self._patience_s * random.uniform(1, 2))
             async with self._choosing:
                 await self.poll()
                 await self._evict(entry, number, self._limit, coming=False)
