@@ -17,12 +17,28 @@ from kserve.logging import trace_logger
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 from kserve.protocol.infer_type import RequestedOutput
-from values import DTYPES, MLP, SIMPLE, close, echo, equal, extremes, features, mlp, movable, non_finite
+from values import (
+    DTYPES,
+    MLP,
+    SENTENCES,
+    SIMPLE,
+    TEXTS,
+    close,
+    echo,
+    equal,
+    extremes,
+    features,
+    mlp,
+    movable,
+    non_finite,
+    read_text,
+    texts_of,
+)
 
 REST, GRPC = "kserve rest", "kserve grpc"
 ALL = (REST, GRPC)
 FORMS = {False: "JSON", True: "binary"}
-_NAMES = {scalar: name for name, scalar in DTYPES.items()}
+_NAMES = {scalar: name for name, scalar in DTYPES.items()} | {np.object_: "BYTES"}
 cases = Cases()
 case = cases.case
 
@@ -149,6 +165,19 @@ async def _datatype(wire: Wire, datatype: str) -> None:
 
 for _name in DTYPES:
     case(f"datatype {_name}", *ALL)(functools.partial(_datatype, datatype=_name))
+
+
+@case("datatype BYTES", *ALL)
+async def _(wire: Wire) -> None:
+    x = texts_of(*(text.encode() for text in SENTENCES))
+    for given, asked in wire.forms():
+        parameters = {"binary_data_output": asked} if wire.is_rest else None
+        answer = await wire.infer(TEXTS, {"x": x}, binary=given, parameters=parameters)
+        (found,) = (output.as_numpy() for output in answer.outputs if output.name == "y_labels")
+        found = [[each.encode() if isinstance(each, str) else bytes(each) for each in row] for row in found]
+        same(found, [[read_text(text)] for text in SENTENCES], f"labels, {given} in, {asked} out")
+    refused = wire.infer(TEXTS, {"x": texts_of(b"a", b"a\xff\0")})
+    await wire.refused("expected UTF-8 in row 1", status=INVALID, call=refused)
 
 
 @case("datatype BF16", *ALL)

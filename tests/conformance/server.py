@@ -17,8 +17,24 @@ from typing import Any
 
 from safetensors.numpy import save
 
+import engine as ax
+from engine.postprocess import OutputSteps, Postprocess
+from engine.preprocess import Preprocess, Vocabulary
 from service.client import Client
-from tests.conformance.values import ALIASED, ECHO, MAX_BATCH, MLP, SIMPLE, echo, echo_graph, mlp_params, movable
+from tests.conformance.values import (
+    ALIASED,
+    CHARACTERS,
+    ECHO,
+    LABELS,
+    MAX_BATCH,
+    MLP,
+    SIMPLE,
+    TEXTS,
+    echo,
+    echo_graph,
+    mlp_params,
+    movable,
+)
 
 START_S = 120
 STOP_S = 60
@@ -39,7 +55,9 @@ class Running:
 def running(clients: list[str]) -> Iterator[Running]:
     """A server on free ports that answers for all models, among them one per name of `clients` for it alone."""
     with tempfile.TemporaryDirectory(prefix="axon-conformance-") as folder, _process(Path(folder)) as server:
+        _write_texts(texts := Path(folder) / "texts.axon")
         with Client(f"http://{server.http}") as client:
+            client.submit(TEXTS, bundle=texts)
             _fill(client, clients)
         yield server
 
@@ -78,6 +96,14 @@ def _fill(client: Client, clients: list[str]) -> None:
     client.submit(ALIASED, graph=echo_graph("f32"))
     for name in clients:
         client.submit(movable(name), graph=echo_graph("f32"))
+
+
+def _write_texts(path: Path) -> None:
+    """A bundle whose input is texts by their characters' numbers, and whose output is the label of the largest."""
+    model = ax.input("x", shape=(None, 4), dtype="s32").flatten(name="y")
+    before = Preprocess({"x": (Vocabulary(CHARACTERS, None, "characters", length=4, padding=0),)})
+    after = Postprocess({"y": OutputSteps(labels=LABELS, top_k=1)})
+    ax.bundle.write(path, model, ax.build(model)[0](seed=0), preprocess=before, postprocess=after)
 
 
 def _graph(nodes: list[dict[str, Any]], outputs: str | dict[str, str]) -> dict[str, Any]:

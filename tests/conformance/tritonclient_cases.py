@@ -10,11 +10,27 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from harness import NotRun, contains, same
+from harness import contains, same
 from tritonclient.grpc import service_pb2
 from tritonclient_management import cases
 from tritonclient_wire import ALL, CONNECT, FORMS, GRPC, HTTP, INVALID, LATE, UNKNOWN, Wire
-from values import ALIASED, DTYPES, MLP, SIMPLE, close, echo, equal, extremes, features, mlp, non_finite
+from values import (
+    ALIASED,
+    DTYPES,
+    MLP,
+    SENTENCES,
+    SIMPLE,
+    TEXTS,
+    close,
+    echo,
+    equal,
+    extremes,
+    features,
+    mlp,
+    non_finite,
+    read_text,
+    texts_of,
+)
 
 case = cases.case
 
@@ -56,16 +72,25 @@ async def _(wire: Wire) -> None:
     same(len(reply.raw_output_contents), 1, "raw outputs")
 
 
-async def typed(wire: Wire, model: str, datatype: str, field: str, values: list[Any]) -> np.ndarray:
+async def typed(
+    wire: Wire,
+    model: str,
+    datatype: str,
+    field: str,
+    values: list[Any],
+    *,
+    shape: list[int] | None = None,
+    output: str = "y",
+) -> np.ndarray:
     """`values` in the typed field, which tritonclient itself never fills, through the client's own stub."""
     request = service_pb2.ModelInferRequest(model_name=model)
-    given = request.inputs.add(name="x", datatype=datatype, shape=[len(values) // 4, 4])
+    given = request.inputs.add(name="x", datatype=datatype, shape=shape or [len(values) // 4, 4])
     getattr(given.contents, field).extend(values)
     answer = wire.client._client_stub.ModelInfer(request)
     answer = await answer if wire.is_aio else answer
-    result = wire.module.InferResult(answer).as_numpy("y")
+    result = wire.module.InferResult(answer).as_numpy(output)
     if result is None:
-        raise AssertionError("expected an output y")
+        raise AssertionError(f"expected an output {output}")
     return result
 
 
@@ -107,7 +132,19 @@ async def _(wire: Wire) -> None:
 
 @case("datatype BYTES", *ALL)
 async def _(wire: Wire) -> None:
-    raise NotRun("models of this server compute with numbers; BYTES leave it as classification only")
+    x = texts_of(*(text.encode() for text in SENTENCES))
+    expected = [[read_text(text)] for text in SENTENCES]
+    for given in wire.forms:
+        for form in wire.forms:
+            outputs = [wire.output("y_labels", binary=form)]
+            found = (await wire.infer(TEXTS, {"x": x}, binary=given, outputs=outputs)).as_numpy("y_labels")
+            found = [[each.encode() if isinstance(each, str) else bytes(each) for each in row] for row in found]
+            same(found, expected, f"labels, binary in {given}, binary out {form}")
+    refused = wire.infer(TEXTS, {"x": texts_of(b"a", b"a\xff\0")})
+    await wire.refused("expected UTF-8 in row 1", "byte 1", status=INVALID, call=refused)
+    if not wire.is_http:
+        found = await typed(wire, TEXTS, "BYTES", "bytes_contents", x.tolist(), shape=[len(x)], output="y_labels")
+        same(found.tolist(), expected, "labels, typed in")
 
 
 @case("INT64 2**63 - 1, UINT64 2**64 - 1", *ALL)

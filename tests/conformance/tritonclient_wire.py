@@ -25,7 +25,7 @@ ALL = (*HTTP, *GRPC)
 FORMS = {False: "JSON", True: "binary"}
 """How tensors travel over HTTP; over gRPC they are always bytes."""
 cases = Cases()
-_NAMES = {scalar: name for name, scalar in DTYPES.items()}
+_NAMES = {scalar: name for name, scalar in DTYPES.items()} | {np.object_: "BYTES"}
 
 INVALID = ("400", "INVALID_ARGUMENT")
 UNKNOWN = ("404", "NOT_FOUND")

@@ -45,6 +45,12 @@ SIMPLE = "simple"
 ALIASED = "aliased"
 """Echoes of FP32 `[rows, 4]`: version 1 is `prod`, version 2 is newer."""
 
+TEXTS = "texts"
+"""BYTES `x` `[rows]` to BYTES `y_labels` `[rows, 1]`: what `read_text` says of each text."""
+CHARACTERS = ("\0", "a", "é", "\N{GRINNING FACE}")
+SENTENCES = ("", "a", "\0a\0", "aé\N{GRINNING FACE}a", "é\N{GRINNING FACE}")
+LABELS = ("none", "a\0b", "é: ö", "\N{GRINNING FACE}")
+
 MAX_BATCH = 8
 TOLERANCE = 1e-6
 
@@ -59,6 +65,19 @@ def echo_graph(dtype: str) -> dict[str, Any]:
     given = {"name": "x", "op": "input", "options": {"shape": [None, 4], "dtype": dtype}}
     nodes = [given, {"name": "y", "op": "flatten", "inputs": ["x"]}]
     return {"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": "y"}
+
+
+def read_text(text: str) -> bytes:
+    """The label of the place of the first of a text's characters that is last in `CHARACTERS`, among the first four."""
+    numbers = [CHARACTERS.index(character) for character in text[:4].ljust(4, "\0")]
+    return LABELS[numbers.index(max(numbers))].encode()
+
+
+def texts_of(*values: bytes) -> np.ndarray:
+    """BYTES `[rows]`; elements keep trailing NULs, which NumPy's own bytes lose."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def movable(client: str) -> str:

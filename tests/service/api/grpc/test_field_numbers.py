@@ -30,8 +30,9 @@ InferTensorContents: bool_contents=1* int_contents=2* int64_contents=3* uint_con
     fp32_contents=6* fp64_contents=7* bytes_contents=8*
 ModelConfigRequest: name=1 version=2
 ModelConfigResponse: config=1
-ModelConfig: name=1 platform=2 max_batch_size=4 input=5* output=6* instance_group=7* dynamic_batching=11 backend=17
-    model_transaction_policy=19 response_cache=24
+ModelConfig: name=1 platform=2 max_batch_size=4 input=5* output=6* instance_group=7* dynamic_batching=11
+    parameters=14* backend=17 model_transaction_policy=19 response_cache=24
+ModelParameter: string_value=1
 ModelInput: name=1 data_type=2 dims=4* optional=8
 ModelOutput: name=1 data_type=2 dims=3*
 ModelInstanceGroup: name=1 count=2 gpus=3* kind=4
