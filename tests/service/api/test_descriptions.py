@@ -14,7 +14,7 @@ from service.api.grpc.inference import InferenceServicer
 from service.api.repository import ModelRepository
 from service.api.rest import v2
 from service.api.rest.errors import install
-from service.core.errors import NotFound
+from service.core.errors import InvalidRequest, NotFound
 from service.core.inference import InferenceService
 from service.core.limits import Limits
 from service.core.serving import ServedModel
@@ -112,6 +112,21 @@ async def test_statistics_count_per_version(server: Server) -> None:
     assert [entry["name"] for entry in everything] == ["alone", "fake", "fake"]
     assert len((await server.get("/v2/models/fake/versions/2/stats")).json["model_stats"]) == 1
     assert (await server.get("/v2/models/none/stats")).status == 404
+
+
+async def test_failed_requests_are_counted_apart(server: Server) -> None:
+    """A refused one raises `fail` alone, with its time."""
+    await _two_requests(server.served[1])
+    with pytest.raises(InvalidRequest):
+        await server.served[1].infer({})
+    stages = (await server.get("/v2/models/fake/versions/2/stats")).json["model_stats"][0]["inference_stats"]
+    assert {name: stages[name]["count"] for name in ("success", "fail", "queue")} == {
+        "success": 2,
+        "fail": 1,
+        "queue": 2,
+    }
+    message = await server.grpc.ModelStatistics(pb.ModelStatisticsRequest(name="fake", version="2"), None)
+    assert message.model_stats[0].inference_stats.fail.count == 1
 
 
 async def test_statistics_are_the_same_over_grpc(server: Server) -> None:
