@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
 
 from engine.bundle import Bundle
-from engine.errors import DataError
+from engine.errors import DataError, OptionError
+from engine.model.model import Model
 from engine.postprocess import OutputSteps, largest
-from engine.preprocess import OneHot, Preprocess, Vocabulary
+from engine.precision import dtype_of
+from engine.preprocess import OneHot, Preprocess, Vocabulary, check_asked
 from service.core.datatypes import DATATYPES, datatype
 from service.core.errors import InvalidModel, InvalidRequest, Problem
 from service.core.ports import InputStep, OutputStep, Processing
-from service.core.types import OpenSize, TensorSpec
+from service.core.processing import answered, sent
+from service.core.types import Json, OpenSize, TensorSpec
 
 _NUMBERS = frozenset(DATATYPES) - {"BYTES"}
 _WHOLE = frozenset(name for name in _NUMBERS if DATATYPES[name].dtype.kind in "iu")
@@ -47,6 +50,17 @@ def processing_of(
     return Processing(before, after, labels) if before or after or labels else None
 
 
+def check_step(model: Model, name: str, asked: Mapping[str, Json]) -> None:
+    """Check the step that a job asks for; raises `OptionError` for one of no input, or that does not fit it."""
+    inputs = model.inputs()
+    if name not in inputs:
+        raise OptionError(f"preprocess: expected inputs out of {', '.join(inputs)}, got {name!r}")
+    options = inputs[name].options
+    check_asked(name, asked, tuple(options["shape"] or ()))
+    if asked["name"] == "standardize" and np.dtype(dtype_of(options["dtype"])).kind not in "fV":
+        raise OptionError(f"standardize: expected an input of floating-point numbers, got {options['dtype']}")
+
+
 @final
 class EngineInputStep:
     """The steps of one input. Numbers that do not fit the input's datatype become infinite, as in training."""
@@ -55,13 +69,12 @@ class EngineInputStep:
         """`tensor` is the model's own input, `opened` its second axis where that is open."""
         name = tensor.name
         kind, shape = preprocess.taken(name, tuple(None if size == -1 else size for size in tensor.shape))
-        told = {"numbers": tensor.datatype, "whole numbers": "INT64", "texts": "BYTES"}[kind]
         self._steps = list(preprocess.inputs[name])
         self._dtype = datatype(tensor.datatype).dtype
         self._text: Vocabulary | None = None
         self._sizes: tuple[int, ...] = ()
         self.datatypes: frozenset[str] = _TAKEN[kind]
-        self.spec = TensorSpec(name, told, tuple(-1 if size is None else size for size in shape))
+        self.spec = sent(tensor, kind, shape)
         _check_type(self._steps[-1], tensor)
         if isinstance(first := self._steps[0], Vocabulary):
             del self._steps[0]
@@ -106,11 +119,8 @@ class EngineOutputStep:
         self._name = tensor.name
         self._scale = steps.unstandardize
         self._top_k = steps.top_k
-        self.specs: tuple[TensorSpec, ...] = (tensor,)
+        self.specs = answered(tensor, steps.given(tensor.name), steps.top_k)
         if steps.top_k is not None:
-            scores, labels = steps.given(tensor.name)
-            shape = (tensor.shape[0], steps.top_k)
-            self.specs = (TensorSpec(scores, tensor.datatype, shape), TensorSpec(labels, "BYTES", shape))
             self._texts = np.empty(tensor.shape[-1], object)
             self._texts[:] = [steps.label(index).encode() for index in range(tensor.shape[-1])]
 

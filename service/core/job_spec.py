@@ -22,6 +22,7 @@ from service.core.experiment_spec import (
     read_watched,
     unknown_metrics,
 )
+from service.core.preprocess_spec import read_preprocess
 from service.core.serving_spec import parse_serving
 from service.core.spec_reader import (
     MAX_TEXT,
@@ -90,6 +91,9 @@ class JobSpec:
     Either `graph` or `start` is there. `freeze` and `unfreeze` are patterns of parameters or layers, `keep` the metric
     by which the best epoch's parameters are published (None: the last ones), `accumulate_steps` how many batches make
     one step of the optimizer, `devices` how many of the slot's devices share every batch.
+
+    `preprocess` has the step of each input that goes through one, None: those of the version the job starts from;
+    `standardize_target` trains on standardised targets. Both are fitted on the training rows and published.
     """
 
     model: str
@@ -127,6 +131,8 @@ class JobSpec:
     accumulate_steps: int = 1
     devices: int | None = None
     shard_params: bool = False
+    preprocess: Mapping[str, Choice] | None = None
+    standardize_target: bool = False
 
     @property
     def validated(self) -> bool:
@@ -146,6 +152,7 @@ class JobSpec:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         parts = ("loss_scale", "webhook", "start", "early_stopping", "reduce_on_plateau")
         objects = {name: None if plain[name] is None else plain[name].to_json() for name in parts}
+        steps = None if self.preprocess is None else {name: step.to_json() for name, step in self.preprocess.items()}
         lists = {name: list(plain[name]) for name in ("metrics", "freeze", "unfreeze")}
         return {**plain, **objects, **lists} | {
             "loss": self.loss.to_json(),
@@ -153,6 +160,7 @@ class JobSpec:
             "on_success": self.on_success.to_json(),
             "priority": str(self.priority),
             "keep": "last" if self.keep is None else self.keep.to_json(),
+            "preprocess": steps,
         }
 
 
@@ -223,6 +231,8 @@ def _experiment(read: Reader) -> dict[str, Any]:
         "accumulate_steps": read.take("accumulate_steps", accumulated, is_integer(1, MAX_ACCUMULATED), 1),
         "devices": read.take("devices", "a whole number of 1 or more", is_integer(1, MAX_DEVICES), None),
         "shard_params": read.take("shard_params", "true or false", lambda v: isinstance(v, bool), False),
+        "preprocess": read_preprocess(read),
+        "standardize_target": read.take("standardize_target", "true or false", lambda v: isinstance(v, bool), False),
     }
 
 

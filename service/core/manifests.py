@@ -24,6 +24,9 @@ def bundle_manifest(path: Path, report: BundleReport, lineage: Mapping[str, Json
         "parameter_bytes": report.parameter_bytes,
         "lineage": dict(lineage),
     }
+    for name in ("own_inputs", "own_outputs"):
+        if own := getattr(report, name):
+            manifest[name] = [_tensor(spec) for spec in own]
     return manifest | {"serving": dict(report.serving)} if report.serving else manifest
 
 

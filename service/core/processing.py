@@ -42,6 +42,21 @@ def on_wire(
     )
 
 
+def sent(tensor: TensorSpec, kind: str, shape: Sequence[int | None]) -> TensorSpec:
+    """What clients are told to send in place of a model's input `tensor`, whose steps take such a kind and shape."""
+    told = {"whole numbers": "INT64", "texts": "BYTES"}.get(kind, tensor.datatype)
+    return TensorSpec(tensor.name, told, tuple(-1 if size is None else size for size in shape))
+
+
+def answered(tensor: TensorSpec, names: Sequence[str], top_k: int | None) -> tuple[TensorSpec, ...]:
+    """What clients get in place of a model's output `tensor`: itself, or its `top_k` largest with their labels."""
+    if top_k is None:
+        return (tensor,)
+    scores, labels = names
+    shape = (tensor.shape[0], top_k)
+    return TensorSpec(scores, tensor.datatype, shape), TensorSpec(labels, "BYTES", shape)
+
+
 @final
 class Processor:
     """The steps of one served version. Belongs to one event loop.

@@ -100,6 +100,8 @@ def stored_report(stored: StoredVersion) -> BundleReport:
         parameter_bytes=manifest["parameter_bytes"],
         summary="",
         serving=manifest.get("serving") or {},
+        own_inputs=tuple(map(_tensor, manifest.get("own_inputs", ()))),
+        own_outputs=tuple(map(_tensor, manifest.get("own_outputs", ()))),
     )
 
 

@@ -200,7 +200,11 @@ GraphForm = Literal["svg", "mermaid"]
 
 @dataclass(frozen=True, slots=True)
 class BundleReport:
-    """What the engine says of a valid graph or bundle before it is stored; `serving` as the bundle has it, checked."""
+    """What the engine says of a valid graph or bundle before it is stored; `serving` as the bundle has it, checked.
+
+    `inputs` and `outputs` are what clients send and get; the model's `own_inputs` and `own_outputs` are given where
+    they are others.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -208,6 +212,8 @@ class BundleReport:
     parameter_bytes: int
     summary: str
     serving: Mapping[str, Json] = field(default_factory=dict)
+    own_inputs: tuple[TensorSpec, ...] = ()
+    own_outputs: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,7 @@ class Attempt:
             validation_sha256=None if validation is None else validation.sha256,
             start_bundle=start.bundle,
             start_checkpoint=start.checkpoint,
+            labels=next((column.labels for column in dataset.columns if column.name == spec["target"]), ()),
         )
 
     def _to_be_stopped(self) -> bool:

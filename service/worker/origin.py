@@ -13,11 +13,11 @@ from engine import bundle
 from engine.bundle import Bundle, FunctionProgram
 from engine.errors import CheckpointError, DataError
 from engine.model.state import flatten, unflatten
-from engine.preprocess import Preprocess
 from engine.train import checkpoint
 from engine.train.freezing import freeze, unfreeze
 from service.core.jobs import JobSpec
 from service.core.types import Json
+from service.worker.preparation import Preparation
 from service.worker.protocol import TrainerJob
 
 
@@ -44,10 +44,9 @@ class Origin:
         return () if self._bundle is None else tuple(self._bundle.functions.values())
 
     @property
-    def preprocess(self) -> Preprocess | None:
-        """What its inputs have been through; None for nothing."""
-        found = None if self._bundle is None else self._bundle.preprocess
-        return found if found is not None and found.inputs else None
+    def preparation(self) -> Preparation:
+        """What the version that it starts from does to its inputs and outputs."""
+        return Preparation() if self._bundle is None else Preparation(self._bundle.preprocess, self._bundle.postprocess)
 
     @property
     def serving(self) -> dict[str, Json]:

@@ -37,7 +37,8 @@ class TrainerJob:
     `spec` is the validated request; `dataset` is the folder of `.npy` columns; `checkpoint` is where to go on, None at
     the beginning; `work` is the trainer's own. `worker` and `started_at` (seconds since the epoch) go into the lineage;
     `validation` is the folder of the data set to validate on. `start_bundle` is the file of the version that the job
-    starts from, `start_checkpoint` the folder of another job's checkpoint with the parameters.
+    starts from, `start_checkpoint` the folder of another job's checkpoint with the parameters. `labels` are the texts
+    of the target's classes.
     """
 
     job: str
@@ -53,6 +54,7 @@ class TrainerJob:
     validation_sha256: str | None = None
     start_bundle: str | None = None
     start_checkpoint: str | None = None
+    labels: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """The first line of the trainer's input."""
@@ -61,7 +63,7 @@ class TrainerJob:
     @classmethod
     def from_json(cls, value: Mapping[str, Json]) -> TrainerJob:
         """Read that line."""
-        return cls(**value)
+        return cls(**{**value, "labels": tuple(value.get("labels", ()))})
 
 
 def encode(message: Mapping[str, Json]) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 
 import engine
 from engine import bundle, runtime
-from engine.errors import CheckpointError, DataError, DivergedError, EngineError
+from engine.errors import CheckpointError, DataError, DivergedError, EngineError, OptionError
 from engine.functional.metrics import METRICS
 from engine.train import ArrayData, Count, Event, Loop, LoopState, Status, checkpoint, trainer
 from service.core.datatypes import name_of
@@ -25,6 +25,7 @@ from service.core.names import check_name
 from service.core.types import BundleReport, Json, TensorSpec
 from service.worker.faults import fault_point
 from service.worker.origin import Origin
+from service.worker.preparation import Columns, Preparation, fitted, labelled
 from service.worker.protocol import TrainerJob
 
 PROGRESS_EVERY_S = 0.25
@@ -65,6 +66,7 @@ class Training:
         self._spec = stored_spec(dict(job.spec))
         self._origin = Origin(job, self._spec)
         self._model = self._origin.model
+        self._preparation = Preparation()
         self._averaged = engine.optim.keeps_averages(self._spec.optimizer.to_json())
         self._inputs, (self._output,) = runtime.signature(self._model)
 
@@ -73,6 +75,7 @@ class Training:
         device = jax.devices()[0]
         self._reports.send("started", device=f"{device.platform}: {device.device_kind}")
         data, validation, class_numbers = self._data()
+        self._label(class_numbers)
         watch = Watch(self._spec, self._reports, Path(self._job.work), batches=len(data))
         loop = make_loop(self._spec, self._model, class_numbers=class_numbers)
         if validation is not None:
@@ -94,16 +97,39 @@ class Training:
 
     def _data(self) -> tuple[ArrayData, ArrayData | None, bool]:
         """What to train on, what to validate on, and whether the targets are class numbers."""
-        data, class_numbers = read_data(self._spec, Path(self._job.dataset), self._inputs, self._output)
+        columns = self._columns(Path(self._job.dataset))
+        before = self._origin.preparation
+        self._preparation = fitted(self._spec, before, columns, self._inputs, self._output)
+        data, class_numbers = self._prepared(columns, "training")
         if self._spec.validation_fraction > 0:
             return *data.split(self._spec.validation_fraction, seed=self._spec.seed), class_numbers
         if self._job.validation is None:
             return data, None, class_numbers
-        folder = Path(self._job.validation)
-        validation, alike = read_data(self._spec, folder, self._inputs, self._output, shuffle=False)
+        validation, alike = self._prepared(self._columns(Path(self._job.validation)), "validation")
         if alike != class_numbers:
             raise DataError(f"target {self._spec.target!r}: expected class numbers in both data sets or in neither")
         return data, validation, class_numbers
+
+    def _columns(self, folder: Path) -> Columns:
+        """A data set's columns as they are stored."""
+        names = input_columns(self._spec, [tensor.name for tensor in self._inputs])
+        inputs = {t.name: _widened(_load(folder, names[t.name]), t) for t in self._inputs}
+        return Columns(inputs, _load(folder, self._spec.target))
+
+    def _prepared(self, columns: Columns, part: str) -> tuple[ArrayData, bool]:
+        """Columns after what the job does to them, and whether the target has class numbers."""
+        done = self._preparation.apply(columns, self._inputs, Path(self._job.work), part)
+        return fit_data(self._spec, done, self._inputs, self._output, shuffle=part == "training")
+
+    def _label(self, class_numbers: bool) -> None:
+        """Give the output the labels of the target's classes."""
+        classes = self._output.shape[-1] if self._output.shape else None
+        if not class_numbers or not self._job.labels or classes is None:
+            return
+        try:
+            self._preparation = labelled(self._preparation, self._output.name, classes, self._job.labels)
+        except OptionError as error:
+            self._log(f"the version gets no labels: {error}")
 
     def _published(self, final: LoopState) -> tuple[engine.ModelState, int]:
         """The state to be published, and the epoch (from 0) that it is of."""
@@ -144,12 +170,18 @@ class Training:
             lineage=lineage,
             serving=serving,
             functions=origin.functions,
-            preprocess=origin.preprocess,
+            preprocess=self._preparation.inputs if self._preparation.inputs.inputs else None,
+            postprocess=self._preparation.outputs,
         )
         leaves = jax.tree.leaves(state.parameters)
+        own, output = tuple(map(_tensor_spec, self._inputs)), _tensor_spec(self._output)
+        inputs, outputs = self._preparation.on_wire(own, output)
+        same = (inputs, outputs) == (own, (output,))
         report = BundleReport(
-            inputs=tuple(map(_tensor_spec, self._inputs)),
-            outputs=(_tensor_spec(self._output),),
+            inputs=inputs,
+            outputs=outputs,
+            own_inputs=() if same else own,
+            own_outputs=() if same else (output,),
             parameters=sum(leaf.size for leaf in leaves),
             parameter_bytes=sum(leaf.nbytes for leaf in leaves),
             summary="",
@@ -317,21 +349,20 @@ def _mode(mode: str) -> Literal["min", "max"]:
     return "min" if mode == "min" else "max"
 
 
-def read_data(
+def fit_data(
     spec: JobSpec,
-    folder: Path,
+    columns: Columns,
     inputs: list[runtime.Signature],
     output: runtime.Signature,
     *,
     shuffle: bool = True,
 ) -> tuple[ArrayData, bool]:
-    """The columns a spec names, mapped, in the graph's types; and whether the target holds class numbers.
+    """Columns in the graph's types; and whether the target holds class numbers.
 
     Raises `DataError` for values that do not fit: class numbers out of range, whole numbers too large for their type.
     """
-    columns = input_columns(spec, [tensor.name for tensor in inputs])
-    arrays = {t.name: _fitted(_load(folder, columns[t.name]), t, f"input {t.name!r}") for t in inputs}
-    target = _load(folder, spec.target)
+    arrays = {t.name: _fitted(columns.inputs[t.name], t, f"input {t.name!r}") for t in inputs}
+    target = columns.target
     row = output.shape[1:]
     class_numbers = (
         spec.loss.name == "categorical_cross_entropy"
@@ -380,10 +411,13 @@ def _check_classes(target: np.ndarray, classes: int | None, what: str) -> None:
         raise DataError(f"{what}: expected class numbers below {classes}, got {least} to {most}")
 
 
+def _widened(values: np.ndarray, wanted: runtime.Signature) -> np.ndarray:
+    return values[:, None] if values.ndim == 1 and wanted.shape[1:] == (1,) else values
+
+
 def _fitted(values: np.ndarray, wanted: runtime.Signature, what: str) -> np.ndarray:
     """A column in the graph's type; one number per row also goes where rows of shape [1] are wanted."""
-    if values.ndim == 1 and wanted.shape[1:] == (1,):
-        values = values[:, None]
+    values = _widened(values, wanted)
     dtype = np.dtype(wanted.dtype)
     if values.dtype == dtype:
         return values
