@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli_sweeps import follow_sweep, show_comparison
-from service.cli_views import clock_time, show_columns, show_table, show_training, show_upload, tensors
+from service.cli_views import (
+    clock_time,
+    show_columns,
+    show_replicas,
+    show_table,
+    show_training,
+    show_upload,
+    target,
+    tensors,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,11 +164,50 @@ def alias_model(name: str, alias: str, version: Version, url: Url = LOCAL) -> No
     typer.echo(f"{name}: {alias} -> {version}")
 
 
+@models.command("canary")
+def split_alias(
+    name: str,
+    alias: str,
+    shares: Annotated[list[str], typer.Argument(metavar="VERSION=WEIGHT...", help="As 3=0.95 4=0.05.")],
+    url: Url = LOCAL,
+) -> None:
+    """Let several versions answer for an alias, in proportion to their weights; they are loaded first."""
+    weights: dict[int, float] = {}
+    for share in shares:
+        version, _, weight = share.partition("=")
+        try:
+            weights[int(version)] = float(weight)
+        except ValueError:
+            raise typer.BadParameter(f"expected VERSION=WEIGHT, got {share!r}") from None
+    with _client(url) as client:
+        typer.echo(f"{name}: {alias} -> {target(client.set_alias(name, alias, weights=weights))}")
+
+
+@models.command("rollback")
+def roll_back(name: str, alias: Annotated[str, typer.Argument()] = "prod", url: Url = LOCAL) -> None:
+    """Point an alias where it pointed before; a second time goes forth again."""
+    with _client(url) as client:
+        typer.echo(f"{name}: {alias} -> {target(client.roll_back(name, alias))}")
+
+
+@models.command("replicas")
+def list_replicas(name: str, url: Url = LOCAL) -> None:
+    """List the serving processes and how far each is with what is wanted of a model."""
+    with _client(url) as client:
+        found = client.model(name)
+    show_replicas(found)
+
+
 @models.command("load")
-def load_model(name: str, version: Version, url: Url = LOCAL) -> None:
+def load_model(
+    name: str,
+    version: Version,
+    pin: Annotated[bool | None, typer.Option("--pin/--no-pin", help="Never evict it to make room.")] = None,
+    url: Url = LOCAL,
+) -> None:
     """Load a version."""
     with _client(url) as client:
-        typer.echo(client.load(name, version)["state"])
+        typer.echo(client.load(name, version, pin=pin)["state"])
 
 
 @models.command("unload")

@@ -60,6 +60,31 @@ def tensors(specs: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{spec['name']} {spec['datatype']}{spec['shape']}" for spec in specs)
 
 
+def target(found: Mapping[str, Any] | int) -> str:
+    """Where an alias points: `3`, or `3 (95 %), 4 (5 %)`; of an answer about an alias, or as a replica tells it."""
+    if isinstance(found, int):
+        return str(found)
+    weights = found.get("weights", {}) if "alias" in found else found
+    if not weights:
+        return str(found["version"])
+    return ", ".join(f"{version} ({weight * 100:.3g} %)" for version, weight in weights.items())
+
+
+def show_replicas(model: Mapping[str, Any]) -> None:
+    """Print the serving processes and what each has of a model."""
+    rows = [
+        (
+            each["id"],
+            "converged" if each["converged"] else "behind",
+            f"{each['age_s']:.1f} s",
+            "; ".join(f"{alias} -> {target(at)}" for alias, at in each["aliases"].items()),
+            "; ".join(f"{v['version']} {v['state']} {v['reason']}".strip() for v in each["versions"]),
+        )
+        for each in model["replicas"]
+    ]
+    show_table(("replica", "state", "seen", "aliases", "versions"), rows)
+
+
 def show_columns(columns: Iterable[Mapping[str, Any]]) -> None:
     """A data set's columns, one per line, with statistics where they are known."""
     rows = []

@@ -121,9 +121,10 @@ class Client:
         """A version's bundle file."""
         return self._call("GET", f"{_version(name, version)}/bundle").content
 
-    def load(self, name: str, version: int) -> Json:
-        """Load a version; it is ready on return."""
-        return self._json("POST", f"{_version(name, version)}:load")
+    def load(self, name: str, version: int, *, pin: bool | None = None) -> Json:
+        """Load a version; it is ready on return. With `pin` it is never evicted to make room (None: as it is)."""
+        query = {} if pin is None else {"pin": pin}
+        return self._json("POST", f"{_version(name, version)}:load", params=query)
 
     def unload(self, name: str, version: int) -> Json:
         """Stop serving a version; its last request has been answered on return."""
@@ -133,13 +134,22 @@ class Client:
         """Delete a version, or the whole model; it must not be loaded."""
         self._call("DELETE", f"/v1/models/{_quoted(name)}" if version is None else _version(name, version))
 
-    def set_alias(self, name: str, alias: str, version: int) -> Json:
-        """Point an alias at a version, which is loaded first."""
-        return self._json("PUT", f"/v1/models/{_quoted(name)}/aliases/{_quoted(alias)}", json={"version": version})
+    def set_alias(
+        self, name: str, alias: str, version: int | None = None, *, weights: Mapping[int, float] | None = None
+    ) -> Json:
+        """Point an alias at a version, or at several that share its requests by `weights`; they are loaded first."""
+        if (version is None) == (weights is None):
+            raise TypeError("set_alias: expected either version or weights")
+        split = {str(number): weight for number, weight in (weights or {}).items()}
+        return self._json("PUT", _alias(name, alias), json={"weights": split} if split else {"version": version})
+
+    def roll_back(self, name: str, alias: str) -> Json:
+        """Point an alias where it pointed before, which is loaded still."""
+        return self._json("POST", f"{_alias(name, alias)}:rollback")
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias."""
-        self._call("DELETE", f"/v1/models/{_quoted(name)}/aliases/{_quoted(alias)}")
+        self._call("DELETE", _alias(name, alias))
 
     # Predictions
 
@@ -445,6 +455,10 @@ def _quoted(text: str) -> str:
 
 def _version(name: str, version: int) -> str:
     return f"/v1/models/{_quoted(name)}/versions/{int(version)}"
+
+
+def _alias(name: str, alias: str) -> str:
+    return f"/v1/models/{_quoted(name)}/aliases/{_quoted(alias)}"
 
 
 def _dumps(value: object) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_replicas import FileReplicaBoard
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
@@ -96,7 +97,7 @@ async def _serve(
     starts = Starts(models, FileCheckpointStore(root), queue)
     uploads = UploadService(unfinished, clock, limits)
     uses = _Nobody() if make_queue else queue
-    registry = Registry(models, engine, clock, ServingConfig())
+    registry = Registry(models, engine, clock, ServingConfig(), board=FileReplicaBoard(root, clock))
     inference = InferenceService(registry, "axon", "0", clock)
     stopping = asyncio.Event()
     context = Context(

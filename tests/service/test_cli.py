@@ -87,6 +87,15 @@ def test_model_is_submitted_listed_and_asked(running, tmp_path):
     done = client("submit", "m", "--graph", str(tmp_path / "graph.json"), "--no-load", url=running.url)
     assert done.stdout == "m version 2: UNAVAILABLE\n"
     assert client("models", "alias", "m", "prod", "2", url=running.url).stdout == "m: prod -> 2\n"
+    done = client("models", "canary", "m", "prod", "1=1", "2=3", url=running.url)
+    assert done.stdout == "m: prod -> 1 (25 %), 2 (75 %)\n", done.stderr
+    replicas = client("models", "replicas", "m", url=running.url).stdout.splitlines()
+    assert len(replicas) == 2
+    assert "converged" in replicas[1]
+    assert "prod -> 1 (25 %), 2 (75 %)" in replicas[1]
+    assert client("models", "rollback", "m", url=running.url).stdout == "m: prod -> 2\n"
+    assert client("models", "canary", "m", "prod", "1:1", url=running.url).exit_code == 2
+    assert client("models", "load", "m", "1", "--pin", url=running.url).stdout == "READY\n"
     listed = client("models", url=running.url).stdout.splitlines()
     assert [line.split()[:3] for line in listed[1:]] == [["m", "1", "READY"], ["m", "2", "READY"]]
     assert "prod" in listed[2]

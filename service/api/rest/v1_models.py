@@ -193,7 +193,7 @@ async def get_bundle(name: str, version: str, use: Use) -> FileResponse:
     return FileResponse(stored.path, media_type="application/octet-stream", filename=filename)
 
 
-@routes.put("/models/{name}/aliases/{alias}", openapi_extra=described(AliasRequest))
+@routes.put("/models/{name}/aliases/{alias}", openapi_extra=described(AliasRequest), response_model_exclude_none=True)
 async def move_alias(name: str, alias: str, request: Request, use: Use) -> AliasInfo:
     """Point an alias at a version, or at several that share its requests by `weights` (a canary).
 
@@ -204,7 +204,7 @@ async def move_alias(name: str, alias: str, request: Request, use: Use) -> Alias
     return AliasInfo.from_core(name, alias, target)
 
 
-@routes.post("/models/{name}/aliases/{alias}:rollback")
+@routes.post("/models/{name}/aliases/{alias}:rollback", response_model_exclude_none=True)
 async def roll_back(name: str, alias: str, use: Use) -> AliasInfo:
     """Point an alias where it pointed before, which is loaded still; a second time goes forth again.
 

@@ -13,6 +13,7 @@ import pytest
 from service.adapters.clock import SystemClock
 from service.adapters.dataset_files import FileDatasetReader
 from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_replicas import FileReplicaBoard
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.memory_jobs import MemoryJobQueue
@@ -55,7 +56,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     unfinished = FileUploadStore(tmp_path)
     starts = Starts(models, FileCheckpointStore(tmp_path), queue)
     uploads = UploadService(unfinished, clock, LIMITS)
-    registry = Registry(models, engine, clock, ServingConfig())
+    registry = Registry(models, engine, clock, ServingConfig(), board=FileReplicaBoard(tmp_path, clock))
     context = Context(
         registry,
         DatasetService(datasets, datasets.scratch, FileDatasetReader(), clock, LIMITS, queue, uploads),

@@ -86,6 +86,15 @@ def test_models_are_managed(client, tmp_path):
     assert client.unload("managed", one)["state"] == "UNAVAILABLE"
     assert client.load("managed", one)["state"] == "READY"
     assert client.bundle("managed", one) == content
+    assert client.set_alias("managed", "canary", weights={one: 1, two: 3})["weights"] == {
+        str(one): 0.25,
+        str(two): 0.75,
+    }
+    assert client.roll_back("managed", "canary")["version"] == two
+    client.load("managed", one, pin=True)
+    assert client.model("managed")["pinned"] == [one]
+    with pytest.raises(TypeError, match="either version or weights"):
+        client.set_alias("managed", "canary")
     client.delete_alias("managed", "canary")
     client.unload("managed", two)
     client.delete("managed", two)

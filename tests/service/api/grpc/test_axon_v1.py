@@ -125,6 +125,33 @@ async def test_graph_and_params_are_submitted(stubs):
     assert not (await within(stubs.models.ListModels(pb.ListModelsRequest()))).models
 
 
+async def test_alias_is_shared_pinned_and_rolled_back(stubs, tmp_path):
+    """Weights are told as shares; a rollback swaps; who serves says how far it is; a pin stays until taken off."""
+    models, bundle = stubs.models, bundle_bytes(tmp_path, 3)
+    for _ in range(2):
+        await within(models.SubmitVersion(upload({"do_not_load": True}, bundle=bundle)))
+    await within(models.SetAlias(pb.SetAliasRequest(name="m", alias="prod", version=1)))
+    await within(models.SetAlias(pb.SetAliasRequest(name="m", alias="prod", weights={1: 3, 2: 1})))
+    for pin in (True, None):
+        await within(models.LoadVersion(pb.LoadVersionRequest(name="m", version=2, pin=pin)))
+    model = await within(models.GetModel(pb.GetModelRequest(name="m")))
+    shared = pb.Target(version=1, weights={1: 0.75, 2: 0.25})
+    assert (dict(model.aliases), dict(model.targets)) == ({"prod": 1}, {"prod": shared})
+    assert (dict(model.previous), list(model.pinned)) == ({"prod": pb.Target(version=1)}, [2])
+    (replica,) = model.replicas
+    assert (replica.converged, replica.generation, replica.age_s) == (True, model.generation, 0)
+    assert [(each.version, each.state) for each in replica.versions] == [(1, "READY"), (2, "READY")]
+    assert dict(replica.targets) == {"prod": shared}
+    await within(models.LoadVersion(pb.LoadVersionRequest(name="m", version=2, pin=False)))
+    assert not (await within(models.GetModel(pb.GetModelRequest(name="m")))).pinned
+    back = pb.RollBackAliasRequest(name="m", alias="prod")
+    assert await within(models.RollBackAlias(back)) == pb.Target(version=1)
+    assert await within(models.RollBackAlias(back)) == shared
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await within(models.RollBackAlias(pb.RollBackAliasRequest(name="m", alias="none")))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 async def test_graph_is_validated(stubs):
     """A valid graph is described, an invalid one names the problem."""
     report = await within(stubs.models.ValidateGraph(pb.ValidateGraphRequest(graph=b'{"scale": 3}')))
@@ -284,6 +311,9 @@ BAD = {
     "zero": (lambda s: s.models.GetVersion(pb.GetVersionRequest(**version(0))), UNKNOWN),
     "negative": (lambda s: s.models.LoadVersion(pb.LoadVersionRequest(**version(-1))), UNKNOWN),
     "alias": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(alias="7"))), INVALID),
+    "alias to 0": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(0, alias="a"))), INVALID),
+    "alias to both": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(alias="a"), weights={1: 1})), INVALID),
+    "one weight": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(0, alias="a"), weights={1: 1})), INVALID),
     "data header": (lambda s: s.datasets.AddDataset(table()[1:]), INVALID),
     "second header": (lambda s: s.datasets.AddDataset(table() + table()), INVALID),
     "format": (lambda s: s.datasets.AddDataset(table("pickle")), INVALID),

@@ -63,6 +63,16 @@ async def test_bundle_is_submitted_listed_and_returned(server, bundle):
     base = "/v1/models/m/versions/1"
     assert (await server.http.get(base)).json() == version
     model = (await server.http.get("/v1/models/m")).json()
+    assert (await server.http.get("/v1/models")).json() == {"models": [model]}
+    (replica,) = model.pop("replicas")
+    assert replica.pop("id")
+    assert replica == {
+        "age_s": 0.0,
+        "generation": 3,
+        "converged": True,
+        "versions": [{"version": 1, "state": "READY", "reason": ""}],
+        "aliases": {},
+    }
     assert model == {
         "name": "m",
         "aliases": {},
@@ -72,10 +82,8 @@ async def test_bundle_is_submitted_listed_and_returned(server, bundle):
         "previous": {},
         "pinned": [],
         "generation": 3,
-        "replicas": [],
         "degraded": [],
     }
-    assert (await server.http.get("/v1/models")).json() == {"models": [model]}
     assert (await server.http.get(f"{base}/bundle")).content == bundle
     assert (await server.http.get(f"{base}/graph")).json() == {"scale": 2}
     assert (await server.http.get(f"{base}/summary")).text == "scale by 2"
@@ -126,6 +134,40 @@ async def test_alias_is_moved_and_removed(server, bundle):
     assert (await server.http.delete("/v1/models/m/aliases/prod")).status_code == 404
 
 
+async def test_alias_is_shared_and_rolled_back(server, bundle):
+    """Weights are told as shares; a rollback swaps; where nothing is known of before it is 409."""
+    for _ in range(3):
+        await server.http.post("/v1/models/m/versions?load=false", content=bundle)
+    alias = "/v1/models/m/aliases/prod"
+    assert (await server.http.post(f"{alias}:rollback")).status_code == 404
+    await server.http.put(alias, json={"version": 1})
+    assert (await server.http.post(f"{alias}:rollback")).status_code == 409
+    shared = {"model": "m", "alias": "prod", "version": 2, "weights": {"2": 0.75, "3": 0.25}}
+    reply = await server.http.put(alias, json={"weights": {"3": 1, "2": 3.0}})
+    assert (reply.status_code, reply.json()) == (200, shared)
+    model = (await server.http.get("/v1/models/m")).json()
+    assert (model["aliases"], model["splits"]) == ({"prod": 2}, {"prod": {"2": 0.75, "3": 0.25}})
+    assert (model["previous"], model["loaded"]) == ({"prod": 1}, [1, 2, 3])
+    assert [version["aliases"] for version in model["versions"]] == [[], ["prod"], ["prod"]]
+    reply = await server.http.post(f"{alias}:rollback")
+    assert (reply.status_code, reply.json()) == (200, {"model": "m", "alias": "prod", "version": 1})
+    assert (await server.http.post(f"{alias}:rollback")).json() == shared
+
+
+async def test_version_is_pinned_by_a_load(server, bundle):
+    """And not any more by another load or an unload."""
+    await server.http.post("/v1/models/m/versions?load=false", content=bundle)
+    for call, pinned in (
+        ("load?pin=true", [1]),
+        ("load", [1]),
+        ("load?pin=false", []),
+        ("load?pin=1", [1]),
+        ("unload", []),
+    ):
+        assert (await server.http.post(f"/v1/models/m/versions/1:{call}")).status_code == 200
+        assert (await server.http.get("/v1/models/m")).json()["pinned"] == pinned
+
+
 async def test_deletion_needs_an_unloaded_version(server, bundle):
     """A loaded version is a conflict; then version and model go, and both are gone."""
     await server.http.post("/v1/models/m/versions", content=bundle)
@@ -170,6 +212,16 @@ BAD = {
     "bad alias": ("POST", "/v1/models/m/versions?alias=1", {"content": b"x"}, 400),
     "alias body": ("PUT", "/v1/models/m/aliases/prod", {"json": {"version": "2"}}, 400),
     "alias extra": ("PUT", "/v1/models/m/aliases/prod", {"json": {"version": 2, "x": 1}}, 400),
+    "alias nothing": ("PUT", "/v1/models/m/aliases/prod", {"json": {}}, 400),
+    "alias both": ("PUT", "/v1/models/m/aliases/prod", {"json": {"version": 2, "weights": {"1": 1, "2": 1}}}, 400),
+    "alias one weight": ("PUT", "/v1/models/m/aliases/prod", {"json": {"weights": {"1": 1}}}, 400),
+    "alias weight 0": ("PUT", "/v1/models/m/aliases/prod", {"json": {"weights": {"1": 0, "2": 1}}}, 400),
+    "alias weight NaN": ("PUT", "/v1/models/m/aliases/prod", {"content": b'{"weights": {"1": NaN, "2": 1}}'}, 400),
+    "alias weight 1e999": ("PUT", "/v1/models/m/aliases/prod", {"content": b'{"weights": {"1": 1e999, "2": 1}}'}, 400),
+    "alias weight text": ("PUT", "/v1/models/m/aliases/prod", {"json": {"weights": {"1": "1", "2": 1}}}, 400),
+    "alias weight of x": ("PUT", "/v1/models/m/aliases/prod", {"json": {"weights": {"x": 1, "2": 1}}}, 400),
+    "alias weight twice": ("PUT", "/v1/models/m/aliases/prod", {"json": {"weights": {"01": 1, "1": 1}}}, 400),
+    "alias weight of none": ("PUT", "/v1/models/m/aliases/prod", {"json": {"weights": {"1": 1, "2": 1}}}, 404),
     "alias no JSON": ("PUT", "/v1/models/m/aliases/prod", {"content": b"{"}, 400),
     "alias unknown": ("PUT", "/v1/models/m/aliases/prod", {"json": {"version": 2}}, 404),
     "unknown path": ("GET", "/v1/nothing", {}, 404),
