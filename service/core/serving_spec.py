@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, get_args
 
-from service.core.batching import PRIORITY_LEVELS
+from service.core.request_queue import PRIORITY_LEVELS
 from service.core.datatypes import MAX_RANK
 from service.core.errors import Problem, shown
 from service.core.spec_reader import is_integer, is_label, is_number, is_text
