@@ -97,6 +97,26 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("post_0_8_1", "LearningRateFinder"): "engine.train:find_learning_rate",
     ("post_0_8_1", "objective train step"): "engine.train:ObjectiveFunction",
     ("post_0_8_1", "gradients in step state"): "engine.optim:keep_gradients",
+    ("serving", "new"): "service.core.serving:ServedModel",
+    ("serving", "jit"): "engine.runtime:Executable",
+    ("serving", "batch_size"): "service.core.types:ServingConfig.max_batch_size",
+    ("serving", "client_preprocessing"): "service.core.processing:Processor.before",
+    ("serving", "client_postprocessing"): "service.core.processing:Processor.after",
+    ("serving", "streaming"): "service.api.grpc.inference:InferenceServicer.ModelStreamInfer",
+    ("serving", "process_options"): "service.core.types:ServingConfig",
+    ("serving", "defn_options"): "service.adapters.engine_runtime:EngineRuntime",
+    ("serving", "run"): "engine.runtime:Executable.__call__",
+    ("serving", "start_link"): "service.core.batching:Batcher",
+    ("serving", "batched_run"): "service.core.serving:ServedModel.infer",
+    ("serving", "init (callback)"): "service.core.ports:Engine.load",
+    ("serving", "handle_batch (callback)"): "service.core.ports:LoadedModel.run",
+    ("serving", "telemetry"): "service.core.statistics:Statistics",
+    ("serving", "Batch.new"): "service.core.batch_buffers:BatchBuffers",
+    ("serving", "Batch.key"): "service.core.open_sizes:OpenSizes.batch_key",
+    ("serving", "Batch.concatenate"): "service.core.batch_buffers:BatchBuffers.concatenate",
+    ("serving", "Batch.merge"): "service.core.request_queue:RequestQueue.take",
+    ("serving", "Batch.split"): "service.core.batch_buffers:split",
+    ("serving", "Batch.pad"): "service.core.open_sizes:OpenSizes.pad",
 }
 """Entries that live under another name."""
 
@@ -105,7 +125,6 @@ PLAN: dict[str, str] = {
     "optimizers": "training",
     "schedules": "training",
     "update_transforms": "training",
-    "serving": "serving, first half",
     "pretrained": "pretrained models",
 }
 """The part of the plan that completes a group."""
