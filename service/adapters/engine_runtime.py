@@ -145,16 +145,15 @@ class EngineRuntime:
                 raise InvalidModel.from_problems("bundle", problems)
             if problems := serving_problems(bundle.model, serving, "serving.json"):
                 raise InvalidModel.from_problems("bundle", problems)
-            sizes = engine_sizes(tuple(map(open_size, serving.get("open_sizes") or ())))
+            open_sizes = tuple(map(open_size, serving.get("open_sizes") or ()))
+            sizes = engine_sizes(open_sizes)
             layers = engine.bundle.check_size(bundle.model, self._limits, sizes)
             report = self._report(bundle.model, layers, sizes)
-            inputs, outputs = on_wire(
-                processing_of(bundle, report.inputs, report.outputs), report.inputs, report.outputs
-            )
-            own = (report.inputs, report.outputs) if (inputs, outputs) != (report.inputs, report.outputs) else ((), ())
-            return dataclasses.replace(
-                report, inputs=inputs, outputs=outputs, serving=serving, own_inputs=own[0], own_outputs=own[1]
-            )
+            around = processing_of(bundle, report.inputs, report.outputs, open_sizes)
+            inputs, outputs = on_wire(around, report.inputs, report.outputs)
+            if (inputs, outputs) != (report.inputs, report.outputs):
+                report = dataclasses.replace(report, own_inputs=report.inputs, own_outputs=report.outputs)
+            return dataclasses.replace(report, inputs=inputs, outputs=outputs, serving=serving)
 
     def write_bundle(
         self, path: Path, graph: bytes, params: bytes | None, *, seed: int, lineage: Mapping[str, Json]

@@ -151,10 +151,15 @@ _WHOLE_TO = {"BF16": 2**8, "FP16": 2**11, "FP32": 2**24, "FP64": 2**53}
 
 
 def _check_open(name: str, text: Vocabulary, opened: OpenSize) -> None:
-    """Texts of one request differ in length: what the server knows of padding is not enough for a mask."""
+    """Texts of one request differ in length: what the batcher knows of padding is not enough for a mask."""
+    where, pad = f"preprocess.json: inputs.{name}", opened.pad_values.get(name)
     if opened.mask is not None and text.length is None:
-        problem = Problem(f"preprocess.json: inputs.{name}", f"a length beside the mask {opened.mask!r}", "none")
-        raise InvalidModel.from_problems("bundle", [problem])
+        problem = Problem(where, f"a length beside the mask {opened.mask!r}", "none")
+    elif pad is not None and text.length is None and text.padding not in (None, pad):
+        problem = Problem(where, f"the padding {pad}, with which the batcher goes on", str(text.padding))
+    else:
+        return
+    raise InvalidModel.from_problems("bundle", [problem])
 
 
 def _refuse(tensor: TensorSpec, expected: str) -> None:

@@ -238,3 +238,56 @@ async def test_a_vocabulary_without_a_length_has_that_of_the_model(server: Serve
     await server.submit("echo", model, preprocess=Preprocess({"text": (words,)}))
     status, reply = await server.infer("echo", {"inputs": [tensor("text", "BYTES", TEXTS)]})
     assert (status, reply["outputs"][0]["data"]) == (200, WORDS.apply(TEXTS).ravel().tolist())
+
+
+LONG = Vocabulary(WORDS.tokens, padding=1)
+
+
+def open_sizes(**more: Any) -> dict[str, Any]:
+    """A `serving.json` for texts of up to 3 or 6 tokens."""
+    return {"open_sizes": [{"axes": {"text": [1]}, "sizes": [3, 6], **more}]}
+
+
+@pytest.mark.parametrize(
+    ("padded", "length"), [({"pad_values": {"text": 1}}, 4), ({}, 6)], ids=["padded by the batcher", "exact sizes"]
+)
+async def test_texts_of_a_request_are_as_long_as_the_longest(
+    server: Server, padded: dict[str, Any], length: int
+) -> None:
+    """Where the model leaves their length open; beyond its largest size they are refused."""
+    model = ax.input("text", shape=(None, None), dtype="s32").linear()
+    await server.submit("open", model, preprocess=Preprocess({"text": (LONG,)}), serving=open_sizes(**padded))
+    texts = ["good film!", "bad, film"]
+    status, reply = await server.infer("open", {"inputs": [tensor("text", "BYTES", texts)]})
+    expected = LONG.apply(texts)
+    np.testing.assert_array_equal(expected, [[2, 4, 5], [3, 0, 4]])
+    assert (status, reply["outputs"][0]["shape"]) == (200, [2, 3])
+    assert reply["outputs"][0]["data"] == expected.ravel().tolist()
+    status, reply = await server.infer("open", {"inputs": [tensor("text", "BYTES", [texts[0], "bad " * 4])]})
+    assert (status, reply["outputs"][0]["shape"]) == (200, [2, length])
+    assert reply["outputs"][0]["data"][:length] == [2, 4, 5] + [1] * (length - 3)
+    status, reply = await server.infer("open", {"inputs": [tensor("text", "BYTES", ["bad", "bad " * 7])]})
+    assert (status, "input 'text': vocabulary: expected at most 6 tokens in row 1, got 7" in reply["error"]) == (
+        400,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"pad_values": {"text": 0}}, "preprocess.json: inputs.text: expected the padding 0, .*got 1"),
+        (
+            {"pad_values": {"text": 1}, "mask": "seen"},
+            "inputs.text: expected a length beside the mask 'seen', got none",
+        ),
+    ],
+)
+async def test_padding_that_is_not_that_of_the_texts_is_refused(
+    server: Server, more: dict[str, Any], message: str
+) -> None:
+    """Another number, or a mask that knows one length for all texts of a request."""
+    text = ax.input("text", shape=(None, None), dtype="s32")
+    model = text.multiply(ax.input("seen", shape=(None, None), dtype="s32")) if "mask" in more else text.linear()
+    with pytest.raises(InvalidModel, match=message):
+        await server.submit("wrong", model, preprocess=Preprocess({"text": (LONG,)}), serving=open_sizes(**more))
