@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -37,5 +38,13 @@ def configure(level: str, form: Literal["console", "json"]) -> None:
     logging.captureWarnings(True)
     # What clients send that is no HTTP is answered; a line for each would let them fill the disk.
     logging.getLogger("uvicorn.error").setLevel(max(logging.ERROR, root.level))
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_not_gone)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for noisy in ("jax", "asyncio", "httpx", "httpcore", "uvicorn"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+def _not_gone(record: logging.LogRecord) -> bool:
+    """Whether a record of gRPC tells of anything but a client that went away before its answer."""
+    error = record.exc_info[0] if record.exc_info else None
+    return error is None or error.__name__ != "ExecuteBatchError"

@@ -34,6 +34,7 @@ QUIET_S = 0.3
 LOOK_EVERY = 300
 NEVER = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.DATA_LOSS}
 OF_THE_TRANSPORT = (
+    "Compression bit set",
     "Error parsing '",
     "Decompression failed",
     "Failed parsing HTTP/2",

@@ -24,6 +24,18 @@ SECOND_REPOSITORY = "inference.model_repository.ModelRepositoryService"
 
 _HEALTH_POLL_S = 1.0
 
+_BOUNDS = (
+    # Beyond 1000 calls that wait to be taken up, gRPC cancels any of them at random: one client that opens and resets
+    # streams in a row would have the calls of all others cancelled.
+    ("grpc.server.max_pending_requests", 16_384),
+    ("grpc.server.max_pending_requests_hard_limit", 32_768),
+    ("grpc.max_concurrent_streams", 1024),
+    # A client that vanished without a word is found and its connection closed.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Servicer:
@@ -51,6 +63,7 @@ def build_server(
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.so_reuseport", 0),
+            *_BOUNDS,
         )
     )
     protocol = InferenceServicer(inference, repository)
