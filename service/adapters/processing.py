@@ -156,7 +156,7 @@ def _check_open(name: str, text: Vocabulary, opened: OpenSize) -> None:
     if opened.mask is not None and text.length is None:
         problem = Problem(where, f"a length beside the mask {opened.mask!r}", "none")
     elif pad is not None and text.length is None and text.padding not in (None, pad):
-        problem = Problem(where, f"the padding {pad}, with which the batcher goes on", str(text.padding))
+        problem = Problem(where, f"the padding {pad!r}, with which the batcher goes on", str(text.padding))
     else:
         return
     raise InvalidModel.from_problems("bundle", [problem])
