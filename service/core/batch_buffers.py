@@ -90,11 +90,12 @@ class BatchBuffers:
             buffer[start:] = 0
 
     def _allocate(self, tensor: TensorSpec) -> np.ndarray:
-        elements = self._sizes[-1] * math.prod(self._open_sizes.shape(tensor, self._open_sizes.largest)[1:])
+        shape = self._open_sizes.padded(tensor.name, tensor.shape, self._open_sizes.largest)
+        elements = self._sizes[-1] * math.prod(shape[1:])
         return aligned_zeros((elements,), datatype(tensor.datatype).dtype)
 
     def _views_of(self, key: Sizes) -> list[Tensors]:
-        shapes = {tensor.name: self._open_sizes.shape(tensor, key)[1:] for tensor in self._tensors}
+        shapes = {tensor.name: self._open_sizes.padded(tensor.name, tensor.shape, key)[1:] for tensor in self._tensors}
         made = [
             {
                 name: self._memory[name][: rows * math.prod(shape)].reshape(rows, *shape)
@@ -112,12 +113,13 @@ def single(spec: ModelSpec, open_sizes: OpenSizes, request: Pending) -> Tensors:
     if request.sizes == request.key and not spec.masks:
         return {name: np.require(array, requirements=["C", "A"]) for name, array in inputs.items()}
     made: Tensors = {}
-    for tensor in (*spec.inputs, *spec.masks):
-        array = inputs.get(tensor.name)
-        shape = open_sizes.shape(tensor, request.key)
-        rows = next(iter(inputs.values())).shape[0] if array is None else array.shape[0]
-        made[tensor.name] = aligned_zeros((rows, *shape[1:]), datatype(tensor.datatype).dtype)
-        open_sizes.pad(tensor.name, made[tensor.name], 1 if array is None else array, request.sizes)
+    for name, array in inputs.items():
+        made[name] = aligned_zeros(open_sizes.padded(name, array.shape, request.key), array.dtype)
+        open_sizes.pad(name, made[name], array, request.sizes)
+    for tensor in spec.masks:
+        shape = open_sizes.mask_shape(tensor.name, inputs, request.key)
+        made[tensor.name] = aligned_zeros(shape, datatype(tensor.datatype).dtype)
+        open_sizes.pad(tensor.name, made[tensor.name], 1, request.sizes)
     return made
 
 

@@ -7,7 +7,7 @@ none. Only requests of one key share a batch.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -81,12 +81,18 @@ class OpenSizes:
             ]
         )
 
-    def shape(self, tensor: TensorSpec, key: Sizes) -> tuple[int, ...]:
-        """The shape of an input or a mask for a key, but for its first axis, which stays as declared."""
-        shape = list(tensor.shape)
-        for place in self._axes[tensor.name]:
-            shape[place.axis] = key[place.index]
-        return tuple(shape)
+    def padded(self, name: str, shape: Sequence[int], key: Sizes) -> tuple[int, ...]:
+        """The shape of an input or a mask for a key, other axes as in `shape`."""
+        sizes = list(shape)
+        for place in self._axes[name]:
+            sizes[place.axis] = key[place.index]
+        return tuple(sizes)
+
+    def mask_shape(self, name: str, inputs: Mapping[str, np.ndarray], key: Sizes) -> tuple[int, ...]:
+        """The shape of the mask for a request of a model that is not batched."""
+        index = next(index for index, declared in enumerate(self._declared) if declared.mask == name)
+        masked, _ = self._asked[index][0]
+        return inputs[masked].shape[0], key[index]
 
     def pad(self, name: str, buffer: np.ndarray, values: np.ndarray | int, sizes: Sizes) -> None:
         """Put `values` of `sizes` at the front of `buffer` and the pad value behind them.

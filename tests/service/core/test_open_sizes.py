@@ -160,6 +160,26 @@ async def test_model_that_is_not_batched_pads_too() -> None:
     assert all(address % ALIGNMENT == 0 for address in model.addresses)
 
 
+async def test_inputs_without_an_open_size_are_left_as_they_are() -> None:
+    """A model that is not batched may take a number beside a text: only the text is padded."""
+    length = OpenSize(axes={"tokens": (1,)}, sizes=(4,), pad_values={"tokens": 7}, mask="mask")
+    spec = ModelSpec(
+        inputs=(TensorSpec("scale", "INT64", ()), TensorSpec("tokens", "INT64", (3, -1))),
+        outputs=(TensorSpec("scaled", "INT64", (3, -1)),),
+        max_batch_size=0,
+        buckets=(3,),
+        open_sizes=(length,),
+        masks=(TensorSpec("mask", "BOOL", (3, -1)),),
+        open_axes={"scaled": {1: 0}},
+    )
+    model = HeldModel(spec, lambda inputs: {"scaled": inputs["scale"] * inputs["tokens"] * inputs["mask"]})
+    async with served(model) as made:
+        tokens = np.array([[1, 2], [3, 4], [5, 6]])
+        answer = await made.infer({"scale": np.array(3), "tokens": tokens})
+    np.testing.assert_array_equal(answer["scaled"], 3 * tokens)
+    np.testing.assert_array_equal(model.batches[0]["mask"], [[True, True, False, False]] * 3)
+
+
 async def test_answer_survives_the_next_batch_when_the_model_returns_a_padded_input() -> None:
     """An output in the buffers is copied, whatever the key and the cut."""
     model = HeldModel(text_spec(), lambda inputs: {"doubled": inputs["tokens"], "mask": inputs["mask"]})
