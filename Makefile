@@ -35,7 +35,7 @@ fuzz: $(STAMP)  ## read changed bundles for a while, then 240 000 numbers in JSO
 	$(BIN)/python -m tests.fuzz.numbers
 
 faults-short: $(STAMP)  ## kill everything at every point of a job's life, cancel races, a soak (minutes)
-	FAULTS=short $(BIN)/python -m pytest -q tests/faults
+	FAULTS=short $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults
 
 faults: $(STAMP)  ## the same with Redis or the API restarted at that moment; prints the table
 	FAULTS=whole $(BIN)/python -m pytest -q tests/faults

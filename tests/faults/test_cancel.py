@@ -26,6 +26,7 @@ from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import Workshop, a_job
 
 pytestmark = [
+    pytest.mark.faults,
     pytest.mark.slow,
     pytest.mark.e2e,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the trainers in /proc"),
@@ -46,7 +47,7 @@ MOMENTS = {
     "ended": (ENDS_AT_ONCE, {"state": "succeeded"}),
 }
 """What a job does, and the event after which it is cancelled."""
-OF_EACH = 25 if "FAULTS" in os.environ else 8
+OF_EACH = 25
 SEED = 20260
 
 

@@ -36,7 +36,7 @@ from tests.faults.references import Undisturbed
 from tests.service.waiting import FakeClock
 from tests.service.worker.workshop import spec_json
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 EFFORT = 10 if os.environ.get("FAULTS") == "whole" else 1
 

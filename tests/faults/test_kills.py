@@ -24,6 +24,7 @@ from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import a_job, add_dataset
 
 pytestmark = [
+    pytest.mark.faults,
     pytest.mark.slow,
     pytest.mark.e2e,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the trainer's process in /proc"),

@@ -22,6 +22,7 @@ from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.workshop import Workshop, a_job, spec_json
 
 pytestmark = [
+    pytest.mark.faults,
     pytest.mark.e2e,
     pytest.mark.skipif(sys.platform != "linux", reason="finds the trainer's process in /proc"),
 ]

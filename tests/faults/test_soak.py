@@ -25,10 +25,10 @@ from tests.service.waiting import wait_until
 from tests.service.worker.workshop import Workshop, a_job
 
 pytestmark = [
+    pytest.mark.faults,
     pytest.mark.slow,
     pytest.mark.e2e,
     pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
-    pytest.mark.skipif("FAULTS" not in os.environ, reason="part of make faults-short and make faults"),
 ]
 
 JOBS, WORKERS = 60, 4

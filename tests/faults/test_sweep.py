@@ -18,6 +18,7 @@ from tests.service.worker.test_sweep import a_sweep
 from tests.service.worker.workshop import add_dataset
 
 pytestmark = [
+    pytest.mark.faults,
     pytest.mark.slow,
     pytest.mark.e2e,
     pytest.mark.skipif(sys.platform != "linux", reason="needs PDEATHSIG"),
