@@ -7,7 +7,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
+.PHONY: help install demo test soak faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,11 +28,14 @@ demo: $(STAMP)  ## train real handwritten digits through the queue, serve them, 
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 fuzz: $(STAMP)  ## read changed bundles for a while, then 240 000 numbers in JSON: make fuzz SECONDS=60
 	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60)
 	$(BIN)/python -m tests.fuzz.numbers
+
+soak: $(STAMP)  ## press a server for a long time: changes under traffic (ten minutes), memory
+	$(BIN)/python -m tests.lifecycle $(or $(SECONDS),600)
 
 faults-short: $(STAMP)  ## kill everything at every point of a job's life, cancel races, a soak (minutes)
 	FAULTS=short $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults

@@ -1,4 +1,4 @@
-"""`axon serve` in processes of their own, and a model of whole numbers whose answers tell their version."""
+"""`axon serve` in processes of their own, and a model whose answers tell their version."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
 
 START_S = 180
 STOP_S = 60
@@ -23,7 +24,9 @@ NO_QUEUE = "redis://127.0.0.1:1"
 
 MODEL = "numbers"
 WIDTH = 2
-_STEP = 1000
+PARAMETER_BYTES = 4 * WIDTH
+_STEP = 2048
+_LARGEST = 2**24
 
 
 @dataclass(frozen=True)
@@ -87,24 +90,29 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def graph(mark: int) -> dict[str, Any]:
-    """A model that adds `mark`, less than a thousand, to every number: `y = x + mark`."""
+def graph() -> dict[str, Any]:
+    """A model that adds its parameters to every row: `y = x + mark`."""
     nodes = [
-        {"name": "x", "op": "input", "options": {"shape": [None, WIDTH], "dtype": "s32"}},
-        {"name": "mark", "op": "constant", "options": {"value": [[mark] * WIDTH], "dtype": "s32"}},
-        {"name": "y", "op": "add", "inputs": ["x", "mark"]},
+        {"name": "x", "op": "input", "options": {"shape": [None, WIDTH]}},
+        {"name": "y", "op": "bias", "inputs": ["x"]},
     ]
     return {"format": "axon.graph", "version": 1, "nodes": nodes, "outputs": "y"}
 
 
+def params(version: int) -> bytes:
+    """The parameters of a version, which make its mark: the version's number."""
+    return save({"y.bias": np.full(WIDTH, version, np.float32)})
+
+
 def question(generator: np.random.Generator, rows: int) -> np.ndarray:
-    """Numbers like no other's, multiples of a thousand."""
-    return (generator.integers(0, 2_000_000, (rows, WIDTH)) * _STEP).astype(np.int32)
+    """Whole numbers like no other's, which single precision has exactly, with room for a mark."""
+    return (generator.integers(0, _LARGEST // _STEP, (rows, WIDTH)) * _STEP).astype(np.float32)
 
 
 def mark_of(x: np.ndarray, y: np.ndarray) -> int:
-    """The mark of the model that answered `x` with `y`; raises `AssertionError` for an answer to something else."""
+    """The version that answered `x` with `y`; raises `AssertionError` for an answer to something else."""
     marks = np.unique(y - x)
     assert y.shape == x.shape, (x.shape, y.shape)
     assert len(marks) == 1, f"not the answer to this question: {x.tolist()} -> {y.tolist()}"
+    assert 0 < marks[0] < _STEP, f"not the answer to this question: {x.tolist()} -> {y.tolist()}"
     return int(marks[0])

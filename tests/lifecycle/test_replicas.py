@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.lifecycle.servers import MODEL, Server, graph, mark_of, question, serving
+from tests.lifecycle.servers import MODEL, Server, graph, mark_of, params, question, serving
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +29,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
         with httpx.Client(base_url=servers[0].http, timeout=60) as client:
             for mark in (1, 2, 3, 4):
                 query = {"load": mark < 3} | ({"alias": "prod"} if mark == 1 else {})
-                files = {"graph": ("graph", _json(graph(mark)))}
+                files = {"graph": ("graph", json.dumps(graph()).encode()), "params": ("params", params(mark))}
                 client.post(f"/v1/models/{MODEL}/versions", params=query, files=files).raise_for_status()
         yield servers
 
@@ -50,7 +50,7 @@ async def _ask(client: httpx.AsyncClient, seed: int, traffic: Traffic, done: asy
     generator = np.random.default_rng(seed)
     while not done.is_set():
         x = question(generator, 2)
-        tensor = {"name": "x", "datatype": "INT32", "shape": list(x.shape), "data": x.tolist()}
+        tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.tolist()}
         began = time.monotonic()
         try:
             reply = await client.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]})
@@ -61,7 +61,7 @@ async def _ask(client: httpx.AsyncClient, seed: int, traffic: Traffic, done: asy
             traffic.failed.append(reply.text)
             continue
         body = reply.json()
-        mark = mark_of(x, np.array(body["outputs"][0]["data"], np.int32).reshape(x.shape))
+        mark = mark_of(x, np.array(body["outputs"][0]["data"], np.float32).reshape(x.shape))
         assert body["model_version"] == str(mark)
         traffic.answers.append((began, mark))
 
@@ -146,7 +146,3 @@ async def test_process_that_ends_is_forgotten_at_once(three: list[Server]):
             async with asyncio.timeout(5):
                 while len((await clients[0].get(f"/v1/models/{MODEL}")).json()["replicas"]) != 2:
                     await asyncio.sleep(0.02)
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value).encode()
