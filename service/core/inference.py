@@ -58,6 +58,9 @@ class ServedModels(Protocol):
     def ready(self) -> bool:
         """Whether everything that shall be loaded is."""
 
+    def degraded(self) -> dict[str, list[str]]:
+        """What shall be loaded and failed, by model."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerMetadata:
@@ -110,6 +113,10 @@ class InferenceService:
     def parts(self) -> list[Part]:
         """What the server stands on, as it is now."""
         return [] if self._health is None else self._health.parts()
+
+    def degraded(self) -> dict[str, list[str]]:
+        """By model what is wanted and failed; it is ready nevertheless: what served before does so still."""
+        return self._registry.degraded()
 
     def server_metadata(self) -> ServerMetadata:
         """Name, version, extensions."""

@@ -18,6 +18,12 @@ class PartStatus(BaseModel):
     for_s: float
 
 
+class ModelsStatus(BaseModel):
+    """What is wrong with models: `degraded` says by name what is wanted and failed; the server is ready all the same."""
+
+    degraded: dict[str, list[str]]
+
+
 class ServerStatus(BaseModel):
     """The server as it is now; `reasons` say why it is not ready."""
 
@@ -25,6 +31,7 @@ class ServerStatus(BaseModel):
     ready: bool
     reasons: list[str]
     parts: list[PartStatus]
+    models: ModelsStatus
 
 
 def router(inference: InferenceService) -> APIRouter:
@@ -44,6 +51,7 @@ def router(inference: InferenceService) -> APIRouter:
             )
             for part in inference.parts()
         ]
-        return ServerStatus(live=inference.live(), ready=not reasons, reasons=reasons, parts=parts)
+        models = ModelsStatus(degraded=inference.degraded())
+        return ServerStatus(live=inference.live(), ready=not reasons, reasons=reasons, parts=parts, models=models)
 
     return routes

@@ -26,6 +26,7 @@ from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
 from service.api.grpc.server import build_server
 from service.api.repository import ModelRepository
 from service.api.rest import errors, v1_status, v2
+from service.core.errors import InvalidModel
 from service.core.health import HealthMonitor
 from service.core.inference import InferenceService
 from service.core.limits import Limits
@@ -49,6 +50,8 @@ class Wires:
     protocol: Any = field(init=False)
     health: Any = field(init=False)
     inference: InferenceService = field(init=False)
+    registry: Registry = field(init=False)
+    engine: FakeEngine = field(init=False)
     watched: list[int] = field(default_factory=list)
 
     async def ready(self) -> bool:
@@ -83,7 +86,8 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
     """Ready, with the monitor's own periods; the queue's server is away."""
     made, clock, stop = Wires(tmp_path), SystemClock(), asyncio.Event()
     models, queue = FileModelStore(tmp_path, clock), RedisJobQueue(connect(NO_REDIS), clock)
-    registry = Registry(models, FakeEngine(), clock, ServingConfig(), poll_s=0.05)
+    made.engine = FakeEngine()
+    made.registry = registry = Registry(models, made.engine, clock, ServingConfig(), poll_s=0.05)
     watched = checks(models, queue, tmp_path, min_free_bytes=FLOOR, free_bytes=lambda path: made.free)
     monitor = HealthMonitor(watched, clock)
     made.inference = InferenceService(registry, "axon", "1", clock, monitor)
@@ -117,6 +121,19 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
     await registry.close()
     await queue.close()
     models.close()
+
+
+async def test_failed_version_is_told_and_changes_nothing_else(wires: Wires, tmp_path: Path):
+    """The old one serves, the server stays ready, and the status says what is degraded and why."""
+    assert (await wires.http.get("/v1/status")).json()["models"] == {"degraded": {}}
+    wires.engine.fail[4] = InvalidModel("too large for this device")
+    (tmp_path / "upload").write_bytes(bundle_bytes(tmp_path, 4))
+    with pytest.raises(InvalidModel):
+        await wires.registry.submit("m", tmp_path / "upload", alias="prod")
+    reasons = ["version 2 did not load: too large for this device"]
+    assert (await wires.http.get("/v1/status")).json()["models"] == {"degraded": {"m": reasons}}
+    assert await wires.ready()
+    await wires.still_answers()
 
 
 async def flips(wires: Wires, part: str, reason: str) -> None:

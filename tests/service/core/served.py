@@ -148,6 +148,9 @@ class FakeRegistry:
     def ready(self) -> bool:
         return self.is_ready
 
+    def degraded(self) -> dict[str, list[str]]:
+        return {}
+
 
 def serve(
     model: HeldModel, *, name: str = "fake", version: int = 1, clock: RealClock | HeldClock | None = None, **config: int
