@@ -94,7 +94,7 @@ def write(
         archive.STATE: layer_state and tensors.dump(jax.device_get(layer_state)),
         archive.CONSTANTS: constants and tensors.dump(constants),
         archive.SERVING: serving and _json(serving),
-        **processing.members(model, layers, preprocess, postprocess),
+        **processing.members(model, layers, preprocess, postprocess, limits),
     }
     members = {
         archive.GRAPH: _json(graph),

@@ -10,6 +10,7 @@ import jax
 
 from engine import postprocess as post
 from engine.bundle import archive
+from engine.bundle.limits import Limits
 from engine.errors import BundleError, OptionError, Problem
 from engine.model.model import Model
 from engine.model.outputs import output_names
@@ -19,9 +20,13 @@ from engine.preprocess import Preprocess, specs
 
 
 def members(
-    model: Model, layers: Sequence[LayerInfo], preprocess: Preprocess | None, postprocess: Postprocess | None
+    model: Model,
+    layers: Sequence[LayerInfo],
+    preprocess: Preprocess | None,
+    postprocess: Postprocess | None,
+    limits: Limits,
 ) -> dict[str, bytes]:
-    """The members to write; raises `BundleError` for steps of what the model does not have."""
+    """The members to write; raises `BundleError` for steps of what the model does not have, or that get too long."""
     found: dict[str, bytes] = {}
     if preprocess is not None:
         check_inputs(preprocess, model)
@@ -29,6 +34,9 @@ def members(
     if postprocess is not None and postprocess.outputs:
         check_outputs(postprocess, model, layers)
         found[archive.POSTPROCESS] = _json(post.to_json(postprocess))
+    for name, data in found.items():
+        if len(data) > limits.graph_bytes:
+            raise BundleError([Problem(name, f"at most {limits.graph_bytes} bytes", str(len(data)))])
     return found
 
 
@@ -76,4 +84,4 @@ def check_outputs(postprocess: Postprocess, model: Model, layers: Sequence[Layer
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=1, allow_nan=False).encode()
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()

@@ -156,6 +156,12 @@ def _checked(tokens: Any) -> tuple[str, ...]:
             raise OptionError(
                 f"vocabulary: expected tokens of at most {MAX_TOKEN_CHARACTERS} characters, got {token!r:.100}"
             )
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"vocabulary: expected tokens that UTF-8 can spell, got {error.object[error.start]!r}"
+        ) from error
     return tuple(tokens)
 
 

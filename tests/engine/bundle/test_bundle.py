@@ -335,6 +335,20 @@ def test_postprocessing_travels_and_fits_outputs_of_the_model(tmp_path: Path):
     ]:
         with pytest.raises(BundleError, match=message):
             ax.bundle.write(tmp_path / "c.axon", model, state, postprocess=Postprocess(wrong))
+    with zipfile.ZipFile(tmp_path / "a.axon") as archive:
+        member = archive.read("postprocess.json")
+    narrow = ax.input("x", shape=(None, 2)).dense(2)
+    with zipfile.ZipFile(_written(tmp_path / "d.axon", narrow, ax.init(narrow))) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    _refused(
+        _zip(tmp_path / "e", {**members, "postprocess.json": member}),
+        r"postprocess\.json: outputs\.dense_0: .*labels: expected an output with 3",
+    )
+    _refused(
+        _zip(tmp_path / "f", {**members, "postprocess.json": b"{}"}), "expected format 'axon.postprocess', version 1"
+    )
+    with pytest.raises(BundleError, match=r"postprocess\.json: expected at most 20 bytes"):
+        ax.bundle.write(tmp_path / "g", model, state, postprocess=steps, limits=Limits(graph_bytes=20))
 
 
 def test_preprocessing_travels_and_names_inputs_of_the_model(tmp_path: Path):

@@ -115,6 +115,7 @@ def test_unfit_numbers_are_refused() -> None:
         {"tokens": ("a", "a")},
         {"tokens": ("a", 1)},
         {"tokens": ("a" * 2000,)},
+        {"tokens": ("a", "\ud800")},
         {"tokens": ("a",), "default": 1},
         {"tokens": ("a",), "default": -1},
         {"tokens": ("a",), "padding": True},
