@@ -5,20 +5,35 @@ from __future__ import annotations
 from engine.model.open_sizes import OpenSize, check_open_sizes, combinations, opened
 from engine.runtime.executable import Executable, WarmUp
 from engine.runtime.rows import mixing_reason
-from engine.runtime.signature import Exposed, Signature, input_signatures, intermediates, output_names, signature
+from engine.runtime.signature import (
+    Exposed,
+    Signature,
+    Walks,
+    input_signatures,
+    intermediates,
+    intermediates_at,
+    output_names,
+    outputs_at,
+    signature,
+    walk_sizes,
+)
 
 __all__ = [
     "Executable",
     "Exposed",
     "OpenSize",
     "Signature",
+    "Walks",
     "WarmUp",
     "check_open_sizes",
     "combinations",
     "input_signatures",
     "intermediates",
+    "intermediates_at",
     "mixing_reason",
     "opened",
     "output_names",
+    "outputs_at",
     "signature",
+    "walk_sizes",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -80,29 +83,42 @@ def _axis(shape: tuple[int, ...], axis: int) -> int | None:
     return shape[axis] if axis < len(shape) else None
 
 
-def walk_sizes(model: Model, open_sizes: Sequence[OpenSize] = ()) -> Walks:
+def walk_sizes(model: Model, open_sizes: Sequence[OpenSize] = (), *, limit_s: float = math.inf) -> Walks:
     """The shapes of a graph at its declared open sizes, which must be all that it has.
 
+    Args:
+        limit_s: how much CPU time it may take.
     Raises: the errors of `infer` that name the sizes; `OptionError` for parameters whose shapes depend on them.
     """
+    until_s = time.thread_time() + limit_s
+
+    def walk(sizes: Sequence[int]) -> Layers:
+        return _walk(model, open_sizes, sizes, limit_s=max(until_s - time.thread_time(), 0.0))
+
     largest = [each.sizes[-1] for each in open_sizes]
-    base = _walk(model, open_sizes, largest)
+
+    def at(index: int, size: int) -> Layers:
+        return walk([*largest[:index], size, *largest[index + 1 :]])
+
+    base = walk(largest)
     if len(open_sizes) > 1:
-        _walk(model, open_sizes, [each.sizes[0] for each in open_sizes])
+        walk([each.sizes[0] for each in open_sizes])
     declared, trials = [], []
     for index, each in enumerate(open_sizes):
         walks = {}
         for size in each.sizes[:-1]:
-            walks[size] = _walk(model, open_sizes, [*largest[:index], size, *largest[index + 1 :]])
+            walks[size] = at(index, size)
             _check_params(each, base, walks[size], size)
         declared.append(walks)
-        trials.append(_trial(model, open_sizes, index))
+        trials.append(_trial(each, partial(at, index)))
     return Walks(tuple(open_sizes), base, tuple(declared), tuple(trials))
 
 
-def _walk(model: Model, open_sizes: Sequence[OpenSize], sizes: Sequence[int], rows: int = 2) -> Layers:
+def _walk(
+    model: Model, open_sizes: Sequence[OpenSize], sizes: Sequence[int], *, rows: int = 2, limit_s: float = math.inf
+) -> Layers:
     try:
-        return infer(model, declared_template(model, rows, opened(open_sizes, sizes)))
+        return infer(model, declared_template(model, rows, opened(open_sizes, sizes)), limit_s=limit_s)
     except EngineError as error:
         if not open_sizes:
             raise
@@ -117,15 +133,14 @@ def sizes_text(open_sizes: Sequence[OpenSize], sizes: Sequence[int]) -> str:
     return " and ".join(f"{each} = {size}" for each, size in zip(open_sizes, sizes, strict=True))
 
 
-def _trial(model: Model, open_sizes: Sequence[OpenSize], index: int) -> dict[int, Layers]:
+def _trial(each: OpenSize, walk: Callable[[int], Layers]) -> dict[int, Layers]:
     """A walk at an undeclared size, which tells an axis that depends on the size from one that only seems not to."""
-    each, sizes = open_sizes[index], [other.sizes[-1] for other in open_sizes]
-    largest = sizes[index]
+    largest = each.sizes[-1]
     for size in (2 * largest, largest // 2, largest + 1, largest - 1):
         if size < 1 or size in each.sizes:
             continue
         try:
-            return {size: _walk(model, open_sizes, [*sizes[:index], size, *sizes[index + 1 :]])}
+            return {size: walk(size)}
         except EngineError:
             continue
     if each.padded and len(each.sizes) == 1:

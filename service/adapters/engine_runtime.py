@@ -130,7 +130,7 @@ class EngineRuntime:
             check = partial(check_step, model, name, asked)
             attempts.append((f"preprocess.{name}", "a step that fits an input of the graph", check))
         problems += [Problem(path, what, str(found)) for path, what, check in attempts if (found := _refusal(check))]
-        return problems + serving_problems(model, serving or {}, "serving")
+        return problems + serving_problems(model, serving or {}, "serving", self._limits)
 
     def check_bundle(self, path: Path) -> BundleReport:
         """Validate a bundle completely; raises `InvalidModel` with every problem.
@@ -143,7 +143,7 @@ class EngineRuntime:
             serving = parse_serving(bundle.serving, problems, "serving.json")
             if problems:
                 raise InvalidModel.from_problems("bundle", problems)
-            if problems := serving_problems(bundle.model, serving, "serving.json"):
+            if problems := serving_problems(bundle.model, serving, "serving.json", self._limits):
                 raise InvalidModel.from_problems("bundle", problems)
             open_sizes = tuple(map(open_size, serving.get("open_sizes") or ()))
             sizes = engine_sizes(open_sizes)

@@ -10,9 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import engine
+from engine.bundle import Limits
 from engine.errors import EngineError
 from engine.model.model import Model
-from engine.runtime import input_signatures, intermediates, signature
+from engine.runtime import (
+    Walks,
+    check_open_sizes,
+    input_signatures,
+    intermediates,
+    intermediates_at,
+    outputs_at,
+    walk_sizes,
+)
 from service.adapters.loaded_executable import engine_sizes, tensor_spec
 from service.core.datatypes import datatype
 from service.core.errors import InvalidModel, Problem, shown
@@ -20,19 +29,21 @@ from service.core.serving_spec import MAX_BUCKETS, batch_sizes, bucket_count, op
 from service.core.types import Json, OpenSize, ServingConfig, TensorSpec
 
 
-def serving_problems(model: Model, serving: Mapping[str, Json], path: str) -> list[Problem]:
+def serving_problems(model: Model, serving: Mapping[str, Json], path: str, limits: Limits) -> list[Problem]:
     """What is wrong with an object that `parse_serving` has read, for this model; shapes are worked out, no more."""
     open_sizes = tuple(map(open_size, serving.get("open_sizes") or ()))
-    declared = engine_sizes(open_sizes)
-    problems = []
+    declared, exposed = engine_sizes(open_sizes), serving.get("expose_intermediate", False)
+    problems: list[Problem] = []
     if (precision := serving.get("precision")) is not None:
         problems += _refused(f"{path}.precision", "a known policy", partial(engine.apply_policy, model, precision))
-    if open_sizes:
-        check = partial(_check_sizes, model, declared)
-        problems += _refused(f"{path}.open_sizes", "sizes that fit the graph", check)
-    if not problems:
-        exposed = serving.get("expose_intermediate", False)
-        layers = partial(intermediates, model, exposed, declared)
+    if not open_sizes:
+        layers = partial(intermediates, model, exposed)
+        return problems + _refused(f"{path}.expose_intermediate", "layers of the graph", layers)
+    found: list[Walks] = []
+    walk = partial(_walk, model, declared, limits.check_s, found)
+    problems += _refused(f"{path}.open_sizes", "sizes that fit the graph", walk)
+    for walks in found:
+        layers = partial(intermediates_at, model, exposed, walks)
         problems += _refused(f"{path}.expose_intermediate", "layers of the graph", layers)
         problems += pad_problems(open_sizes, map(tensor_spec, input_signatures(model)), path)
     return problems
@@ -70,9 +81,11 @@ def _fits(pad: int | float | bytes, dtype: np.dtype) -> bool:
     return math.isfinite(pad) and abs(pad) <= float(jnp.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
-def _check_sizes(model: Model, declared: Sequence[engine.runtime.OpenSize]) -> None:
-    engine.runtime.check_open_sizes(model, declared)
-    signature(model, open_sizes=declared)
+def _walk(model: Model, declared: Sequence[engine.runtime.OpenSize], limit_s: float, found: list[Walks]) -> None:
+    check_open_sizes(model, declared)
+    walks = walk_sizes(model, declared, limit_s=limit_s)
+    outputs_at(model, walks)
+    found.append(walks)
 
 
 def _refused(path: str, expected: str, check: Callable[[], object]) -> list[Problem]:

@@ -275,3 +275,26 @@ def test_jobs_are_told_what_their_graph_cannot_be_served_with(runtime: EngineRun
         "serving.open_sizes",
     ]
     assert paths({"open_sizes": [{**size, "pad_values": {"x": 1e39}}]}) == ["serving.open_sizes[0].pad_values.x"]
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return (values * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+
+
+def test_own_layers_are_tried_and_compiled_at_every_size(runtime: EngineRuntime, tmp_path: Path):
+    """A program of StableHLO takes the mask; expected by the formula in NumPy, from the real positions alone."""
+    embedded = ax.input("tokens", shape=(None, None), dtype="s32").embedding(20, 6, name="embedded")
+    model = ax.layer(_mean, [embedded, ax.input("mask", shape=(None, None))], row_wise=True, name="mean")
+    state = ax.build(model)[0](seed=4)
+    path = tmp_path / "m.axon"
+    size = {"axes": {"tokens": 1}, "sizes": [4, 8], "pad_values": {"tokens": 0}, "mask": "mask"}
+    ax.bundle.write(path, model, state, serving={"batch_buckets": [2], "open_sizes": [size]})
+    serving = runtime.check_bundle(path).serving
+    loaded = runtime.load(path, serving_config(ServingConfig(), {"serving": serving}))
+    kernel = np.asarray(state.parameters["embedded"]["kernel"])
+    for length, padded in ((3, 4), (4, 4), (5, 8)):
+        tokens = tokens_of(2, length)
+        inputs = {"tokens": np.zeros((2, padded), np.int32), "mask": np.zeros((2, padded), np.float32)}
+        inputs["tokens"][:, :length], inputs["mask"][:, :length] = tokens, 1
+        np.testing.assert_allclose(loaded.run(inputs)["mean"], kernel[tokens].mean(1), atol=1e-6)
+    loaded.close()
