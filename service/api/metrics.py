@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import final
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -50,7 +51,7 @@ def router(registry: CollectorRegistry, compatible: NvMetrics) -> APIRouter:
     """`GET /metrics`: everything in `registry` as Prometheus text, and the same under the names of `compatible`."""
     routes = APIRouter(tags=["operation"])
 
-    @routes.get("/metrics", summary="Prometheus metrics")
+    @routes.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         # On the event loop on purpose: the counters belong to it.
         text = generate_latest(registry) + (await compatible.text()).encode()

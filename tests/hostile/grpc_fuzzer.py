@@ -167,7 +167,7 @@ async def _converse(target: Target, case: Script) -> dict[int, tuple[StatusCode 
     reader, writer = await asyncio.open_connection(target.host, target.grpc_port)
     client = None
     try:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # the server may have ended it already
             if not case.bare:
                 client = _Client(writer)
                 for call in case.calls:
@@ -186,7 +186,7 @@ async def _converse(target: Target, case: Script) -> dict[int, tuple[StatusCode 
         return {} if client is None else client.statuses
     finally:
         writer.close()
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(OSError, TimeoutError):
             await asyncio.wait_for(writer.wait_closed(), 5)
 
 

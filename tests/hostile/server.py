@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from service.adapters.embedded_redis import EmbeddedRedis
 from service.client import Client
 
 START_S = 120.0
@@ -25,6 +27,8 @@ MAX_BATCH = 4
 WIDTH = 4
 MODEL = "sums"
 FLOATS = "floats"
+SPARE = "spare"
+"""A model that clients may load, unload, move and delete."""
 PATIENCE_S = 2.0
 """How long the server waits for a silent client in mid-request."""
 LIMITS = {
@@ -98,6 +102,18 @@ class Target:
 
 
 @contextmanager
+def queue() -> Iterator[dict[str, str]]:
+    """A queue of its own for the server, as a setting: jobs are taken and nobody works on them."""
+    with tempfile.TemporaryDirectory(prefix="axon-queue-") as folder, asyncio.Runner() as runner:
+        redis = EmbeddedRedis(Path(folder))
+        runner.run(redis.start())
+        try:
+            yield {"AXON_REDIS_URL": redis.url}
+        finally:
+            runner.run(redis.stop())
+
+
+@contextmanager
 def serving(settings: dict[str, str] | None = None) -> Iterator[Target]:
     """A server on free ports with an INT64 and an FP32 model."""
     with tempfile.TemporaryDirectory(prefix="axon-hostile-") as name:
@@ -114,6 +130,7 @@ def serving(settings: dict[str, str] | None = None) -> Iterator[Target]:
             with Client(f"http://{target.host}:{target.http_port}") as client:
                 client.submit(MODEL, graph=graph("s64"), alias="prod")
                 client.submit(FLOATS, graph=graph("f32"))
+                client.submit(SPARE, graph=graph("s32"))
             yield target
         finally:
             process.send_signal(signal.SIGTERM)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hostile import grpc_fuzzer, http_fuzzer
+from tests.hostile import described, grpc_fuzzer, http_fuzzer
 from tests.hostile.findings import Findings
 from tests.hostile.grpc_cases import END_HEADERS, HEADERS, INFER, RST_STREAM, Call, Script, frame, framed, head, request
 from tests.hostile.http_cases import Script as HttpScript
 from tests.hostile.http_cases import body, posted
-from tests.hostile.server import Target, serving
+from tests.hostile.server import Target, queue, serving
 
 SECONDS = 10.0
 pytestmark = pytest.mark.e2e
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 @pytest.fixture(scope="module")
 def target() -> Iterator[Target]:
     """One server for all of them."""
-    with serving() as started:
+    with queue() as settings, serving(settings) as started:
         yield started
 
 
@@ -38,6 +38,13 @@ def test_grpc(target: Target):
     findings = grpc_fuzzer.fuzz(target, SECONDS, seed=0)
     assert findings.bad == []
     assert findings.cases.total() > 50
+
+
+def test_description(target: Target):
+    """What OpenAPI allows and forbids, sent by schemathesis: no 5xx, answers as they are described."""
+    findings = described.sweep(target, examples=2)
+    assert findings.bad == []
+    assert findings.cases.total() > 100
 
 
 def test_reset_flood_cancels_nobody_else(target: Target):

@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 
 from service.api.rest import errors, v1_datasets, v1_jobs, v1_models, v1_uploads
 from service.api.rest.context import Context
+from service.api.rest.description import Application
 
 _DESCRIPTION = """Submit neural networks as data, train them through a queue, and get batched predictions.
 
@@ -17,7 +18,7 @@ Every error is `{"error": text}`, with a list `details` of `{path, expected, got
 
 def create_app(context: Context, routers: Sequence[APIRouter] = (), *, version: str) -> FastAPI:
     """The application over the core's services; `routers` are further ones, such as the Open Inference Protocol's."""
-    app = FastAPI(
+    app = Application(
         title="Axon",
         version=version,
         description=_DESCRIPTION,
