@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import orjson
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -71,37 +73,28 @@ LIMITS = (
 )
 
 
-@example(LIMITS[0])
-@example(LIMITS[1])
-@given(tensors(text=True))
-def test_json(array: np.ndarray) -> None:
+def by_json(array: np.ndarray) -> np.ndarray:
     """An answer's JSON, sent back as a request."""
     body, length = encode_result(InferResult("m", 1, {"x": array}), WireRequest({}))
     assert length is None
     (output,) = orjson.loads(body)["outputs"]
     assert output.keys() == {"name", "datatype", "shape", "data"}
-    request = decode_request(orjson.dumps({"inputs": [output]}), None)
-    same(request.inputs["x"], array, payload=False)
+    return decode_request(orjson.dumps({"inputs": [output]}), None).inputs["x"]
 
 
-@example(LIMITS[0])
-@example(LIMITS[1])
-@given(tensors())
-def test_binary(array: np.ndarray) -> None:
+def by_binary(array: np.ndarray) -> np.ndarray:
     """An answer's bytes, sent back as a request, one tensor before and one behind it."""
     outputs = {"a": np.arange(3, dtype=np.int8), "x": array, "b": np.array([1.5])}
     body, length = encode_result(InferResult("m", 1, outputs), WireRequest({}, binary_all=True))
     assert length is not None
     header = orjson.dumps({"inputs": orjson.loads(body[:length])["outputs"]})
-    request = decode_request(header + body[length:], len(header))
-    for name, expected in outputs.items():
-        same(request.inputs[name], expected, payload=True)
+    inputs = decode_request(header + body[length:], len(header)).inputs
+    same(inputs["a"], outputs["a"], payload=True)
+    same(inputs["b"], outputs["b"], payload=True)
+    return inputs["x"]
 
 
-@example(LIMITS[0])
-@example(LIMITS[1])
-@given(tensors())
-def test_raw_contents(array: np.ndarray) -> None:
+def by_raw_contents(array: np.ndarray) -> np.ndarray:
     """An answer's raw contents over gRPC, through real messages, sent back as a request."""
     answer = pb.ModelInferResponse.FromString(
         result_to_proto(InferResult("m", 1, {"x": array}, "id")).SerializeToString()
@@ -109,22 +102,58 @@ def test_raw_contents(array: np.ndarray) -> None:
     (output,) = answer.outputs
     sent = pb.ModelInferRequest(model_name="m", raw_input_contents=answer.raw_output_contents)
     sent.inputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
-    request, _ = request_from_proto(pb.ModelInferRequest.FromString(sent.SerializeToString()))
-    same(request.inputs["x"], array, payload=True)
+    return request_from_proto(pb.ModelInferRequest.FromString(sent.SerializeToString()))[0].inputs["x"]
 
 
-@example(LIMITS[0])
-@example(LIMITS[1])
-@given(tensors().filter(lambda array: name_of(array) in TYPED))
-def test_typed_contents(array: np.ndarray) -> None:
+def by_typed_contents(array: np.ndarray) -> np.ndarray:
     """Values in the field of their datatype."""
     sent = pb.ModelInferRequest(model_name="m")
     tensor = sent.inputs.add(name="x", datatype=name_of(array), shape=array.shape)
     field = datatype(name_of(array)).contents
     assert field is not None
     getattr(tensor.contents, field).extend(array.ravel().tolist())
-    request, _ = request_from_proto(pb.ModelInferRequest.FromString(sent.SerializeToString()))
-    same(request.inputs["x"], array, payload=False)
+    return request_from_proto(pb.ModelInferRequest.FromString(sent.SerializeToString()))[0].inputs["x"]
+
+
+@example(LIMITS[0])
+@example(LIMITS[1])
+@given(tensors(text=True))
+def test_json(array: np.ndarray) -> None:
+    """Any tensor, BYTES being Unicode."""
+    same(by_json(array), array, payload=False)
+
+
+@example(LIMITS[0])
+@example(LIMITS[1])
+@given(tensors())
+def test_bytes(array: np.ndarray) -> None:
+    """Any tensor in the binary extension and in raw contents, to the last bit of a NaN."""
+    for wire in (by_binary, by_raw_contents):
+        same(wire(array), array, payload=True)
+
+
+@example(LIMITS[0])
+@example(LIMITS[1])
+@given(tensors().filter(lambda array: name_of(array) in TYPED))
+def test_typed_contents(array: np.ndarray) -> None:
+    """Any tensor of the datatypes that have a field."""
+    same(by_typed_contents(array), array, payload=False)
+
+
+@pytest.mark.parametrize("name", DATATYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (70,), (2, 0, 4), (3, 2), (2, 3, 4, 5)], ids=str)
+def test_every_datatype_and_shape_in_every_form(name: str, shape: tuple[int, ...]) -> None:
+    """Bits as they come from a generator, through all four forms."""
+    entry, count = DATATYPES[name], math.prod(shape)
+    if name == "BYTES":
+        array = np.empty(count, object)
+        array[:] = [("é\0" * (index % 5)).encode() for index in range(count)]
+        array = array.reshape(shape)
+    else:
+        noise = np.frombuffer(random.Random(f"{name} {shape}").randbytes(count * entry.itemsize), np.uint8)
+        array = (noise & 1 if name == "BOOL" else noise).view(entry.dtype).reshape(shape)
+    for wire in (by_json, by_binary, by_raw_contents, *((by_typed_contents,) if name in TYPED else ())):
+        same(wire(array), array, payload=wire in (by_binary, by_raw_contents))
 
 
 @given(tensors())
