@@ -154,6 +154,20 @@ async def test_delay_ends_with_several_idle_instances() -> None:
     assert statistics.queue.ns >= 4 * 2_000_000
 
 
+async def test_delay_of_a_key_is_watched_while_the_instance_that_watched_computes() -> None:
+    """Who takes one key's batch leaves the watch over the other key to an idle instance."""
+    model, clock = ManyModel(text_spec()), RealClock()
+    model.hold(1)
+    async with batcher(model, clock, instances=2, max_queue_delay_us=20_000) as (made, _):
+        began = clock.monotonic()
+        hanging = asyncio.create_task(answer(made, 1))
+        await wait_until(lambda: clock.monotonic() > began + 0.005, every_s=0.001)
+        await answer(made, 2, 16)
+        assert model.running == {1}
+        model.release()
+        await hanging
+
+
 async def test_close_waits_for_every_instance_and_frees_the_model_once() -> None:
     """What waits is drained by whoever is free; the model is closed after the last batch, not before."""
     model = ManyModel(text_spec(max_batch_size=1))

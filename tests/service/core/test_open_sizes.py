@@ -75,10 +75,12 @@ async def test_smaller_request_after_a_larger_one_sees_none_of_it() -> None:
     model = HeldModel(text_spec(), read_text)
     async with served(model) as made:
         await made.infer(text(*[[900 + i for i in range(16)]] * 4))
-        await made.infer(text([1, 2, 3, 4, 5], [6, 7, 8, 9, 10]))
+        await made.infer(text([1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [2, 2, 2, 2, 2]))
     batch = model.batches[1]
-    np.testing.assert_array_equal(batch["tokens"], [[1, 2, 3, 4, 5, 7, 7, 7], [6, 7, 8, 9, 10, 7, 7, 7]])
-    np.testing.assert_array_equal(batch["mask"], [[1] * 5 + [0] * 3] * 2)
+    pads, nothing = [7, 7, 7], [0] * 8
+    np.testing.assert_array_equal(batch["tokens"][:2], [[1, 2, 3, 4, 5, *pads], [6, 7, 8, 9, 10, *pads]])
+    np.testing.assert_array_equal(batch["tokens"][3], nothing)
+    np.testing.assert_array_equal(batch["mask"], [*[[1] * 5 + [0] * 3] * 3, nothing])
 
 
 async def test_all_keys_together_take_the_memory_of_the_largest() -> None:
