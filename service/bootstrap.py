@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 _READY_POLL_S = 0.05
 _STOP_MARGIN_S = 10.0
+_LEAST_CLOSE_S = 2.0
 
 
 def build_engine(settings: Settings) -> Engine:
@@ -212,19 +214,22 @@ class Api:
                     raise NotReady("the API ended while it was starting")
             await asyncio.sleep(_READY_POLL_S)
 
-    async def stop(self) -> None:
-        """Say not ready, answer what has been accepted, free everything."""
+    async def stop(self) -> bool:
+        """Say not ready, answer what has been accepted, free everything; returns whether nothing goes on."""
         self.registry.drain()
+        await asyncio.sleep(self._settings.stop_delay_s)
+        began = time.monotonic()
         self._stopping.set()
         self._http.should_exit = True
         if self._metrics is not None:
             self._metrics.should_exit = True
         await self._grpc.stop(self._settings.drain_s)
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.registry.close()
+        ended = await self.registry.close(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
         self._models.close()
         self._datasets.close()
         self._unfinished.close()
+        return ended
 
 
 async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
@@ -243,12 +248,17 @@ async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Rep
             on_ready(report(settings, endpoints, {"api": os.getpid()}))
             await stop.wait()
     finally:
-        await api.stop()
+        ended = await api.stop()
         if sending is not None:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         await uses.close()
         await queue.close()
+    if not ended:
+        # A thread that compiles would be ended in the middle of XLA, which aborts the process.
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 async def _send_webhooks(settings: Settings, queue: JobQueue, store: RedisWebhookStore, stop: asyncio.Event) -> None:
@@ -328,7 +338,13 @@ class _Children:
         self._file = settings.data_dir / "run" / "api.json"
         environment = os.environ | {"AXON_REDIS_URL": url, "AXON_DATA_DIR": str(settings.data_dir.resolve())}
         clock = SystemClock()
-        self.api = KeptProcess("API", self._api_command, environment, clock, stop_s=settings.drain_s + _STOP_MARGIN_S)
+        self.api = KeptProcess(
+            "API",
+            self._api_command,
+            environment,
+            clock,
+            stop_s=settings.stop_delay_s + settings.drain_s + _STOP_MARGIN_S,
+        )
         self.worker = KeptProcess(
             "worker", self._worker_command, environment, clock, stop_s=settings.job_grace_s + _STOP_MARGIN_S
         )

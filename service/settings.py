@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     drain_s: float = Field(default=30.0, ge=0)
     """How long a stopping server goes on answering what it has accepted, in seconds."""
 
+    stop_delay_s: float = Field(default=0.0, ge=0)
+    """How long a stopping server says that it is not ready, and takes requests all the same, before it stops to listen,
+    in seconds: what a load balancer needs to send them elsewhere."""
+
     client_patience_s: float = Field(default=60.0, gt=0)
     """How long a REST client may be silent in mid-request, or leave its answer unread, in seconds."""
 

@@ -24,10 +24,9 @@ from service.core.ports import Clock, Engine, ModelStore
 from service.core.routing import ModelEntry, Slot
 from service.core.serving import ServedModel
 from service.core.statistics import Statistics
-from service.core.threads import Threads, Turns
+from service.core.threads import Threads, Turns, in_own_thread
 from service.core.types import Json, ModelState, ServingConfig, StoredVersion, VersionState
 
-_LOAD_THREADS = 1  # compiling uses every core already, and memory peaks stay those of one model
 _log = logging.getLogger(__name__)
 
 _Read = tuple[ModelState, dict[int, StoredVersion]] | None
@@ -65,7 +64,7 @@ class Convergence:
         self._devices = devices
         self._patience_s = patience_s
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loader = Threads(_LOAD_THREADS, "load")
+        # One load at a time: compiling uses every core already, and memory peaks stay those of one model.
         self._turns = Turns()
         self._choosing = asyncio.Lock()
         self._first: list[Slot] | None = None
@@ -157,12 +156,13 @@ class Convergence:
             slot = None
         if slot is None:
             slot = entry.slots[number] = Slot(serving=serving, early=self._first is None)
-            self._spawn(self._load(entry, number, slot))
+            self._spawn(f"loading {label(entry.desired.name, number)}", self._load(entry, number, slot))
         elif serving == slot.serving:
             slot.refused = slot.refusal = None
         elif slot.usable() and serving != slot.refused:
             slot.settled.clear()
-            self._spawn(self._reload(entry, number, slot, serving))
+            what = f"loading {label(entry.desired.name, number)} anew"
+            self._spawn(what, self._reload(entry, number, slot, serving))
 
     async def _serve(
         self, entry: ModelEntry, number: int, slot: Slot, serving: Mapping[str, Json], statistics: Statistics
@@ -176,7 +176,7 @@ class Convergence:
             await self._wait_for_room(entry, number, slot)
             self._check_wanted(entry, number)
             began = self._clock.monotonic()
-            loaded = await self._loader.call(self._engine.load, stored.path, config)
+            loaded = await in_own_thread(partial(self._engine.load, stored.path, config))
         served = ServedModel(name, number, loaded, config, self._clock, statistics)
         served.load_s = self._clock.monotonic() - began
         return served
@@ -221,7 +221,7 @@ class Convergence:
         elif slot.state is VersionState.READY and slot.served is not None:
             served, slot.served, slot.state = slot.served, None, VersionState.UNLOADING
             entry.route()
-            self._spawn(self._unload(entry, number, slot, served))
+            self._spawn(f"unloading {label(entry.desired.name, number)}", self._unload(entry, number, slot, served))
 
     async def _unload(self, entry: ModelEntry, number: int, slot: Slot, served: ServedModel) -> None:
         try:
@@ -317,17 +317,27 @@ class Convergence:
 
     # The end
 
-    async def close(self) -> None:
-        """Answer what has been accepted, then free everything."""
+    async def close(self, within_s: float) -> bool:
+        """Answer what has been accepted, then free everything; what is still being loaded after that time is given up.
+
+        Returns whether all of it has ended. XLA does not stop what it has begun to compile: its thread goes on then.
+        """
         self._closed = True
         for entry in self.entries.values():
             for number, slot in list(entry.slots.items()):
                 self._start_unload(entry, number, slot)
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
-        self._loader.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
+        left = set(self._tasks)
+        for task in left:
+            _log.warning("gave up %s, which did not end within %g s", task.get_name(), within_s)
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        return not left
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -350,12 +350,16 @@ class Registry:
         if reporting is not None:
             await reporting
 
-    async def close(self) -> None:
-        """Answer what has been accepted, then free everything; `ready` is false from now on."""
+    async def close(self, within_s: float = 60.0) -> bool:
+        """Answer what has been accepted, then free everything; what is still being loaded after that time is given up.
+
+        `ready` is false from now on. Returns whether all of it has ended; if not, a thread of the engine's goes on.
+        """
         self._draining = True
-        await self._here.close()
+        ended = await self._here.close(within_s)
         for threads in (self._checks, self._io):
             threads.close()
+        return ended
 
     def drain(self) -> None:
         """Say not ready from now on, so that no new traffic is sent here; requests are still answered."""

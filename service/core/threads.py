@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar, final
+from typing import ParamSpec, TypeVar, cast, final
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +30,32 @@ class Threads:
     def close(self) -> None:
         """Start nothing more; what runs goes on."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def in_own_thread(function: Callable[[], T]) -> T:
+    """The result of `function`, called in a thread of its own, which does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if answer.cancelled():
+            return
+        if error is None:
+            answer.set_result(cast("T", result))
+        else:
+            answer.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await answer
 
 
 @final
