@@ -1,0 +1,1 @@
+"""What a server takes over time: memory, descriptors, threads, programs. `python -m tests.soak [SECONDS]`."""

@@ -1,0 +1,39 @@
+"""Thirty rounds of load, infer and unload in a process of their own, then shapes that nobody declared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+ROUNDS = 30
+PROCESS_S = 240
+GROWTH_BYTES = 12 * 2**20
+"""A fifth of what stays when each round leaves its parameters and programs behind."""
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """What the process has measured."""
+    command = [sys.executable, "-m", "tests.soak.rounds", str(ROUNDS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PROCESS_S)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_unloaded_versions_leave_nothing(measured: dict[str, Any]):
+    """Live arrays, executables, descriptors and threads to the number; memory within what allocators keep."""
+    first, last = measured["curve"][0], measured["curve"][-1]
+    for what in ("live_arrays", "executables", "descriptors", "threads"):
+        assert last[what] == first[what], (what, measured["curve"])
+    assert last["rss_bytes"] - first["rss_bytes"] < GROWTH_BYTES, measured["curve"]
+
+
+def test_unusual_shapes_compile_nothing(measured: dict[str, Any]):
+    """Every row count up to the largest is answered, everything else refused, over both wires with no program more."""
+    assert measured["answers"] == {wire: {"answered": 7, "refused": 16} for wire in ("rest", "grpc")}
+    assert measured["after"] == measured["before"]
