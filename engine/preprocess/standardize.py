@@ -103,15 +103,17 @@ class Moments:
         self._squares: np.ndarray = np.zeros(())
 
     def add(self, values: np.ndarray) -> None:
-        """Take in rows `[rows, features]`; raises `DataError` for values that are not finite or other features."""
+        """Take in rows `[rows, features]`; raises `DataError` for values beyond float32 or other features."""
         if values.ndim != 2 or (self.count and values.shape[1:] != self._mean.shape):
             raise DataError(f"standardize: expected rows of {self._mean.size} features, got shape {values.shape}")
         if len(values) == 0:
             return
         rows = values.astype(np.float64)
-        if not np.isfinite(rows).all():
-            row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-            raise DataError(f"standardize: expected finite numbers, got {values[row]!s:.100} in row {self.count + row}")
+        fits = (np.abs(rows) <= _LARGEST).all(axis=1)  # never so for NaN
+        if not fits.all():
+            row = int(np.flatnonzero(~fits)[0])
+            got = f"{values[row]!s:.100} in row {self.count + row}"
+            raise DataError(f"standardize: expected finite numbers of float32, got {got}")
         mean = rows.mean(axis=0)
         squares = np.square(rows - mean).sum(axis=0)
         total = self.count + len(rows)

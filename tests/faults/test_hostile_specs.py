@@ -81,6 +81,8 @@ FULL: dict[str, Any] = {
     "early_stopping": {"metric": "validation_loss", "patience": 1, "min_delta": 0.1},
     "keep": {"metric": "validation_accuracy", "mode": "max"},
     "accumulate_steps": 2,
+    "preprocess": {"x": {"name": "standardize", "per": "all"}},
+    "standardize_target": False,
     "devices": 1,
     "optimizer": {
         "name": "adam",

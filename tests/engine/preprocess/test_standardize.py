@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import DataError, OptionError
 from engine.preprocess import OneHot, Standardize, fit_standardize
+from tests.effort import examples
 
 
 def exact(values: list[float]) -> tuple[float, float]:
@@ -26,7 +27,7 @@ def exact(values: list[float]) -> tuple[float, float]:
     st.sampled_from([0.0, 1e6]),
     st.integers(1, 7),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_statistics_are_those_of_exact_arithmetic(values: list[float], offset: float, size: int) -> None:
     """However the rows come in chunks, and far from zero, where a sum of squares would have no digits left."""
     column = np.asarray(values) + offset
@@ -59,7 +60,7 @@ def test_a_feature_that_never_varies_stays_finite() -> None:
 
 def test_unfit_values_are_refused() -> None:
     """The row is named."""
-    with pytest.raises(DataError, match=r"expected finite numbers, got .*in row 3"):
+    with pytest.raises(DataError, match=r"expected finite numbers of float32, got .*in row 3"):
         fit_standardize([np.ones((2, 1)), np.array([[1.0], [np.nan]])])
     with pytest.raises(DataError, match="expected at least one row"):
         fit_standardize([])
