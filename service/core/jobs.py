@@ -172,7 +172,15 @@ class JobService:
         return [await self._checked_job(await self._resolved(parse_spec(spec)), key)]
 
     async def _resolved(self, parsed: JobSpec) -> JobSpec:
-        return parsed if parsed.start is None else replace(parsed, start=await self._starts.resolve(parsed.start))
+        """A request with its start found, and the preprocessing of the job whose checkpoint that is unless it has its own."""
+        if parsed.start is None:
+            return parsed
+        start = await self._starts.resolve(parsed.start)
+        if start.checkpoint is None or start.job is None or parsed.preprocess is not None:
+            return replace(parsed, start=start)
+        before = stored_spec((await self._queue.get(start.job)).spec)
+        scaled = parsed.standardize_target or before.standardize_target
+        return replace(parsed, start=start, preprocess=before.preprocess, standardize_target=scaled)
 
     async def _checked_job(self, parsed: JobSpec, key: str) -> Job:
         job, _ = self._queued(parsed, key)

@@ -181,6 +181,17 @@ async def test_job_that_did_not_succeed_means_its_checkpoint(place, state):
     assert place.engine.asked["marks"] == ((("out",), ()), ((), ("*",)))
 
 
+async def test_checkpoint_goes_on_with_the_steps_of_its_job(place):
+    """Fitted anew; a job that says which has those, and none of a version, which has its own."""
+    job_id = await place.ended(JobState.CANCELLED, preprocess={"x": "standardize"}, standardize_target=True)
+    start = {"job": job_id}
+    taken = (await place.jobs.submit(starting(start))).job.spec
+    assert (taken["preprocess"], taken["standardize_target"]) == ({"x": {"name": "standardize"}}, True)
+    own = (await place.jobs.submit(starting(start, preprocess={}))).job.spec
+    assert (own["preprocess"], own["standardize_target"]) == ({}, False)
+    assert (await place.jobs.submit(starting({"model": "m"}))).job.spec["preprocess"] is None
+
+
 async def test_checkpoint_of_a_job_that_started_elsewhere_keeps_where(place):
     """The version's model, or the graph of the first job, and all their marks."""
     first = (await place.jobs.submit(starting({"model": "m"}, freeze=["a"]))).job
