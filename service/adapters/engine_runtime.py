@@ -79,6 +79,11 @@ class EngineRuntime:
         # A job's graph is checked more than once, that of a sweep for each of its jobs.
         self._checked_graph = lru_cache(_GRAPHS)(self._graph)
 
+    @property
+    def devices(self) -> int:
+        """How many devices hold each loaded version: all of the platform's."""
+        return jax.local_device_count(backend=self._platform)
+
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""
         with _translated("graph"):

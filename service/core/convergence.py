@@ -49,7 +49,6 @@ class Convergence:
         io: Threads,
         *,
         max_loaded_bytes: int | None,
-        devices: int,
         patience_s: float,
     ) -> None:
         """For `patience_s`, up to twice as long, a version waits for other processes to make room for it."""
@@ -61,7 +60,6 @@ class Convergence:
         self._defaults = defaults
         self._io = io
         self._limit = max_loaded_bytes
-        self._devices = devices
         self._patience_s = patience_s
         self._tasks: set[asyncio.Task[None]] = set()
         # One load at a time: compiling uses every core already, and memory peaks stay those of one model.
@@ -313,7 +311,7 @@ class Convergence:
 
     def _size(self, entry: ModelEntry, number: int) -> int:
         stored = entry.versions.get(number)
-        return 0 if stored is None else loaded_bytes(stored.manifest, self._devices)
+        return 0 if stored is None else loaded_bytes(stored.manifest, self._engine.devices)
 
     # The end
 

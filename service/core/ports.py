@@ -110,6 +110,10 @@ class LoadedModel(Protocol):
 class Engine(Protocol):
     """The engine as the service sees it. Every method blocks and may be slow: call it in a thread."""
 
+    @property
+    def devices(self) -> int:
+        """How many devices hold each loaded version; does not block."""
+
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem, or `TooLarge`."""
 

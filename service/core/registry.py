@@ -55,8 +55,8 @@ _log = logging.getLogger(__name__)
 class Registry:
     """The models of this process. `NotFound` is what the store does not have, `NotReady` what is not loaded.
 
-    `max_loaded_bytes` bounds what the loaded versions take, each on `devices` devices (None: nothing does). `board` is
-    where this process tells the others how far it is (None: nowhere).
+    `max_loaded_bytes` bounds what the loaded versions take (None: nothing does). `board` is where this process tells the
+    others how far it is (None: nowhere).
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class Registry:
         *,
         poll_s: float = 0.5,
         max_loaded_bytes: int | None = None,
-        devices: int = 1,
         board: ReplicaBoard | None = None,
     ) -> None:
         self._store = store
@@ -85,7 +84,6 @@ class Registry:
             defaults,
             self._io,
             max_loaded_bytes=max_loaded_bytes,
-            devices=devices,
             patience_s=2 * poll_s,
         )
         replica = secrets.token_hex(8)

@@ -48,6 +48,11 @@ class FakeEngine:
         self.models: list[FakeModel] = []
         self.loads = 0
 
+    @property
+    def devices(self) -> int:
+        """One device."""
+        return 1
+
     def check_graph(self, graph: bytes) -> BundleReport:
         try:
             scale = json.loads(graph)["scale"]
