@@ -13,6 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.effort import use_profile
+
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
 _made = pytest.StashKey[str]()
@@ -20,6 +22,7 @@ _made = pytest.StashKey[str]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before JAX is imported anywhere; the processes that tests start inherit it."""
+    use_profile()
     if _FOLDER not in os.environ:
         config.stash[_made] = tempfile.mkdtemp(prefix="axon-programs-")
         os.environ |= {_FOLDER: config.stash[_made], **_ALL}

@@ -19,6 +19,7 @@ from engine.bundle import Bundle
 from engine.errors import BundleError, GraphError, StateError
 from engine.model.graph import ParamSpec
 from engine.precision import NO_CAST, Policy
+from tests.effort import examples
 from tests.engine.model_strategy import inputs_for, models
 
 BF16 = Policy("f32", "bf16", "f32")
@@ -53,7 +54,7 @@ def _same(model: ax.Model, state: ax.ModelState) -> Bundle:
     return read
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(models(policies=True, wide=True), st.randoms(use_true_random=False))
 def test_random_models_come_back_as_they_were(model: ax.Model, chance: Any):
     """Blocks, policies, containers, constants, sharing, frozen marks: the same JSON, bits and answers."""
@@ -61,7 +62,7 @@ def test_random_models_come_back_as_they_were(model: ax.Model, chance: Any):
     _same(model, state.freeze(lambda path: chance.random() < 0.3))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(models(most_steps=6), st.randoms(use_true_random=False))
 def test_tied_parameters_of_random_models_come_back(model: ax.Model, chance: Any):
     """A head that shares the matrix of another layer, straight or turned."""

@@ -15,6 +15,7 @@ import engine as ax
 from engine.bundle.schema import graph_schema
 from engine.errors import BundleError
 from engine.model.layers import OPS
+from tests.effort import examples
 from tests.engine.every_op import ROWS
 from tests.engine.model_strategy import models
 from tests.engine.test_every_op import model_of
@@ -74,7 +75,7 @@ def test_graphs_of_every_op_fit_the_schema_and_one_wrong_option_does_not(op: str
             assert refused, f"{op}.{option} takes anything"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(models(policies=True, wide=True), st.data())
 def test_random_graphs_fit_the_schema_and_one_wrong_option_does_not(model: ax.Model, data: st.DataObject):
     """Blocks and policies included."""

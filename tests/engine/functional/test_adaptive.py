@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from engine.errors import OptionError, ShapeError
 from engine.functional import adaptive_avg_pool, adaptive_lp_pool, adaptive_max_pool, blur_pool
+from tests.effort import examples
 from tests.engine.functional.support import assert_gradient, values
 
 REDUCTIONS = [
@@ -24,7 +25,7 @@ REDUCTIONS = [
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_output_has_the_size_asked_for(data: st.DataObject) -> None:
     """Any size up to the input's, in both layouts."""
     sizes = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))

@@ -26,6 +26,7 @@ from engine.functional import (
     separable_conv3d,
 )
 from engine.shapes import Shape
+from tests.effort import examples
 from tests.engine.functional.support import assert_gradient, values
 
 LAST = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
@@ -59,7 +60,7 @@ def problems(draw: st.DrawFn) -> tuple[Shape, Shape, dict[str, Any]]:
 
 
 @given(problems())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_output_shape_is_that_of_lax(problem: tuple[Shape, Shape, dict[str, Any]]) -> None:
     """Sizes follow lax for all strides, paddings and dilations; where lax has no window left, an error says so."""
     x, kernel, options = problem
@@ -85,7 +86,7 @@ def test_output_shape_is_that_of_lax(problem: tuple[Shape, Shape, dict[str, Any]
 
 
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_same_padding_keeps_the_size_divided_by_the_stride(size: int, window: int, stride: int, dilation: int) -> None:
     """The output has ceil(size / stride) elements, whatever the window."""
     shape = shape_of((1, size, 1), (window, 1, 1), strides=stride, padding="same", kernel_dilation=dilation)

@@ -19,6 +19,7 @@ import engine.functional as F
 from engine.functional.activations import ACTIVATIONS
 from engine.functional.losses import LOSSES, cosine_similarity
 from engine.functional.metrics import METRICS
+from tests.effort import examples
 
 SHAPE = (3, 4)
 # Beyond 88 the exponential of float32 is infinite, as it should be.
@@ -33,7 +34,7 @@ chances = hnp.arrays(
 )
 signs = hnp.arrays(np.float32, SHAPE, elements=st.sampled_from((-1.0, 1.0)))
 labels = hnp.arrays(np.int32, SHAPE[:1], elements=st.integers(0, SHAPE[1] - 1))
-few = hypothesis.settings(max_examples=50, deadline=None)
+few = hypothesis.settings(max_examples=examples(50), deadline=None)
 
 
 def finite(tree: Any) -> bool:

@@ -25,6 +25,7 @@ from engine.functional import (
     max_pool,
 )
 from engine.shapes import Shape
+from tests.effort import examples
 from tests.engine.functional.support import assert_gradient, values
 
 
@@ -46,7 +47,7 @@ def problems(draw: st.DrawFn) -> tuple[Shape, dict[str, Any]]:
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 @given(problem=problems())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_output_shape_is_that_of_lax(pool: Callable[..., jax.Array], problem: tuple[Shape, dict[str, Any]]) -> None:
     """Sizes follow lax for all windows, strides, paddings and dilations; where no window fits, an error says so."""
     shape, options = problem

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import engine as ax
 from engine.model.graph import Node
 from engine.precision import NO_CAST, Policy
+from tests.effort import examples
 from tests.engine.model_strategy import inputs_for, models
 
-few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 Change = Callable[[Node], Node]
 TANH = ax.input("x").tanh().node.op
 
