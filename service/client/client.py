@@ -121,10 +121,17 @@ class Client:
         """A version's bundle file."""
         return self._call("GET", f"{_version(name, version)}/bundle").content
 
-    def load(self, name: str, version: int, *, pin: bool | None = None) -> Json:
-        """Load a version; it is ready on return. With `pin` it is never evicted to make room (None: as it is)."""
+    def load(
+        self, name: str, version: int, *, pin: bool | None = None, serving: Mapping[str, Any] | None = None
+    ) -> Json:
+        """Load a version; it is ready on return.
+
+        With `pin` it is never evicted to make room; `serving` is how to serve it in place of what its bundle says
+        (None for either: as it is).
+        """
         query = {} if pin is None else {"pin": pin}
-        return self._json("POST", f"{_version(name, version)}:load", params=query)
+        body = None if serving is None else {"serving": dict(serving)}
+        return self._json("POST", f"{_version(name, version)}:load", params=query, json=body)
 
     def unload(self, name: str, version: int) -> Json:
         """Stop serving a version; its last request has been answered on return."""
@@ -161,14 +168,18 @@ class Client:
         *,
         outputs: Sequence[str] | None = None,
         binary: bool = True,
+        classes: Mapping[str, int] | None = None,
     ) -> dict[str, np.ndarray]:
         """Predict: arrays by input name, each with its batch axis; arrays by output name come back.
+
+        Texts are arrays of str, or of bytes. For an output in `classes` come so many of its largest values, as texts
+        `value:index:label`; without `outputs` these outputs alone.
 
         `version` is a number or an alias (None: `prod` where there is one, else the newest ready). `binary` sends raw
         tensors, else JSON.
         """
         path = f"/v2/models/{_quoted(model)}" + ("" if version is None else f"/versions/{_quoted(str(version))}")
-        body, headers = tensors.encode(inputs, outputs, binary=binary)
+        body, headers = tensors.encode(inputs, outputs, binary=binary, classes=classes or {})
         reply = self._call("POST", f"{path}/infer", content=body, headers=headers)
         return tensors.decode(reply.content, reply.headers.get(tensors.HEADER_LENGTH))
 

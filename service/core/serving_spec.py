@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, get_args
 
-from service.core.request_queue import PRIORITY_LEVELS
 from service.core.datatypes import MAX_RANK
-from service.core.errors import Problem, shown
+from service.core.errors import InvalidRequest, Problem, shown
+from service.core.request_queue import PRIORITY_LEVELS
 from service.core.spec_reader import is_integer, is_label, is_number, is_text
 from service.core.types import Json, OpenSize, ServingConfig, WarmUp
 
@@ -50,6 +50,15 @@ def parse_serving(value: Json, problems: list[Problem], path: str = "serving") -
     if len(problems) == noted:
         problems += _bucket_problems(result, path)
     return result
+
+
+def read_serving(value: Json) -> dict[str, Json]:
+    """How a load asks for a version to be served; raises `InvalidRequest` with every problem."""
+    problems: list[Problem] = []
+    serving = parse_serving(value, problems)
+    if problems:
+        raise InvalidRequest.from_problems("request", problems)
+    return serving
 
 
 def batch_sizes(largest: int, declared: Sequence[int] = ()) -> tuple[int, ...]:

@@ -24,11 +24,13 @@ from service.core.jobs import JobService
 from service.core.limits import Limits
 from service.core.progress import MAX_POINTS, MAX_WAIT_S
 from service.core.registry import Registry
-from service.core.types import GraphForm, Job, JobState, Replica, StoredVersion
+from service.core.serving_spec import read_serving
+from service.core.types import GraphForm, Job, JobState, Json, Replica, StoredVersion
 from service.core.uploads import Upload, UploadService, check_size, link
 
 _M = TypeVar("_M", pb.SubmitVersionRequest, pb.AddDatasetRequest, pb.AppendUploadRequest)
 _CHUNK = 2**20
+_MAX_SERVING_BYTES = 2**16
 _FORMS: Mapping[str, GraphForm] = {"svg": "svg", "mermaid": "mermaid"}
 _SILENCE_S = 3600.0  # HTTP/2 itself notices a dead connection
 _CONTENTS = {pb.DownloadRequest.CONTENT_BUNDLE: None, pb.DownloadRequest.CONTENT_PARAMS: "params.safetensors"}
@@ -128,7 +130,8 @@ class ModelsServicer(rpc.ModelsServicer):
     async def LoadVersion(self, request: pb.LoadVersionRequest, context: Context) -> pb.Version:
         """Load a version and wait for it."""
         pin = request.pin if request.HasField("pin") else None
-        await self._registry.load(request.name, request.version, pin=pin)
+        serving = _serving(request.serving_json) if request.HasField("serving_json") else None
+        await self._registry.load(request.name, request.version, serving=serving, pin=pin)
         return self._version(await self._registry.stored_version(request.name, request.version))
 
     async def UnloadVersion(self, request: pb.UnloadVersionRequest, context: Context) -> pb.Version:
@@ -330,6 +333,14 @@ class JobsServicer(rpc.JobsServicer):
 
     async def _detail(self, job: Job) -> pb.Job:
         return convert.job(job, with_spec=True, sweep=await self._jobs.sweep(job))
+
+
+def _serving(text: str) -> dict[str, Json]:
+    check_size(len(text), limit_bytes=_MAX_SERVING_BYTES, what="serving_json")
+    try:
+        return read_serving(orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"serving_json: expected JSON, got {error}") from None
 
 
 def _dataset_options(header: pb.AddDatasetHeader) -> DatasetOptions:

@@ -46,7 +46,10 @@ def announced_bytes(request: Request) -> int:
 
 async def read_json(request: Request, *, limit_bytes: int, what: str) -> Json:
     """A small JSON body; raises `TooLarge`, or `InvalidRequest` for anything that strict JSON does not allow."""
-    data = await read_body(request, limit_bytes=limit_bytes, what=what)
+    return _strict_json(await read_body(request, limit_bytes=limit_bytes, what=what), what)
+
+
+def _strict_json(data: bytes, what: str) -> Json:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -55,7 +58,16 @@ async def read_json(request: Request, *, limit_bytes: int, what: str) -> Json:
 
 async def read_model(request: Request, kind: type[_M], *, what: str) -> _M:
     """A very small JSON body as `kind`; FastAPI's own reading has no bound. Raises `TooLarge`, `InvalidRequest`."""
-    value = await read_json(request, limit_bytes=_SMALL, what=what)
+    return _as_model(kind, await read_json(request, limit_bytes=_SMALL, what=what), what)
+
+
+async def read_optional(request: Request, kind: type[_M], *, what: str) -> _M | None:
+    """As `read_model`; None where there is no body."""
+    data = await read_body(request, limit_bytes=_SMALL, what=what)
+    return _as_model(kind, _strict_json(data, what), what) if data else None
+
+
+def _as_model(kind: type[_M], value: Json, what: str) -> _M:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -66,10 +78,10 @@ async def read_model(request: Request, kind: type[_M], *, what: str) -> _M:
         raise InvalidRequest.from_problems("request", problems) from None
 
 
-def described(kind: type[BaseModel]) -> dict[str, Any]:
-    """What the API's description says of a body that `read_model` reads."""
+def described(kind: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """What the API's description says of a body that `read_model`, or `read_optional`, reads."""
     schema = kind.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 async def read_body(request: Request, *, limit_bytes: int, what: str) -> bytes:

@@ -117,6 +117,14 @@ class ModelList(BaseModel):
     models: list[ModelInfo]
 
 
+class LoadRequest(BaseModel):
+    """How a version shall be served in place of what its bundle says: fields of `serving.json`, {} for none of them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    serving: dict[str, Json]
+
+
 class AliasRequest(BaseModel):
     """Where an alias shall point: at one version, or at 2 to 16 that answer in proportion to their weights."""
 

@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 
-from service.api.rest.bodies import body_chunks, described, read_body, read_model, receive_parts
+from service.api.rest.bodies import body_chunks, described, read_body, read_model, read_optional, receive_parts
 from service.api.rest.context import Context, Use
-from service.api.rest.model_schemas import AliasInfo, AliasRequest, ModelInfo, ModelList, VersionInfo
+from service.api.rest.model_schemas import AliasInfo, AliasRequest, LoadRequest, ModelInfo, ModelList, VersionInfo
 from service.api.rest.schemas import GraphReport
 from service.core.bundle_files import member_chunks, member_size
 from service.core.errors import InvalidRequest, NotFound
 from service.core.names import parse_version
+from service.core.serving_spec import read_serving
 from service.core.types import GraphForm, Replica, StoredVersion
 from service.core.uploads import link, receive
 
@@ -127,13 +128,20 @@ async def submit_version(
     return await _version(use, stored)
 
 
-@routes.post("/models/{name}/versions/{version}:load")
-async def load_version(name: str, version: str, use: Use, pin: bool | None = None) -> VersionInfo:
+@routes.post(
+    "/models/{name}/versions/{version}:load",
+    openapi_extra=described(LoadRequest, required=False),
+)
+async def load_version(name: str, version: str, request: Request, use: Use, pin: bool | None = None) -> VersionInfo:
     """Load a version; the reply comes when it is ready, or says why it is not.
 
-    With `pin` it is never evicted to make room, until it is loaded with `pin=false` or unloaded.
+    With `pin` it is never evicted to make room, until it is loaded with `pin=false` or unloaded. A body's `serving` is
+    how it shall be served in place of what its bundle says; one that is loaded is loaded anew beside itself and then
+    exchanged.
     """
-    await use.registry.load(name, parse_version(version), pin=pin)
+    asked = await read_optional(request, LoadRequest, what="load")
+    serving = None if asked is None else read_serving(asked.serving)
+    await use.registry.load(name, parse_version(version), serving=serving, pin=pin)
     return await _version(use, await use.registry.stored_version(name, parse_version(version)))
 
 

@@ -110,3 +110,23 @@ async def test_requests_of_any_length_get_the_unpadded_models_numbers(http: http
     assert [reply.status_code for reply in refused] == [400] * len(refused)
     assert str(LENGTHS[-1]) in refused[0].json()["error"]
     assert not [event for event in compiled if "compile" in event]
+
+
+async def test_sizes_may_be_declared_by_the_load(http: httpx.AsyncClient, tmp_path: Path):
+    """A version without them is stored, but loading asks for them; exact sizes alone need no mask to be filled."""
+    path = tmp_path / "text.axon"
+    state = write_bundle(path)
+    reply = await http.post("/v1/models/text/versions", params={"load": "false"}, content=path.read_bytes())
+    assert reply.status_code == 201, reply.text
+    load = "/v1/models/text/versions/1:load"
+    reply = await http.post(load)
+    assert reply.status_code == 400
+    assert "input 'tokens' axis 1: expected open_sizes" in reply.json()["error"]
+    size = {"axes": {"tokens": 1}, "sizes": [4], "mask": "mask"}
+    reply = await http.post(load, json={"serving": {"batch_buckets": [1], "open_sizes": [size]}})
+    assert (reply.status_code, reply.json()["state"]) == (200, "READY"), reply.text
+    tokens = tokens_of(1, 4)
+    np.testing.assert_allclose(
+        _outputs(await _infer(http, tokens))["classes"], unpadded(state, tokens)["classes"], atol=1e-6
+    )
+    assert (await _infer(http, tokens_of(1, 3))).status_code == 400

@@ -91,7 +91,7 @@ def test_models_are_managed(client, tmp_path):
         str(two): 0.75,
     }
     assert client.roll_back("managed", "canary")["version"] == two
-    client.load("managed", one, pin=True)
+    client.load("managed", one, pin=True, serving={"instances": 2})
     assert client.model("managed")["pinned"] == [one]
     with pytest.raises(TypeError, match="either version or weights"):
         client.set_alias("managed", "canary")

@@ -231,14 +231,16 @@ class DeleteVersionResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class LoadVersionRequest(_message.Message):
-    __slots__ = ("name", "version", "pin")
+    __slots__ = ("name", "version", "pin", "serving_json")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PIN_FIELD_NUMBER: _ClassVar[int]
+    SERVING_JSON_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     pin: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., pin: _Optional[bool] = ...) -> None: ...
+    serving_json: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., pin: _Optional[bool] = ..., serving_json: _Optional[str] = ...) -> None: ...
 
 class UnloadVersionRequest(_message.Message):
     __slots__ = ("name", "version")

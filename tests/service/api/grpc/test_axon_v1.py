@@ -110,6 +110,15 @@ async def test_version_is_submitted_and_read_back(stubs, tmp_path):
         assert b"".join([chunk.data async for chunk in chunks]) == expected
 
 
+async def test_a_load_may_say_how_a_version_is_served(server, stubs, tmp_path):
+    """As JSON; not said means as it is."""
+    await within(stubs.models.SubmitVersion(upload(bundle=bundle_bytes(tmp_path, 2))))
+    for serving, instances in (('{"instances": 3}', 3), (None, 3), ("{}", 1)):
+        request = pb.LoadVersionRequest(name="m", version=1, serving_json=serving)
+        assert (await within(stubs.models.LoadVersion(request))).state == "READY"
+        assert server.context.registry.resolve("m").config.instances == instances
+
+
 async def test_graph_and_params_are_submitted(stubs):
     """A graph with parameters, stored without loading, then loaded, aliased, unloaded, deleted."""
     parts = {"graph": b'{"scale": 3}', "params": b"weights" * 100}
@@ -310,6 +319,15 @@ BAD = {
     "unknown": (lambda s: s.models.GetVersion(pb.GetVersionRequest(**version())), UNKNOWN),
     "zero": (lambda s: s.models.GetVersion(pb.GetVersionRequest(**version(0))), UNKNOWN),
     "negative": (lambda s: s.models.LoadVersion(pb.LoadVersionRequest(**version(-1))), UNKNOWN),
+    "serving": (lambda s: s.models.LoadVersion(pb.LoadVersionRequest(**version(), serving_json="{")), INVALID),
+    "instances": (
+        lambda s: s.models.LoadVersion(pb.LoadVersionRequest(**version(), serving_json='{"instances": 0}')),
+        INVALID,
+    ),
+    "large serving": (
+        lambda s: s.models.LoadVersion(pb.LoadVersionRequest(**version(), serving_json=" " * 70_000)),
+        LARGE,
+    ),
     "alias": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(alias="7"))), INVALID),
     "alias to 0": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(0, alias="a"))), INVALID),
     "alias to both": (lambda s: s.models.SetAlias(pb.SetAliasRequest(**version(alias="a"), weights={1: 1})), INVALID),

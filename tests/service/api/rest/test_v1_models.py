@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.core.errors import NotReady
+from service.core.types import ServingConfig
 from tests.service.fake_engine import bundle_bytes
 
 GRAPH = b'{"scale": 3}'
@@ -120,6 +121,32 @@ async def test_submission_without_load_is_not_loaded(server, bundle):
     assert (await server.http.post("/v1/models/m/versions/1:load")).json()["state"] == "READY"
     assert (await server.http.post("/v1/models/m/versions/1:unload")).json()["state"] == "UNAVAILABLE"
     assert (await server.http.get("/v1/models/m")).json()["loaded"] == []
+
+
+async def test_a_load_may_say_how_a_version_is_served(server, bundle):
+    """In place of its bundle's own, until a load says `{}`; what is wrong is told at its place and changes nothing."""
+    await server.http.post("/v1/models/m/versions", content=bundle)
+    load = "/v1/models/m/versions/1:load"
+    asked = {"max_batch_size": 8, "batch_buckets": [2, 8], "instances": 2, "default_priority": 1}
+    assert (await server.http.post(load, json={"serving": asked})).json()["state"] == "READY"
+    config = server.context.registry.resolve("m").config
+    assert (config.max_batch_size, config.batch_buckets, config.instances) == (8, (2, 8), 2)
+    assert (await server.http.post(load)).status_code == 200
+    assert server.context.registry.resolve("m").config == config
+    for wrong, path in (
+        ({"serving": {"instances": 0}}, "serving.instances"),
+        ({"serving": {"max_batch_size": 65}}, "serving.max_batch_size"),
+        ({"serving": {"open_sizes": [{}]}}, "serving.open_sizes[0].axes"),
+        ({"serving": 7}, "serving"),
+        ({"serve": {}}, "serve"),
+    ):
+        reply = await server.http.post(load, json=wrong)
+        assert (reply.status_code, path in reply.json()["error"]) == (400, True), reply.text
+    assert (await server.http.post(load, content=b"{")).status_code == 400
+    assert (await server.http.post(load, content=b" " * 70_000)).status_code == 413
+    assert server.context.registry.resolve("m").config == config
+    assert (await server.http.post(load, json={"serving": {}})).status_code == 200
+    assert server.context.registry.resolve("m").config == ServingConfig()
 
 
 async def test_alias_is_moved_and_removed(server, bundle):
