@@ -8,7 +8,6 @@ loop: a thread posts one callback per batch, which resolves all futures of the b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import queue
@@ -259,8 +258,10 @@ class Batcher:
                     return None
                 timeout_s = self._rest(instance, wait_s)
             slept = True
-            with contextlib.suppress(queue.Empty):
+            try:
                 instance.wake.get(timeout=timeout_s)
+            except queue.Empty:
+                continue
         if overdue:
             self._post(self._expire, overdue)
         return taken
@@ -304,13 +305,15 @@ class Batcher:
             self._wanted_rows = 0 if self._idle else math.inf
 
     def _call_one(self) -> None:
-        if self._idle:
-            self._called = self._idle.pop()
-        else:
-            self._called, self._watching = self._watching, None
-        if self._called is not None:
-            self._called.wake.put(None)
-        self._listen()
+        """Wake an instance that sleeps, rather one that does not watch."""
+        called = self._idle.pop() if self._idle else self._watching
+        if called is None:
+            return
+        if called is self._watching:
+            self._watching = None
+        self._called = called
+        self._wanted_rows = math.inf
+        called.wake.put(None)
 
     def _pass_on(self) -> None:
         """Having taken a batch: call another instance for what is left, or for watching over it."""
