@@ -95,6 +95,7 @@ def predict(
     version: Annotated[str | None, typer.Option(help="A number or an alias.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz file.")] = None,
     json_tensors: Annotated[bool, typer.Option("--json-tensors", help="Send JSON in place of raw tensors.")] = False,
+    classes: Annotated[int, typer.Option(min=0, help="Print only so many of each output's largest values.")] = 0,
     url: Url = LOCAL,
 ) -> None:
     """Predict, and print the outputs as JSON (or write them to a .npz file)."""
@@ -102,9 +103,12 @@ def predict(
 
     with _client(url) as client:
         arrays = _arrays(client, model, version, inputs)
-        results = client.infer(model, arrays, version, binary=not json_tensors)
+        names = [spec["name"] for spec in client.metadata(model, version)["outputs"]] if classes else []
+        largest = dict.fromkeys(names, classes)
+        results = client.infer(model, arrays, version, binary=not json_tensors, classes=largest)
     if output is not None:
-        np.savez(output, allow_pickle=False, **results)
+        stored = {name: _storable(array) for name, array in results.items()}
+        np.savez(output, allow_pickle=False, **stored)
     else:
         typer.echo(json.dumps({name: array.tolist() for name, array in results.items()}, default=bytes.decode))
 
@@ -428,6 +432,16 @@ def _arrays(client: Client, model: str, version: str | None, path: Path) -> dict
         given = _json_file(path)
     known = {spec["name"]: spec["datatype"] for spec in client.metadata(model, version)["inputs"]}
     return {name: np.asarray(value, DTYPES.get(known.get(name, ""))) for name, value in given.items()}
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Texts as NumPy stores them without pickling; other arrays as they are."""
+    import numpy as np
+
+    if not array.dtype.hasobject:
+        return array
+    texts = [text.decode() if isinstance(text, bytes) else text for text in array.ravel().tolist()]
+    return np.array(texts, str).reshape(array.shape)
 
 
 def _json_file(path: Path) -> Any:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+NO_CLASSES: Mapping[str, int] = MappingProxyType({})
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -31,7 +34,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def encode(
-    inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None, *, binary: bool
+    inputs: Mapping[str, np.ndarray],
+    outputs: Sequence[str] | None,
+    *,
+    binary: bool,
+    classes: Mapping[str, int] = NO_CLASSES,
 ) -> tuple[bytes, dict[str, str]]:
     """The body and headers of a request; raises `TypeError` for an array without a datatype in the protocol."""
     tensors: list[dict[str, Any]] = []
@@ -48,8 +55,8 @@ def encode(
     request: dict[str, Any] = {"inputs": tensors}
     if binary:
         request["parameters"] = {"binary_data_output": True}
-    if outputs is not None:
-        request["outputs"] = [{"name": name} for name in outputs]
+    if outputs is not None or classes:
+        request["outputs"] = [_output(name, classes) for name in (classes if outputs is None else outputs)]
     header = json.dumps(request).encode()
     if not binary:
         return header, {"content-type": "application/json"}
@@ -73,6 +80,10 @@ def decode(body: bytes, header_length: str | None) -> dict[str, np.ndarray]:
     if at != len(body):
         raise ValueError(f"reply: expected {at} bytes, got {len(body)}")
     return arrays
+
+
+def _output(name: str, classes: Mapping[str, int]) -> dict[str, Any]:
+    return {"name": name, "parameters": {"classification": classes[name]}} if name in classes else {"name": name}
 
 
 def _name(name: str, array: np.ndarray) -> str:

@@ -172,7 +172,7 @@ class JobService:
         return [await self._checked_job(await self._resolved(parse_spec(spec)), key)]
 
     async def _resolved(self, parsed: JobSpec) -> JobSpec:
-        """A request with its start found, and with the steps of the job whose checkpoint that is unless it has its own."""
+        """A request with its start found, and the steps of the job whose checkpoint that is unless it has its own."""
         if parsed.start is None:
             return parsed
         start = await self._starts.resolve(parsed.start)

@@ -86,6 +86,15 @@ def test_a_classifier_of_image_folders_answers_with_class_names(
     }
     reply = httpx.post(f"http://127.0.0.1:{up['http_port']}/v2/models/skies/infer", json=body)
     assert [text.split(":")[2] for text in reply.json()["outputs"][0]["data"]] == ["day", "night"]
+    image = np.uint8(pixels).reshape(2, 6, 6, 1)
+    told = client.infer("skies", {"image": image}, classes={"sky": 2}, binary=False)["sky"]
+    assert [[text.split(":")[2] for text in row] for row in told.tolist()] == [["day", "night"], ["night", "day"]]
+    np.savez(tmp_path / "skies.npz", image=image)
+    command = [sys.executable, "-m", "service", "predict", "skies", str(tmp_path / "skies.npz"), "--classes", "1"]
+    url = f"http://127.0.0.1:{up['http_port']}"
+    output = subprocess.run([*command, "--url", url], capture_output=True, text=True, timeout=WAIT_S)
+    assert output.returncode == 0, output.stderr
+    assert [row[0].split(":")[1:] for row in json.loads(output.stdout)["sky"]] == [["0", "day"], ["1", "night"]]
 
 
 def test_texts_go_in_and_labels_come_out(up: dict[str, Any], client: Client, tmp_path: Path) -> None:
@@ -112,3 +121,7 @@ def test_texts_go_in_and_labels_come_out(up: dict[str, Any], client: Client, tmp
     output = subprocess.run([*command, "--url", url], capture_output=True, text=True, timeout=WAIT_S)
     assert output.returncode == 0, output.stderr
     assert json.loads(output.stdout) == {"sums_scores": [[1.0], [1.0]], "sums_labels": [["disliked"], ["liked"]]}
+    stored = tmp_path / "labels.npz"
+    output = subprocess.run([*command, "--url", url, "--output", str(stored)], capture_output=True, timeout=WAIT_S)
+    assert output.returncode == 0, output.stderr
+    assert np.load(stored)["sums_labels"].tolist() == [["disliked"], ["liked"]]
