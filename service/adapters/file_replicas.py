@@ -7,6 +7,7 @@ nobody who wrote here is alive.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from service.core.ports import Clock
 from service.core.types import Json, Replica, ReplicaModel, VersionState, VersionStatus
 
 _SUFFIX = ".json"
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -65,10 +67,14 @@ class FileReplicaBoard:
                 return None
             if not (name.endswith(_SUFFIX) and is_name(name)) or name.startswith("."):
                 return None
-            models = json.loads(path.read_bytes())["models"]
+            said = json.loads(path.read_bytes())["models"]
+            models = {model: _from_json(value) for model, value in said.items()}
         except OSError:  # withdrawn, or removed by another process
             return None
-        return Replica(name.removesuffix(_SUFFIX), age_s, {model: _from_json(value) for model, value in models.items()})
+        except (ValueError, KeyError, TypeError, AttributeError):  # of a later server, or not ours
+            _log.warning("%s cannot be read: it is passed over", path)
+            return None
+        return Replica(name.removesuffix(_SUFFIX), age_s, models)
 
 
 def _to_json(model: ReplicaModel) -> dict[str, Json]:

@@ -210,6 +210,7 @@ class Convergence:
             _log.warning("%s did not load", label(entry.desired.name, number), exc_info=error)
             slot.error = error
             slot.state = VersionState.FAILED
+        slot.early = False
         slot.settled.set()
         self._reconcile(entry)
 

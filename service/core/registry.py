@@ -30,7 +30,7 @@ from service.core.manifests import bundle_manifest
 from service.core.names import check_alias, check_name
 from service.core.ports import Clock, Engine, ModelStore, ReplicaBoard
 from service.core.replicas import Reporter
-from service.core.routing import DEFAULT_ALIAS, ModelEntry, Route, Split, reason_of
+from service.core.routing import DEFAULT_ALIAS, ModelEntry, Split, reason_of
 from service.core.serving import ServedModel
 from service.core.serving_spec import above
 from service.core.threads import Threads
@@ -55,8 +55,8 @@ _log = logging.getLogger(__name__)
 class Registry:
     """The models of this process. `NotFound` is what the store does not have, `NotReady` what is not loaded.
 
-    `max_loaded_bytes` bounds what the loaded versions take (None: nothing does). `board` is where this process tells the
-    others how far it is (None: nowhere).
+    `max_loaded_bytes` bounds what the loaded versions take (None: nothing does). `board` is where this process tells
+    the others how far it is (None: nowhere).
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Registry:
             max_loaded_bytes=max_loaded_bytes,
             patience_s=2 * poll_s,
         )
+        self._entries = self._here.entries
         replica = secrets.token_hex(8)
         self._reporter = None if board is None else Reporter(board, replica, clock, self._here, self._io)
         self._draining = False
@@ -97,17 +98,23 @@ class Registry:
 
         Only looks things up. Raises `NotFound` or `NotReady`.
         """
-        found = self._route(name, version)
+        entry = self._entries.get(name)
+        found = None if entry is None else entry.routes.get(version or "")
+        if found is None:
+            raise self._unresolved(name, version)
         return found.pick() if isinstance(found, Split) else found
 
     def heaviest(self, name: str, version: str | None = None) -> ServedModel:
         """Who speaks for `version`: as `resolve`, of several versions that share an alias the one that answers most."""
-        found = self._route(name, version)
+        entry = self._entries.get(name)
+        found = None if entry is None else entry.routes.get(version or "")
+        if found is None:
+            raise self._unresolved(name, version)
         return found.heaviest if isinstance(found, Split) else found
 
     def names(self) -> list[str]:
         """All known models, sorted."""
-        return sorted(self._here.entries)
+        return sorted(self._entries)
 
     def versions(self, name: str) -> list[int]:
         """The versions of a model that are ready here, ascending; raises `NotFound`."""
@@ -130,7 +137,7 @@ class Registry:
 
     def served(self) -> list[ServedModel]:
         """Every version that serves here."""
-        slots = [slot for entry in self._here.entries.values() for slot in entry.slots.values()]
+        slots = [slot for entry in self._entries.values() for slot in entry.slots.values()]
         return [slot.served for slot in slots if slot.served is not None]
 
     def ready(self) -> bool:
@@ -139,7 +146,7 @@ class Registry:
 
     def degraded(self) -> dict[str, list[str]]:
         """What is wanted here and was tried in vain, by model; what served before does so still."""
-        found = {name: entry.failing() for name, entry in sorted(self._here.entries.items())}
+        found = {name: entry.failing() for name, entry in sorted(self._entries.items())}
         return {name: reasons for name, reasons in found.items() if reasons}
 
     # Changes: each returns when it is effective in this process
@@ -222,7 +229,7 @@ class Registry:
             await self.load(name, other, serving=serving, pin=pin)
         slot = self._here.slot(name, number)
         if slot is not None and slot.state is VersionState.FAILED:
-            self._here.forget(self._here.entries[name], number, slot)
+            self._here.forget(self._entries[name], number, slot)
         change = partial(desired.wanted, number=number, serving=serving, pin=pin)
         if slot is not None and slot.usable():
             await self._change(name, change)
@@ -250,7 +257,7 @@ class Registry:
         if version is not None:
             await self._io.call(self._store.version, name, version)
         await self._change(name, partial(desired.unwanted, version=version))
-        slots = self._here.entries[name].slots if name in self._here.entries else {}
+        slots = self._entries[name].slots if name in self._entries else {}
         waiting = [slot for number, slot in slots.items() if version in (None, number)]
         for slot in waiting:
             if slot.state in (VersionState.UNLOADING, VersionState.LOADING):
@@ -288,7 +295,7 @@ class Registry:
 
     async def delete(self, name: str, version: int | None = None) -> None:
         """Delete a version or the whole model; raises `Conflict` while it is loaded or an alias points at it."""
-        entry = self._here.entries.get(name)
+        entry = self._entries.get(name)
         if entry is not None and any(version in (None, number) for number in entry.slots):
             await self._here.refresh(name)
             if any(version in (None, number) for number in entry.slots):
@@ -309,7 +316,7 @@ class Registry:
 
     async def stored_version(self, name: str, version: int) -> StoredVersion:
         """One version as the store has it; raises `NotFound`."""
-        entry = self._here.entries.get(name)
+        entry = self._entries.get(name)
         if entry is None or version not in entry.versions:
             await self._here.refresh(name)  # a worker may have published it a moment ago
         return await self._io.call(self._store.version, name, version)
@@ -365,16 +372,12 @@ class Registry:
 
     # Lookups and messages
 
-    def _route(self, name: str, version: str | None) -> Route:
-        entry = self._here.entries.get(name)
-        if entry is not None:
-            found = entry.routes.get(version or "")
-            if found is not None:
-                return found
-        raise NotFound(f"there is no model {name[:128]!r}") if entry is None else entry.unresolved(version or "")
+    def _unresolved(self, name: str, version: str | None) -> ServiceError:
+        entry = self._entries.get(name)
+        return NotFound(f"there is no model {name[:128]!r}") if entry is None else entry.unresolved(version or "")
 
     def _known(self, name: str) -> ModelEntry:
-        entry = self._here.entries.get(name)
+        entry = self._entries.get(name)
         if entry is None:
             raise NotFound(f"there is no model {name[:128]!r}")
         return entry

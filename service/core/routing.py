@@ -67,8 +67,8 @@ class Slot:
 
     `settled` is set while nothing is being loaded for it, `gone` when the slot is given up. `serving` is what its load
     asked for instead of the bundle's own; `refused` is what a later load asked for in vain, `refusal` why.
-    `early` is one that was wanted when this process started: nobody makes room for it. It is ready `since`, in seconds
-    since the epoch.
+    `early` is one that was wanted when this process started, until it is loaded: nobody makes room for it. It is ready
+    `since`, in seconds since the epoch.
     """
 
     state: VersionState = VersionState.LOADING

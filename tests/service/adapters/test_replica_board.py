@@ -82,9 +82,18 @@ def test_file_of_a_silent_one_is_removed_and_foreign_ones_are_passed_over(tmp_pa
     for name in ("a.json", ".a.draft"):
         (folder / name).touch()
         os.utime(folder / name, (clock.now - 16, clock.now - 16))
-    (folder / "notes.txt").touch()
-    os.utime(folder / "notes.txt", (clock.now, clock.now))
+    later = '{"models": {"m": {"generation": 1, "aliases": {}, "versions": {"1": ["ASLEEP", ""]}}}}'
+    foreign = {
+        "notes.txt": "",
+        "half.json": "{",
+        "list.json": "[]",
+        "text.json": '{"models": "m"}',
+        "later.json": later,
+    }
+    for name, content in foreign.items():
+        (folder / name).write_text(content)
+        os.utime(folder / name, (clock.now, clock.now))
     assert board.replicas() == []
-    assert sorted(os.listdir(folder)) == ["notes.txt"]
+    assert sorted(os.listdir(folder)) == sorted(foreign)
     with pytest.raises(InvalidRequest, match="replica name"):
         board.publish("../a", {})

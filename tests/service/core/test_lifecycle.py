@@ -221,11 +221,7 @@ async def test_alias_needs_room_for_all_of_its_versions(process: Start, store: F
 async def test_start_with_more_than_fits_loads_what_is_held_then_the_newest(process: Start, store: FileModelStore):
     """The rest fails with the reason, and nothing is evicted for it."""
     for scale in range(1, 6):
-        published_elsewhere(store, scale)
-    path = store.version("m", 1).path.parents[2] / "versions"
-    for number in range(1, 6):
-        manifest = path / str(number) / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"manifest": {', f'"manifest": {{"parameter_bytes": {SIZE},'))
+        _weigh(store, published_elsewhere(store, scale))
     store.change("m", lambda s: replace(s, loaded=frozenset({1, 2, 3, 4, 5}), aliases={"prod": 1}, pinned={2}))
     one = await process(3 * SIZE)
     ready, failed = VersionState.READY, VersionState.FAILED
@@ -233,6 +229,29 @@ async def test_start_with_more_than_fits_loads_what_is_held_then_the_newest(proc
     assert "needs 4 bytes of the 12 in max_loaded_bytes, of which 12 are taken" in one.registry.status("m")[3].reason
     assert store.state("m").loaded == {1, 2, 3, 4, 5}
     assert one.engine.loads == 3
+
+
+async def test_reload_needs_room_for_both(process: Start, store: FileModelStore):
+    """It makes room like a load, also for a version that was there at the start; where it cannot, the old one serves."""
+    published_elsewhere(store, 1)
+    _weigh(store, 1)
+    store.change("m", lambda s: replace(s, loaded=frozenset({1}), aliases={"prod": 1}))
+    one = (await process(2 * SIZE)).registry
+    await one.submit("m", bundle(store, 2))
+    await one.load("m", 1, serving={"max_queue_requests": 7})
+    assert one.resolve("m").config.max_queue_requests == 7
+    assert one.status("m")[1].reason == "evicted to make room for model 'm' version 1"
+    await one.load("m", 2, pin=True)
+    with pytest.raises(Conflict, match="needs 4 bytes of the 8 in max_loaded_bytes"):
+        await one.load("m", 1, serving={"max_queue_requests": 8})
+    assert one.resolve("m").config.max_queue_requests == 7
+    assert store.state("m").serving == {1: {"max_queue_requests": 7}}
+
+
+def _weigh(store: FileModelStore, number: int) -> None:
+    """Make the manifest of a version say its size, as that of a real one does."""
+    manifest = store.version("m", number).path.parent / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"manifest": {', f'"manifest": {{"parameter_bytes": {SIZE},'))
 
 
 async def test_version_of_a_worker_makes_room_in_every_process(process: Start, store: FileModelStore):
