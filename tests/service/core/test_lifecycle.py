@@ -232,7 +232,7 @@ async def test_start_with_more_than_fits_loads_what_is_held_then_the_newest(proc
 
 
 async def test_reload_needs_room_for_both(process: Start, store: FileModelStore):
-    """It makes room like a load, also for a version that was there at the start; where it cannot, the old one serves."""
+    """It makes room like a load, also for a version that was there at the start; else the old one serves on."""
     published_elsewhere(store, 1)
     _weigh(store, 1)
     store.change("m", lambda s: replace(s, loaded=frozenset({1}), aliases={"prod": 1}))
