@@ -151,3 +151,16 @@ async def test_labels_are_told_with_the_largest_values() -> None:
     answer = await service.infer(request)
     assert answer.outputs["right"].tolist() == [[b"2.0:0:cat: a", b"2.0:1"]]
     await version.close()
+
+
+async def test_threads_end_with_the_model() -> None:
+    """None waits for work that cannot come."""
+    texts = Texts()
+    texts.gate.set()
+    version, _ = served(texts)
+    name = f"processing {version.label}"
+    await version.infer(texts_of(b"a" * 50_000))
+    assert texts.threads[-1].startswith(name)
+    await version.close()
+    del version
+    await wait_until(lambda: not any(thread.name.startswith(name) for thread in threading.enumerate()))
