@@ -190,6 +190,7 @@ async def test_streams_deadline_holds_for_its_requests(server: Server) -> None:
     async def requests() -> AsyncIterator[pb.ModelInferRequest]:
         for _ in range(2):
             yield raw(np.ones((4, 3), np.float32))
+        await asyncio.Event().wait()
 
     async def drain() -> None:
         async for _ in server.stub.ModelStreamInfer(requests(), timeout=0.2):
