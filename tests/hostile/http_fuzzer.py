@@ -82,7 +82,7 @@ async def _converse(target: Target, case: Script) -> tuple[list[int], str]:
             if case.end == "half":
                 writer.write_eof()
         if case.end in ("wait", "half"):
-            return await _replies(reader, case.answers)
+            return await _replies(reader, case.answers, bodiless=_asks_for_heads(case))
         if case.end == "reset":
             taken = writer.get_extra_info("socket")
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -93,7 +93,12 @@ async def _converse(target: Target, case: Script) -> tuple[list[int], str]:
             await asyncio.wait_for(writer.wait_closed(), 5)
 
 
-async def _replies(reader: asyncio.StreamReader, wanted: int | None) -> tuple[list[int], str]:
+def _asks_for_heads(case: Script) -> bool:
+    first = case.steps[0]
+    return isinstance(first, bytes) and first.startswith(b"HEAD ")
+
+
+async def _replies(reader: asyncio.StreamReader, wanted: int | None, *, bodiless: bool) -> tuple[list[int], str]:
     """The statuses of all replies until the connection ends, and what is wrong with one of them."""
     statuses: list[int] = []
     try:
@@ -114,7 +119,7 @@ async def _replies(reader: asyncio.StreamReader, wanted: int | None) -> tuple[li
             if status == "100":
                 continue
             statuses.append(int(status))
-            content = await reader.readexactly(int(headers.get("content-length", 0)))
+            content = b"" if bodiless else await reader.readexactly(int(headers.get("content-length", 0)))
             if problem := _wrong(int(status), headers, content):
                 return statuses, problem
     except asyncio.IncompleteReadError as error:

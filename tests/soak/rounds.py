@@ -26,6 +26,7 @@ from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
 from service.bootstrap import Report, serve
 from service.client import Client, ClientError
 from service.settings import Settings
+from tests.service.adapters.text_model import SERVING, write_bundle
 
 WIDTH = 512
 MAX_BATCH = 8
@@ -83,47 +84,58 @@ class Compiles:
         self.count += event == COMPILED
 
 
-def unusual() -> Iterator[tuple[str, np.ndarray]]:
-    """Batch sizes and shapes, declared and not, in many types."""
+Sent = tuple[str, str, np.ndarray]
+
+
+def unusual() -> Iterator[Sent]:
+    """Model, input, values: batch sizes and shapes, declared and not, in many types."""
     for rows in (1, 2, 3, 5, 7, 8, 0, 9, 64, 1000):
-        yield "x", np.zeros((rows, WIDTH), np.float32)
+        yield "m", "x", np.zeros((rows, WIDTH), np.float32)
     for shape in ((WIDTH,), (1, WIDTH + 1), (1, 1, WIDTH), (), (0,), (1, 0), (WIDTH, 1), (2, WIDTH // 2)):
-        yield "x", np.zeros(shape, np.float32)
+        yield "m", "x", np.zeros(shape, np.float32)
     for kind in (np.float64, np.int32, np.float16, np.bool_):
-        yield "x", np.zeros((1, WIDTH), kind)
-    yield "y", np.zeros((1, WIDTH), np.float32)
+        yield "m", "x", np.zeros((1, WIDTH), kind)
+    yield "m", "y", np.zeros((1, WIDTH), np.float32)
+    for rows in (1, 3, 4, 5):
+        for length in (*range(1, 20), 64, 1000):
+            yield "text", "tokens", np.zeros((rows, length), np.int32)
+    yield "text", "mask", np.zeros((1, 4), np.float32)
 
 
-def over_rest(client: Client) -> dict[str, int]:
-    """Send what is unusual; returns how often it was answered and refused."""
-    counts = {"answered": 0, "refused": 0}
-    for name, array in unusual():
+def over_rest(client: Client) -> dict[str, list[str]]:
+    """Send what is unusual; returns what was answered and what was refused."""
+    told: dict[str, list[str]] = {"answered": [], "refused": []}
+    for model, name, array in unusual():
         try:
-            client.infer("m", {name: array})
-            counts["answered"] += 1
+            client.infer(model, {name: array})
+            told["answered"].append(_label(model, array))
         except ClientError:
-            counts["refused"] += 1
-    return counts
+            told["refused"].append(_label(model, array))
+    return told
 
 
-def over_grpc(target: str) -> dict[str, int]:
+def over_grpc(target: str) -> dict[str, list[str]]:
     """The same."""
-    counts = {"answered": 0, "refused": 0}
+    told: dict[str, list[str]] = {"answered": [], "refused": []}
     datatypes = {"f2": "FP16", "f4": "FP32", "f8": "FP64", "i4": "INT32", "b1": "BOOL"}
     with grpc.insecure_channel(target) as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
-        for name, array in unusual():
-            message = pb.ModelInferRequest(model_name="m", raw_input_contents=[array.tobytes()])
+        for model, name, array in unusual():
+            message = pb.ModelInferRequest(model_name=model, raw_input_contents=[array.tobytes()])
             message.inputs.add(name=name, datatype=datatypes[array.dtype.str[1:]], shape=array.shape)
             try:
                 stub.ModelInfer(message)
-                counts["answered"] += 1
+                told["answered"].append(_label(model, array))
             except grpc.RpcError:
-                counts["refused"] += 1
-    return counts
+                told["refused"].append(_label(model, array))
+    return told
 
 
-def drive(report: Report, rounds: int) -> dict[str, Any]:
+def _label(model: str, array: np.ndarray) -> str:
+    return f"{model} {list(array.shape)} {array.dtype}"
+
+
+def drive(report: Report, rounds: int, folder: Path) -> dict[str, Any]:
     """Everything that clients do, from a thread of its own."""
     import jax
 
@@ -140,6 +152,8 @@ def drive(report: Report, rounds: int) -> dict[str, Any]:
             client.unload("m", 1)
             client.load("m", 1)
             assert (client.infer("m", {"x": x})["y"] == right).all()
+        write_bundle(folder / "text.axon", SERVING)
+        client.submit("text", bundle=folder / "text.axon")
         before = compiles.count, held().executables
         answers = {"rest": over_rest(client), "grpc": over_grpc(report.grpc)}
         after = compiles.count, held().executables
@@ -160,7 +174,7 @@ async def main(rounds: int) -> None:
         )
         serving = asyncio.create_task(serve(settings, stop, ready.set_result))
         try:
-            measured = await asyncio.to_thread(drive, await ready, rounds)
+            measured = await asyncio.to_thread(drive, await ready, rounds, Path(folder))
         finally:
             stop.set()
             await serving
