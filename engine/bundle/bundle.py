@@ -40,6 +40,7 @@ from engine.version import VERSION as ENGINE_VERSION
 
 FORMAT = "axon.bundle"
 VERSION = 1
+_TRIED_AT_ONCE = 8
 MANIFEST_KEYS = {"format", "version", "engine_version", "members", "lineage", "requires", "programs"}
 
 
@@ -182,11 +183,13 @@ def try_programs(
 ) -> None:
     """Compile and run a bundle with programs on zeros, in a process of its own, for each number of rows.
 
-    `opened` are sizes of open axes, each to be tried with all numbers of rows. Does nothing for a bundle without
-    programs. Raises: `BundleError`.
+    `opened` are sizes of open axes, each to be tried with all numbers of rows; `limits.check_s` is the time for every
+    `_TRIED_AT_ONCE` of these. Does nothing for a bundle without programs. Raises: `BundleError`.
     """
     if archive.has_programs(Path(path), limits):
-        sandbox.check(path, limits, batch_sizes=batch_sizes, opened=opened, train=False)
+        tried = len(batch_sizes) * max(len(opened), 1)
+        timeout_s = limits.check_s * math.ceil(tried / _TRIED_AT_ONCE)
+        sandbox.check(path, limits, batch_sizes=batch_sizes, opened=opened, timeout_s=timeout_s, train=False)
 
 
 def read_params(

@@ -177,11 +177,11 @@ class EngineRuntime:
 
         Where it holds programs, each of these sizes is tried in a process of its own first.
         """
-        batches = check_bucket_count(config)
         sizes = engine_sizes(config.open_sizes)
         with _translated("bundle"):
             bundle = self._stored(path)
             model = bundle.model if config.precision is None else engine.apply_policy(bundle.model, config.precision)
+            batches = check_bucket_count(model, config)
             engine.runtime.check_open_sizes(model, sizes)
             if problems := pad_problems(config.open_sizes, map(tensor_spec, input_signatures(model)), "serving"):
                 raise InvalidModel.from_problems("bundle", problems)

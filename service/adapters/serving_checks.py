@@ -16,6 +16,7 @@ from engine.model.model import Model
 from engine.runtime import (
     Walks,
     check_open_sizes,
+    has_open_batch,
     input_signatures,
     intermediates,
     intermediates_at,
@@ -49,9 +50,9 @@ def serving_problems(model: Model, serving: Mapping[str, Json], path: str, limit
     return problems
 
 
-def check_bucket_count(config: ServingConfig) -> tuple[int, ...]:
+def check_bucket_count(model: Model, config: ServingConfig) -> tuple[int, ...]:
     """The batch sizes to compile; raises `InvalidModel` when there are too many programs with all open sizes."""
-    batches = batch_sizes(config.max_batch_size, config.batch_buckets)
+    batches = batch_sizes(config.max_batch_size, config.batch_buckets) if has_open_batch(model) else (1,)
     count = bucket_count(batches, [each.sizes for each in config.open_sizes])
     if count > MAX_BUCKETS:
         expected = f"at most {MAX_BUCKETS} combinations of batch buckets and sizes"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import engine as ax
 from engine.bundle import DEFAULT_LIMITS, sandbox
 from engine.errors import BundleError
 from tests.engine.bundle import hostile_programs as programs
@@ -78,6 +79,18 @@ def _refused(path: Path, match: str, **arguments: Any) -> None:
 def test_a_good_bundle_passes_at_every_batch_size(tmp_path: Path):
     """Predictions and gradients, for one row and for several."""
     sandbox.check(_bundle(tmp_path, packed(good())), DEFAULT_LIMITS, batch_sizes=(1, 4), memory_bytes=GIB)
+
+
+@pytest.mark.parametrize(("sizes", "timeout_s"), [(0, 60.0), (2, 60.0), (5, 180.0)])
+def test_the_time_for_a_trial_grows_with_the_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: int, timeout_s: float
+):
+    """60 s for every 8 combinations of rows and open sizes, all of which are tried."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(sandbox, "check", lambda *_, **options: asked.append(options))
+    opened = [{("x", 1): size + 1} for size in range(sizes)]
+    ax.bundle.try_programs(_bundle(tmp_path, packed(good())), batch_sizes=(1, 2, 4, 8), opened=opened)
+    assert [(options["timeout_s"], options["opened"]) for options in asked] == [(timeout_s, opened)]
 
 
 def test_a_program_that_takes_too_long_is_stopped(tmp_path: Path):
