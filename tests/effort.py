@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 WHOLE = "whole" in (os.environ.get("HYPOTHESIS_PROFILE"), os.environ.get("FAULTS"))
 
 
 def use_profile() -> None:
-    """Load the profile; no example has a deadline, which would depend on the machine."""
-    settings.register_profile("short", max_examples=30, deadline=None, derandomize=True)
-    settings.register_profile("whole", max_examples=100, deadline=None)
+    """Load the profile; how long an example takes to be drawn and to run depends on the machine, and is not asked."""
+    patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("short", patient, max_examples=30, derandomize=True)
+    settings.register_profile("whole", patient, max_examples=100)
     settings.load_profile("whole" if WHOLE else "short")
 
 
