@@ -27,7 +27,7 @@ class Server:
 
     def __init__(self) -> None:
         self.served = [
-            serve(HeldModel(spec(max_batch_size=4)), version=1, max_queue_delay_us=50),
+            serve(HeldModel(spec(max_batch_size=4)), version=1, max_queue_delay_us=50, instances=2, default_priority=1),
             serve(HeldModel(spec(max_batch_size=4)), version=2),
             serve(HeldModel(spec(max_batch_size=0)), name="alone"),
         ]
@@ -62,6 +62,8 @@ async def test_config_of_a_batched_model(server: Server) -> None:
     assert config["output"][1] == {"name": "total", "data_type": "TYPE_FP64", "dims": []}
     assert config["dynamic_batching"]["preferred_batch_size"] == [1, 2, 4]
     assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 50
+    assert config["dynamic_batching"]["default_priority_level"] == 1
+    assert config["instance_group"][0]["count"] == 2
     assert config["model_transaction_policy"] == {"decoupled": False}
     assert (await server.get("/v2/models/none/config")).status == 404
 
