@@ -30,9 +30,9 @@ class Resident:
         return label(self.name, self.version)
 
 
-def label(name: str, version: int) -> str:
-    """A version for people."""
-    return f"model {name!r} version {version}"
+def label(name: str, *versions: int) -> str:
+    """A version, or several of one model, for people."""
+    return f"model {name!r} version {', '.join(map(str, versions))}"
 
 
 def loaded_bytes(manifest: Mapping[str, Json], devices: int) -> int:

@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Set
 from functools import partial
 from typing import Any, final
 
@@ -65,6 +66,7 @@ class Convergence:
         # One load at a time: compiling uses every core already, and memory peaks stay those of one model.
         self._turns = Turns()
         self._choosing = asyncio.Lock()
+        self._kept: Counter[tuple[str, int]] = Counter()
         self._first: list[Slot] | None = None
         self._closed = False
 
@@ -165,13 +167,14 @@ class Convergence:
     async def _serve(
         self, entry: ModelEntry, number: int, slot: Slot, serving: Mapping[str, Json], statistics: Statistics
     ) -> ServedModel:
-        name = entry.desired.name
-        stored = await self._io.call(self._store.version, name, number)
-        config = serving_config(self._defaults, stored.manifest, serving)
+        name, known = entry.desired.name, entry.versions.get(number)
+        created_at = 0.0 if known is None else known.created_at
         # What may not be evicted comes first, so that a start that cannot load everything loads that; then the newest.
-        async with self._turns.turn((number not in entry.held(), -stored.created_at)):
+        async with self._turns.turn((number not in entry.held(), -created_at)):
             self._check_wanted(entry, number)
             await self._wait_for_room(entry, number, slot)
+            stored = await self._io.call(self._store.version, name, number)
+            config = serving_config(self._defaults, stored.manifest, serving)
             self._check_wanted(entry, number)
             began = self._clock.monotonic()
             loaded = await in_own_thread(partial(self._engine.load, stored.path, config))
@@ -243,27 +246,37 @@ class Convergence:
     # Room
 
     @contextlib.asynccontextmanager
-    async def room_for(self, name: str, number: int) -> AsyncIterator[None]:
-        """Take out of the desired state what has to go before a version becomes wanted, which it does in the context.
+    async def room_for(self, name: str, numbers: frozenset[int]) -> AsyncIterator[None]:
+        """Take out of the desired state what has to go before versions become wanted, which they do in the context.
 
-        What is on its way here counts as being here. Raises `Conflict`.
+        What is on its way here counts as being here. Raises `Conflict` where there cannot be room for all of them.
         """
-        if self._limit is None:
+        if self._limit is None or not numbers:
             yield
             return
         async with self._choosing:
             await self.poll()
-            entry = self.entries.get(name)
-            if entry is not None and number in entry.versions:
-                await self._evict(entry, number, self._limit, coming=True)
+            if (entry := self.entries.get(name)) is not None:
+                await self._evict(entry, numbers & entry.versions.keys(), self._limit, coming=True)
             yield
+
+    @contextlib.contextmanager
+    def keeping(self, name: str, numbers: frozenset[int]) -> Iterator[None]:
+        """Evict none of these versions here in the context: an alias is about to move to them."""
+        kept = [(name, number) for number in numbers]
+        self._kept.update(kept)
+        try:
+            yield
+        finally:
+            self._kept.subtract(kept)
 
     async def _wait_for_room(self, entry: ModelEntry, number: int, slot: Slot) -> None:
         """Return when a version that is wanted fits; makes room for it if need be, or raises `Conflict`."""
         if self._limit is None:
             return
         what, needed = label(entry.desired.name, number), self._size(entry, number)
-        residents = self._residents(entry, number, coming=False)
+        own = frozenset({number})
+        residents = self._residents(entry, own, coming=False)
         if to_evict(what, needed, self._limit, residents):
             if slot.early:
                 raise no_room(what, needed, self._limit, residents)
@@ -271,17 +284,17 @@ class Convergence:
             await asyncio.sleep(self._patience_s * random.uniform(1, 2))
             async with self._choosing:
                 await self.poll()
-                await self._evict(entry, number, self._limit, coming=False)
+                await self._evict(entry, own, self._limit, coming=False)
         while leaving := [(of, version, each) for of, version, each in self._slots() if each.leaving()]:
-            taken = sum(each.size_bytes for each in self._residents(entry, number, coming=False))
+            taken = sum(each.size_bytes for each in self._residents(entry, own, coming=False))
             taken += sum(self._size(of, version) for of, version, _ in leaving)
             if taken + needed <= self._limit:
                 return
             await leaving[0][2].gone.wait()
 
-    async def _evict(self, entry: ModelEntry, number: int, limit: int, *, coming: bool) -> None:
-        what, needed = label(entry.desired.name, number), self._size(entry, number)
-        while chosen := to_evict(what, needed, limit, self._residents(entry, number, coming=coming)):
+    async def _evict(self, entry: ModelEntry, numbers: Set[int], limit: int, *, coming: bool) -> None:
+        what, needed = label(entry.desired.name, *sorted(numbers)), sum(self._size(entry, n) for n in numbers)
+        while chosen := to_evict(what, needed, limit, self._residents(entry, numbers, coming=coming)):
             for each in chosen:
                 version, reason = each.version, f"evicted to make room for {what}"
                 _log.info("%s is %s", each.label, reason)
@@ -289,22 +302,23 @@ class Convergence:
                     await self._io.call(self._store.change, each.name, partial(evicted, version=version, reason=reason))
                 await self.refresh(each.name)
 
-    def _residents(self, coming_to: ModelEntry, number: int, *, coming: bool) -> list[Resident]:
-        """What takes memory here and is to stay, but for a first copy of the version that is to come.
+    def _residents(self, coming_to: ModelEntry, numbers: Set[int], *, coming: bool) -> list[Resident]:
+        """What takes memory here and is to stay, but for a first copy of the versions that are to come.
 
         With `coming` also what is on its way here.
         """
         found = []
         for entry, version, slot in self._slots():
-            itself = entry is coming_to and version == number
+            itself = entry is coming_to and version in numbers
             if slot.state is VersionState.READY and slot.served is not None:
                 used = max(slot.served.statistics.last_inference, slot.since)
             elif coming and slot.state is VersionState.LOADING and not itself:
                 used = self._clock.time()
             else:
                 continue
-            pinned = itself or version in entry.held() or not slot.usable()
-            found.append(Resident(entry.desired.name, version, self._size(entry, version), used, pinned))
+            name = entry.desired.name
+            pinned = itself or version in entry.held() or self._kept[name, version] > 0 or not slot.usable()
+            found.append(Resident(name, version, self._size(entry, version), used, pinned))
         return found
 
     def _slots(self) -> list[tuple[ModelEntry, int, Slot]]:

@@ -84,6 +84,17 @@ def rolled_back(state: ModelState, alias: str, target: Target) -> ModelState:
     return pointed(state, alias, target)
 
 
+def unmoved(state: ModelState, alias: str, target: Target, before: ModelState) -> ModelState:
+    """`state` with `alias` and its rollback as in `before`, unless it has left `target` since."""
+    if state.aliases.get(alias) != target:
+        return state
+    aliases, previous = (
+        {a: t for a, t in now.items() if a != alias} | ({alias: then[alias]} if alias in then else {})
+        for now, then in ((state.aliases, before.aliases), (state.previous, before.previous))
+    )
+    return replace(state, aliases=aliases, previous=previous)
+
+
 def without_alias(state: ModelState, alias: str) -> ModelState:
     """`state` without `alias`; its versions stay loaded. Raises `NotFound`."""
     _check_alias(state, alias)

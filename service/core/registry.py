@@ -224,20 +224,22 @@ class Registry:
         if serving and (problems := above(serving, self._defaults)):
             raise InvalidRequest.from_problems(f"model {name!r}", problems)
         target = await self._io.call(self._newest, name) if version is None else version
-        number = desired.heaviest(target)
-        for other in sorted(desired.versions_of(target) - {number}):
-            await self.load(name, other, serving=serving, pin=pin)
-        slot = self._here.slot(name, number)
-        if slot is not None and slot.state is VersionState.FAILED:
-            self._here.forget(self._entries[name], number, slot)
-        change = partial(desired.wanted, number=number, serving=serving, pin=pin)
-        if slot is not None and slot.usable():
-            await self._change(name, change)
-        else:
-            async with self._here.room_for(name, number):
-                await self._change(name, change)
-        await self._loaded(name, number, serving)
-        return number
+        await self._load(name, desired.versions_of(target), serving, pin)
+        return desired.heaviest(target)
+
+    async def _load(
+        self, name: str, versions: frozenset[int], serving: Mapping[str, Json] | None, pin: bool | None
+    ) -> None:
+        """All of them or, where there is no room, none."""
+        slots = {number: self._here.slot(name, number) for number in versions}
+        for number, slot in slots.items():
+            if slot is not None and slot.state is VersionState.FAILED:
+                self._here.forget(self._entries[name], number, slot)
+        missing = frozenset(number for number, slot in slots.items() if slot is None or not slot.usable())
+        async with self._here.room_for(name, missing):
+            await self._change(name, partial(_all_wanted, versions=versions, serving=serving, pin=pin))
+        for number in sorted(versions):
+            await self._loaded(name, number, serving)
 
     async def _loaded(self, name: str, number: int, serving: Mapping[str, Json] | None) -> None:
         """Return when a version that is wanted is ready and served as asked; raises why it is not."""
@@ -269,7 +271,7 @@ class Registry:
         One that fails to load leaves the alias where it is.
         """
         check_alias(alias)
-        await self._move(name, target, partial(desired.pointed, alias=alias, target=target))
+        await self._move(name, alias, target, partial(desired.pointed, alias=alias, target=target))
 
     async def roll_back(self, name: str, alias: str) -> Target:
         """Point `alias` where it pointed before, and return that; a second time goes forth again.
@@ -278,16 +280,26 @@ class Registry:
         where nothing is known of before.
         """
         target = desired.before(await self._io.call(self._store.state, name), alias)
-        await self._move(name, target, partial(desired.rolled_back, alias=alias, target=target))
+        await self._move(name, alias, target, partial(desired.rolled_back, alias=alias, target=target))
         return target
 
-    async def _move(self, name: str, target: Target, change: Callable[[ModelState], ModelState]) -> None:
-        versions = sorted(desired.versions_of(target))
-        for number in versions:
-            await self.load(name, number)
-        await self._change(name, change)
-        for number in versions:  # one may have been evicted while others were loaded; from now on none is
-            await self._loaded(name, number, None)
+    async def _move(self, name: str, alias: str, target: Target, change: Callable[[ModelState], ModelState]) -> None:
+        versions = desired.versions_of(target)
+        seen: list[ModelState] = []
+
+        def noted(state: ModelState) -> ModelState:
+            seen[:] = [state]
+            return change(state)
+
+        with self._here.keeping(name, versions):
+            await self._load(name, versions, None, None)
+            await self._change(name, noted)
+            try:
+                for number in sorted(versions):  # another process may have evicted one before the alias held it
+                    await self._loaded(name, number, None)
+            except ServiceError:
+                await self._change(name, partial(desired.unmoved, alias=alias, target=target, before=seen[0]))
+                raise
 
     async def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias; raises `NotFound`."""
@@ -392,6 +404,14 @@ class Registry:
         if not versions:
             raise NotFound(f"model {name!r} has no version")
         return state.aliases.get(DEFAULT_ALIAS, versions[-1])
+
+
+def _all_wanted(
+    state: ModelState, versions: frozenset[int], serving: Mapping[str, Json] | None, pin: bool | None
+) -> ModelState:
+    for number in sorted(versions):
+        state = desired.wanted(state, number, serving, pin=pin)
+    return state
 
 
 def _load_error(name: str, number: int, error: Exception) -> ServiceError:

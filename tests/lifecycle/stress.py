@@ -25,7 +25,7 @@ from service.api.grpc.generated import inference_pb2_grpc as rpc
 from service.client import tensors
 from tests.lifecycle.servers import MODEL, PARAMETER_BYTES, Server, graph, mark_of, params, question, serving
 
-ROOM = 5
+ROOM = 7
 """Versions that the server may have loaded at a time; more are evicted."""
 KEPT = 9
 """Versions that are stored at a time; older ones are deleted."""

@@ -207,14 +207,46 @@ async def test_what_is_held_is_never_evicted(process: Start, store: FileModelSto
 
 
 async def test_alias_needs_room_for_all_of_its_versions(process: Start, store: FileModelStore):
-    """Versions that are loaded for an alias do not evict one another for long."""
-    one = (await process(2 * SIZE)).registry
+    """Together or not at all: where they do not fit, nothing is loaded, evicted or moved."""
+    one = (await process(3 * SIZE)).registry
     await one.submit("m", bundle(store, 1), alias="prod")
-    for scale in (2, 3):
+    await one.submit("n", bundle(store, 9))
+    for scale in (2, 3, 4):
         await one.submit("m", bundle(store, scale), load=False)
+    before = store.state("m"), store.state("n")
+    with pytest.raises(Conflict, match=r"version 2, 3, 4 needs 12 bytes of the 12 .*; 4 are held .*'m' version 1$"):
+        await one.set_alias("m", "prod", {2: 0.5, 3: 0.25, 4: 0.25})
+    assert (store.state("m"), store.state("n")) == before
+    assert await answer(one) == 1
+    await one.set_alias("m", "prod", {2: 0.5, 3: 0.5})
+    assert {await answer(one) for _ in range(10)} == {2, 3}
+    assert one.versions("n") == []
+    with pytest.raises(Conflict, match="12 are held"):
+        await one.set_alias("m", "prod", 4)
+    assert (await one.roll_back("m", "prod"), await answer(one)) == (1, 1)
+
+
+async def test_move_whose_version_is_evicted_meanwhile_is_taken_back(process: Start, store: FileModelStore):
+    """Another process takes it before the alias holds it, and fills the room: the alias is wanted where it was."""
+    one = (await process(3 * SIZE)).registry
+    await one.submit("m", bundle(store, 1), alias="prod")
+    await one.submit("m", bundle(store, 2), load=False)
+    for scale in (3, 4):
+        await one.submit("n", bundle(store, scale), load=False)
+    change = store.change
+
+    def meddle(name: str, what: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
+        if what(store.state(name)).aliases != store.state(name).aliases and name == "m":
+            store.change = change  # type: ignore[method-assign]
+            change("m", lambda s: replace(s, loaded=frozenset({1}), evicted={2: "by another"}))
+            change("n", lambda s: replace(s, loaded=frozenset({1, 2}), pinned=frozenset({1, 2})))
+        return change(name, what, create=create)
+
+    store.change = meddle  # type: ignore[method-assign]
     with pytest.raises(Conflict, match="max_loaded_bytes"):
-        await one.set_alias("m", "prod", {2: 0.5, 3: 0.5})
-    assert one.aliases("m") == {"prod": 1}
+        await one.set_alias("m", "prod", 2)
+    assert store.state("m").aliases == {"prod": 1}
+    assert store.state("m").previous == {}
     assert await answer(one) == 1
 
 
