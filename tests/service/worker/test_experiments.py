@@ -182,8 +182,8 @@ def squared(y_true: jax.Array, y_pred: jax.Array) -> jax.Array:
     return jnp.mean((y_true - y_pred) ** 2)
 
 
-def travelling_model(path: Path, *, steps: bool = True) -> None:
-    """A bundle with a program, a loss, a tie, a wish for serving, and `steps` that no server takes."""
+def travelling_model(path: Path) -> None:
+    """A bundle with a program, a loss, a tie, a wish for serving, and a step before its input."""
     hidden = ax.input("x", shape=(None, WIDTH)).dense(WIDTH, name="first")
     threshold = ax.param("threshold", lambda x: (x[-1],), initializer={"name": "full", "value": 0.1})
     gated = ax.layer(
@@ -199,7 +199,7 @@ def travelling_model(path: Path, *, steps: bool = True) -> None:
         model,
         state,
         functions=[ax.bundle.Function("squared", squared, targets)],
-        preprocess=ax.preprocess.Preprocess({"x": (standardize,)}) if steps else None,
+        preprocess=ax.preprocess.Preprocess({"x": (standardize,)}),
         serving={"max_batch_size": 4},
     )
 

@@ -87,7 +87,7 @@ async def test_version_is_fine_tuned_and_promoted_if_better(place: Place):
 async def test_version_with_a_layer_of_ones_own_is_fine_tuned(place: Place, tmp_path: Path):
     """The trainer process has only the program; the next version has it too, and all else that travels."""
     path = tmp_path / "own.axon"
-    travelling_model(path, steps=False)
+    travelling_model(path)
     report = EngineRuntime().check_bundle(path)
     manifest = bundle_manifest(path, report, {})
     store = place.workshop.store
@@ -97,6 +97,7 @@ async def test_version_with_a_layer_of_ones_own_is_fine_tuned(place: Place, tmp_
     assert job.state is JobState.SUCCEEDED, job.error
     after = place.version(2, "own")
     assert set(after.functions) == set(before.functions) == {"squared"}
+    assert after.preprocess == before.preprocess
     assert (after.state.ties, dict(after.serving)) == (before.state.ties, dict(before.serving))
     for name in ("kernel", "bias"):
         np.testing.assert_array_equal(
