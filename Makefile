@@ -34,8 +34,11 @@ fuzz: $(STAMP)  ## read changed bundles for a while, then 240 000 numbers in JSO
 	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60)
 	$(BIN)/python -m tests.fuzz.numbers
 
-soak: $(STAMP)  ## press a server for a long time: changes under traffic (ten minutes), memory
+soak: $(STAMP)  ## press a server for a long time: changes under traffic, memory, hostile clients (forty minutes)
 	$(BIN)/python -m tests.lifecycle $(or $(SECONDS),600)
+	$(BIN)/python -m tests.soak $(or $(SECONDS),1200)
+	$(BIN)/python -m tests.soak.rounds 200
+	$(BIN)/python -m tests.hostile $(or $(SECONDS),600)
 
 faults-short: $(STAMP)  ## kill everything at every point of a job's life, cancel races, a soak (minutes)
 	FAULTS=short $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/faults
