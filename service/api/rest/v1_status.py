@@ -19,7 +19,7 @@ class PartStatus(BaseModel):
 
 
 class ModelsStatus(BaseModel):
-    """What is wrong with models: `degraded` says by name what is wanted and failed; the server is ready nevertheless."""
+    """What is wrong with models: `degraded` has by name what is wanted and failed; the server is ready nevertheless."""
 
     degraded: dict[str, list[str]]
 
