@@ -334,6 +334,31 @@ async def test_loads_of_many_at_once_never_exceed_the_limit(process: Start, stor
     assert await answer(registry, "5") == 5
 
 
+async def test_processes_that_load_different_versions_at_once_come_to_rest(process: Start, store: FileModelStore):
+    """Whatever each evicts for its own, both end up with the same, within the limit, and change nothing any more."""
+    both = [await process(3 * SIZE), await process(3 * SIZE)]
+    await both[0].registry.submit("m", bundle(store, 1), alias="prod")
+    for scale in range(2, 8):
+        await both[0].registry.submit("m", bundle(store, scale), load=False)
+    for first in (2, 4, 6, 3, 5, 2, 6):
+        loads = [each.registry.load("m", first + index) for index, each in enumerate(both)]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        assert all(isinstance(each, int | Conflict | NotReady) for each in results), results
+        await wait_until(lambda: _rests(both, store.state("m")))
+        generation = store.state("m").generation
+        await asyncio.sleep(0.1)
+        assert store.state("m").generation == generation
+        assert [each.registry.versions("m") for each in both] == [sorted(store.state("m").loaded)] * 2
+        assert max(each.loaded() for each in both) <= 3 * SIZE
+        assert {await answer(each.registry) for each in both} == {1}
+
+
+def _rests(processes: list[Process], state: ModelState) -> bool:
+    ready = dict.fromkeys(state.loaded, VersionState.READY)
+    here = [{v: s for v, s in each.states().items() if s is not VersionState.UNLOADED} for each in processes]
+    return here == [ready] * len(processes)
+
+
 async def test_replicas_tell_how_far_they_are(process: Start, store: FileModelStore):
     """Converged is who has the newest generation in effect; one that fails says why."""
     one, two = await process(), await process()
