@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,43 @@ from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
 from service.api.grpc.server import build_server
 from service.api.repository import ModelRepository
 from service.api.rest import errors, v1_status, v2
-from service.core.errors import InvalidModel
+from service.core.errors import DeadlineExceeded, InvalidModel
 from service.core.health import HealthMonitor
 from service.core.inference import InferenceService
 from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import InferRequest, ServingConfig
-from tests.service.fake_engine import FakeEngine, bundle_bytes
+from tests.service.fake_engine import FakeEngine, FakeModel, bundle_bytes
 from tests.service.waiting import wait_until
 
 FLIPS_WITHIN_S = 5.0
 NO_REDIS = "redis://127.0.0.1:1"
 FLOOR = 1000
+TIMEOUT_US = 1_000_000
+STALLED_S = 0.5
+
+
+class HangingModel(FakeModel):
+    """Computes for as long as `gate` is closed."""
+
+    def __init__(self, scale: float, gate: threading.Event) -> None:
+        super().__init__(scale)
+        self._gate = gate
+
+    def run(self, inputs: Mapping[str, np.ndarray], *arguments: int) -> dict[str, np.ndarray]:
+        assert self._gate.wait(60)
+        return super().run(inputs, *arguments)
+
+
+class HangingEngine(FakeEngine):
+    """Loads models that hang."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__()
+        self._running = gate
+
+    def load(self, path: Path, config: ServingConfig) -> FakeModel:
+        return HangingModel(super().load(path, config).scale, self._running)
 
 
 @dataclass
@@ -53,6 +79,7 @@ class Wires:
     registry: Registry = field(init=False)
     engine: FakeEngine = field(init=False)
     watched: list[int] = field(default_factory=list)
+    gate: threading.Event = field(default_factory=threading.Event)
 
     async def ready(self) -> bool:
         """What all wires agree on."""
@@ -86,10 +113,11 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
     """Ready, with the monitor's own periods; the queue's server is away."""
     made, clock, stop = Wires(tmp_path), SystemClock(), asyncio.Event()
     models, queue = FileModelStore(tmp_path, clock), RedisJobQueue(connect(NO_REDIS), clock)
-    made.engine = FakeEngine()
-    made.registry = registry = Registry(models, made.engine, clock, ServingConfig(), poll_s=0.05)
+    made.gate.set()
+    made.engine, config = HangingEngine(made.gate), ServingConfig(default_timeout_us=TIMEOUT_US)
+    made.registry = registry = Registry(models, made.engine, clock, config, poll_s=0.05)
     watched = checks(models, queue, tmp_path, min_free_bytes=FLOOR, free_bytes=lambda path: made.free)
-    monitor = HealthMonitor(watched, clock)
+    monitor = HealthMonitor(watched, clock, served=registry.served, stalled_s=STALLED_S)
     made.inference = InferenceService(registry, "axon", "1", clock, monitor)
     app = FastAPI()
     errors.install(app)
@@ -175,6 +203,21 @@ async def test_full_disk(wires: Wires):
     wires.free = FLOOR - 1
     await flips(wires, "disk", f"expected at least {FLOOR} bytes free, got {FLOOR - 1}")
     wires.free = FLOOR
+    await comes_back(wires)
+
+
+async def test_execution_that_hangs(wires: Wires):
+    """Its caller is told in time, and the server that it cannot go on; when it ends after all, the server can."""
+    wires.gate.clear()
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await wires.inference.infer(InferRequest("m", None, {"x": np.ones((1, 2), np.float32)}))
+    await wait_until(wires.unready)
+    assert TIMEOUT_US * 1e-6 + STALLED_S <= time.monotonic() - began < TIMEOUT_US * 1e-6 + STALLED_S + FLIPS_WITHIN_S
+    status = (await wires.http.get("/v1/status")).json()
+    assert status["reasons"][0].startswith("runtime: model 'm' version 1 has been computing one batch for")
+    assert (await wires.http.get("/v2/health/live")).json() == {"live": True}
+    wires.gate.set()
     await comes_back(wires)
 
 
