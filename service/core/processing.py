@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import TypeVar, final
 
 import numpy as np
 
-from service.core.datatypes import name_of
-from service.core.errors import InvalidRequest, Overloaded
+from service.core.datatypes import datatype, name_of
+from service.core.errors import InvalidRequest, Overloaded, TooLarge
 from service.core.ports import InputStep, Processing
 from service.core.types import ModelSpec, TensorSpec
 
@@ -20,7 +21,7 @@ MAX_TEXT_BYTES = 2**20
 """Of one text: splitting it into tokens holds up everything else for a moment."""
 
 _AT_ONCE_BYTES = 16_384
-"""What is worked on in the event loop, in about the time that a thread takes to be called for."""
+"""Inputs of this size, also after their steps, are worked on in the event loop: a thread takes as long to be called."""
 
 _THREADS = 2
 """Requests of one model that are worked on at the same time; the others wait."""
@@ -77,6 +78,7 @@ class Processor:
         self._idle.set()
         self.running = 0
         self._bytes = 0
+        self._row_bytes = {tensor.name: _row_bytes(tensor, spec) for tensor in spec.inputs}
         inputs, outputs = on_wire(processing, spec.inputs, spec.outputs)
         self.spec = replace(spec, inputs=inputs, outputs=outputs)
         self._declared = [tensor.name for tensor in outputs]
@@ -86,7 +88,7 @@ class Processor:
     async def before(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """The model's own inputs; what is wrong with others than those that have steps is left to its own check.
 
-        Long ones are worked on in a thread. Raises `InvalidRequest`, and `Overloaded` when too much waits already.
+        Long ones are worked on in a thread. Raises `InvalidRequest`, `TooLarge`, `Overloaded` when much waits already.
         """
         if not all(name in inputs for name in self._inputs):
             return inputs
@@ -94,6 +96,8 @@ class Processor:
         work = partial(self._prepared, inputs)
         if size <= _AT_ONCE_BYTES:
             return work()
+        if size > self._max_bytes:
+            raise TooLarge(f"{self._label}: expected at most {self._max_bytes} bytes of inputs, got {size}")
         if self._bytes + size > self._max_bytes:
             raise Overloaded(
                 f"{self._label}: {self._bytes} bytes of inputs wait to be preprocessed (at most {self._max_bytes})"
@@ -141,7 +145,7 @@ class Processor:
         return {name: finished[name] for name in names}
 
     def _check(self, step: InputStep, array: np.ndarray) -> int:
-        """Bytes of an input, once its datatype, shape and the length of its texts are known to fit."""
+        """Bytes of an input or, if more, of what becomes of it; checks datatype, shape and the length of its texts."""
         spec = step.spec
         where = f"{self._label}: input {spec.name!r}"
         if (got := name_of(array.dtype)) not in step.datatypes:
@@ -154,10 +158,20 @@ class Processor:
             raise InvalidRequest(f"{where}: expected shape {list(spec.shape)}, got {list(array.shape)}")
         if array.ndim and array.shape[0] > self._max_rows > 0:
             raise InvalidRequest(f"{where}: expected at most {self._max_rows} rows in one request, got {len(array)}")
+        made = self._row_bytes[spec.name] * (len(array) if array.ndim else 1)
         if not array.dtype.hasobject:
-            return array.nbytes
+            return max(array.nbytes, made)
         lengths = [len(text) for text in array.ravel().tolist()]
         if lengths and (longest := max(lengths)) > MAX_TEXT_BYTES:
             row = lengths.index(longest)
             raise InvalidRequest(f"{where}: expected at most {MAX_TEXT_BYTES} bytes in a text, got {longest} in {row=}")
-        return sum(lengths)
+        return max(sum(lengths), made)
+
+
+def _row_bytes(tensor: TensorSpec, spec: ModelSpec) -> int:
+    """The most bytes of one row of a model's own input."""
+    sizes = list(tensor.shape[1:])
+    for each in spec.open_sizes:
+        for axis in each.axes.get(tensor.name, ()):
+            sizes[axis - 1] = each.sizes[-1]
+    return math.prod(sizes) * datatype(tensor.datatype).itemsize if -1 not in sizes else 0

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from service.core.errors import InvalidRequest, NotReady, Overloaded
+from service.core.errors import InvalidRequest, NotReady, Overloaded, TooLarge
 from service.core.inference import InferenceService
 from service.core.ports import Processing
 from service.core.processing import MAX_TEXT_BYTES
@@ -117,6 +117,8 @@ async def test_long_texts_leave_the_event_loop_alone() -> None:
     assert version.in_flight == 1
     with pytest.raises(Overloaded, match="50000 bytes of inputs wait to be preprocessed"):
         await version.infer(texts_of(b"a" * 60_000))
+    with pytest.raises(TooLarge, match="expected at most 100000 bytes of inputs, got 100001"):
+        await version.infer(texts_of(b"a" * 100_001))
     closing = asyncio.ensure_future(version.close())
     await asyncio.sleep(0)
     texts.gate.set()
@@ -125,6 +127,16 @@ async def test_long_texts_leave_the_event_loop_alone() -> None:
     assert model.closed.is_set()
     with pytest.raises(NotReady):
         await version.infer(texts_of(b"late"))
+
+
+async def test_what_grows_is_worked_on_in_a_thread() -> None:
+    """Short texts that become wide rows, by the model's own shape."""
+    texts = Texts(compute=lambda values: np.zeros((len(values), 5000), np.float32))
+    model = HeldModel(spec(width=5000), processing=Processing({"x": texts}))
+    version = serve(model)
+    await version.infer(texts_of(b"a"))
+    assert texts.threads[0].startswith("processing")
+    await version.close()
 
 
 async def test_a_caller_that_goes_away_gives_its_place_back() -> None:
