@@ -66,8 +66,7 @@ class FileModelStore:
 
     def models(self) -> list[str]:
         """Names of all models, sorted; raises `NotReady` for a store that has gone, whose models have not."""
-        if not (self._models / MARK).exists():
-            raise NotReady("the store of models is not there")
+        self._require()
         names = filter(is_name, os.listdir(self._models))  # whatever else lies there is none of ours
         return [name for name in sorted(names) if (found := self._read(name)) is not None and not found.deleted]
 
@@ -81,6 +80,7 @@ class FileModelStore:
         Raises `NotFound` when the model is absent and not `create`, or such a version is.
         """
         folder = self._folder(name)
+        self._require()
         if not create:
             self._document(name)
         folder.mkdir(exist_ok=True)
@@ -158,7 +158,13 @@ class FileModelStore:
 
     def scratch(self) -> Path:
         """A fresh private folder on the store's file system, for uploads; the caller removes it."""
+        self._require()
         return self._scratch.folder()
+
+    def _require(self) -> None:
+        """Raise `NotReady` when the store has gone: what it had is not known to have."""
+        if not (self._models / MARK).exists():
+            raise NotReady("the store of models is not there")
 
     def _folder(self, name: str) -> Path:
         return self._models / check_name(name)
@@ -182,6 +188,7 @@ class FileModelStore:
     def _document(self, name: str) -> StateDocument:
         document = self._read(name)
         if document is None or document.deleted:
+            self._require()
             raise _no_model(name)
         return document
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 from collections.abc import Sequence
@@ -77,6 +78,11 @@ class Failure:
     offset: int | None = None
 
 
+_STORAGE_RETRY_S = 10.0
+_NO_STORAGE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
+"""What a disk says that is full or gone: the operator's to mend, and the same request may succeed then."""
+
+
 def status_of(error: BaseException) -> Status:
     """The row of the nearest ancestor; an unplanned error is internal."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
@@ -88,6 +94,10 @@ def failure_of(error: BaseException) -> Failure:
         problems = error.problems if isinstance(error, InvalidRequest) else ()
         offset = error.offset if isinstance(error, WrongOffset) else None
         return Failure(status_of(error), str(error), problems, error.retry_after_s, offset=offset)
+    if isinstance(error, OSError) and error.errno in _NO_STORAGE:
+        _log.error("storage: %s", error)
+        away = NotReady(f"the server cannot store anything now: {error.strerror}", retry_after_s=_STORAGE_RETRY_S)
+        return Failure(status_of(away), str(away), retry_after_s=away.retry_after_s)
     request_id = secrets.token_hex(8)
     _log.error("request %s: unplanned error", request_id, exc_info=error)
     return Failure(
