@@ -78,3 +78,19 @@ def test_refused_request_is_answered_once(target: Target):
     asyncio.run(often())
     assert findings.bad + target.tracebacks() == []
     assert target.right()
+
+
+@pytest.mark.parametrize("header", [b"Inference-Header-Content-Length: 10", b"Content-Encoding: gzip"])
+def test_repeated_header_is_refused(target: Target, header: bytes):
+    """A proxy and this server must not read two bodies out of one."""
+
+    async def send() -> bytes:
+        reader, writer = await asyncio.open_connection(target.host, target.http_port)
+        writer.write(posted(body(), header, header, b"Connection: close"))
+        answer = await asyncio.wait_for(reader.read(), 20)
+        writer.close()
+        return answer
+
+    answer = asyncio.run(send())
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert header.split(b":")[0].lower() + b" once, got it 2 times" in answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, final
 
 from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_headers
@@ -26,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_ONCE = (b"inference-header-content-length", b"content-encoding")
 _LOOK_EVERY_S = 0.025
 _SMALL_BYTES = 4096
 
@@ -67,6 +68,8 @@ class Dispatcher:
             if scope["method"] != "POST":
                 return await _send(send, 405, [JSON_TYPE, (b"allow", b"POST")], b'{"error":"expected the method POST"}')
             headers = dict(scope["headers"])
+            if len(headers) != len(scope["headers"]):
+                _refuse_repeated(scope["headers"])
             body = await self._read(headers, receive)
             request = self._decode(model, version, headers, body)
             infer = InferRequest(model, version, request.inputs, request.outputs, request.id)
@@ -188,6 +191,14 @@ class _DisconnectWatch:
             pass
         self._gone.add(task)
         task.cancel()
+
+
+def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Two values of what says how to read the body: whoever stands before this server may have read it otherwise."""
+    names = [name for name, _ in headers]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"headers: expected {name.decode()} once, got it {names.count(name)} times")
 
 
 def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
