@@ -356,12 +356,18 @@ class Registry:
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the store until `stop`; a store that fails to answer is asked again at the next poll."""
         reporting = None if self._reporter is None else asyncio.create_task(self._reporter.run(stop))
+        said = ""
         while not stop.is_set():
             try:
                 await self._here.poll()
-            except Exception:
-                _log.exception("the store of models did not answer")
-            self._here.begin()
+            except Exception as error:
+                # Once for each reason: a store may be away for hours.
+                told, said = said, repr(error)
+                if told != said:
+                    _log.exception("the store of models did not answer")
+            else:
+                said = ""
+                self._here.begin()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._poll_s)
         if reporting is not None:
