@@ -67,7 +67,7 @@ def test_vmap_equals_a_loop(op: str):
     state = init(seed=1)
     parts = [data_of(row, seed=seed) for seed in range(2)]
     stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    mapped = jax.vmap(predict, in_axes=(None, 0))(state, stacked)
+    mapped = jax.jit(jax.vmap(predict, in_axes=(None, 0)))(state, stacked)
     looped = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[predict(state, part) for part in parts])
     _close(mapped, looped, rtol=2e-5, atol=2e-6)
 
@@ -86,6 +86,7 @@ def test_gradient_equals_finite_differences(op: str, mode: Any):
         variables = (state.trainable(), {} if row.tokens else x)
         direction = jax.tree.map(lambda leaf: rng.standard_normal(np.shape(leaf)), variables)
 
+        @jax.jit
         def value(variables: Any) -> jax.Array:
             parameters, inputs = variables
             output = predict(state.with_trainable(parameters), {**x, **inputs})
@@ -97,7 +98,7 @@ def test_gradient_equals_finite_differences(op: str, mode: Any):
             return value(jax.tree.map(lambda leaf, d: leaf + h * d, variables, direction))
 
         expected = (along(1e-6) - along(-1e-6)) / 2e-6
-        gradient = jax.grad(value)(variables)
+        gradient = jax.jit(jax.grad(value))(variables)
         products = jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)
         got = sum(jax.tree.leaves(products), start=jnp.zeros(()))
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
@@ -128,8 +129,8 @@ def test_channels_first_equals_channels_last_transposed(op: str):
     moved = jax.tree.map(lambda leaf: _kernel_first(leaf) if leaf.ndim > 2 else leaf, state)
     x = data_of(row)
     x_first = {name: np.moveaxis(value, -1, 1) for name, value in x.items()}
-    got = ax.build(first)[1](moved, x_first)
-    expected = ax.build(last)[1](state, x)
+    got = jax.jit(ax.build(first)[1])(moved, x_first)
+    expected = jax.jit(ax.build(last)[1])(state, x)
     if expected.ndim > 2:
         expected = jnp.moveaxis(expected, -1, 1)
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
@@ -160,7 +161,7 @@ def test_empty_and_single_batches_work(op: str, batch: int):
     if op == "cond" and batch == 0:
         pytest.skip("the maximum of nothing is not defined")
     init, predict = ax.build(model_of(row))
-    prediction = predict(init(seed=1), data_of(row, batch=batch))
+    prediction = jax.jit(predict)(init(seed=1), data_of(row, batch=batch))
     for leaf in jax.tree.leaves(prediction):
         assert leaf.shape[0] == batch
         assert np.isfinite(np.asarray(leaf)).all()
