@@ -46,15 +46,19 @@ class Reporter:
         """Publish until `stop`, then withdraw; a board that fails is tried again."""
         stopping = asyncio.create_task(stop.wait())
         published: tuple[float, Mapping[str, ReplicaModel]] | None = None
+        said = ""
         while not stop.is_set():
             self._here.changed.clear()
             models, now = self._models(), self._clock.monotonic()
             if published is None or published[1] != models or now - published[0] >= self._heartbeat_s:
                 try:
                     await self._io.call(self._board.publish, self._id, models)
-                    published = now, models
-                except Exception:
-                    _log.exception("this process could not tell the others how far it is")
+                    published, said = (now, models), ""
+                except Exception as error:
+                    # Once for each reason: a store may be away for hours.
+                    told, said = said, repr(error)
+                    if told != said:
+                        _log.exception("this process cannot tell the others how far it is")
                     published = None
             changed = asyncio.create_task(self._here.changed.wait())
             await asyncio.wait((changed, stopping), timeout=self._heartbeat_s, return_when=asyncio.FIRST_COMPLETED)

@@ -389,6 +389,35 @@ async def test_replicas_tell_how_far_they_are(process: Start, store: FileModelSt
     assert replicas == {frozenset({("prod", 3)}), frozenset({("prod", 2)})}
 
 
+async def test_board_in_trouble_holds_up_nothing(store: FileModelStore, caplog: pytest.LogCaptureFixture):
+    """It is told once, and what a process says is there as soon as the board is back."""
+    board = FakeReplicaBoard(SystemClock())
+    publish, calls = board.publish, 0
+
+    def broken(replica: str, models: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise OSError("no space left")
+
+    board.publish = broken  # type: ignore[method-assign]
+    one, stop = Process(store, board, None), asyncio.Event()
+    task = asyncio.create_task(one.registry.run(stop))
+    await wait_until(one.registry.ready)
+    for scale in (1, 2):
+        await one.registry.submit("m", bundle(store, scale), alias="prod")
+    assert await answer(one.registry) == 2
+    await wait_until(lambda: calls > 2)
+    assert caplog.text.count("cannot tell the others") == 1
+    assert board.replicas() == []
+    board.publish = publish  # type: ignore[method-assign]
+    await one.registry.set_alias("m", "prod", 1)
+    await wait_until(board.replicas)
+    stop.set()
+    await task
+    await one.registry.close()
+    assert board.replicas() == []
+
+
 async def _agree(registry: Registry, state: ModelState) -> bool:
     replicas = await registry.replicas()
     known = [replica.models.get(state.name) for replica in replicas]
