@@ -31,7 +31,7 @@ from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.adapters.redis_webhooks import RedisWebhookStore
 from service.core.errors import InvalidRequest, NotReady
 from service.core.health import HealthMonitor
-from service.core.ports import Engine, JobQueue
+from service.core.ports import Clock, Engine, JobQueue
 from service.core.retry import Backoff
 from service.listening import Endpoints, Report, bracketed, listen, report
 from service.settings import Settings
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from service.api.rest.dispatch import App
     from service.api.rest.server import Server
     from service.core.datasets import DatasetUses
+    from service.core.registry import Registry
     from service.core.webhook_delivery import WebhookStore
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,6 @@ class Api:
         from service.core.datasets import DatasetService
         from service.core.inference import InferenceService
         from service.core.jobs import JobService
-        from service.core.registry import Registry
         from service.core.starts import Starts
         from service.core.uploads import UploadService
 
@@ -108,15 +108,7 @@ class Api:
         self._models = FileModelStore(settings.data_dir, clock)
         self._datasets = FileDatasetStore(settings.data_dir)
         self._unfinished = FileUploadStore(settings.data_dir)
-        self.registry = Registry(
-            self._models,
-            engine,
-            clock,
-            settings.serving(),
-            poll_s=settings.registry_poll_s,
-            max_loaded_bytes=settings.max_loaded_bytes,
-            board=FileReplicaBoard(settings.data_dir, clock),
-        )
+        self.registry = self._build_registry(engine, clock)
         watched = checks(self._models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
         self._health = HealthMonitor(watched, clock, served=self.registry.served, stalled_s=settings.stalled_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
@@ -136,6 +128,20 @@ class Api:
         self._http = self._build_http()
         self._grpc = self._build_grpc()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _build_registry(self, engine: Engine, clock: Clock) -> Registry:
+        from service.core.registry import Registry
+
+        settings = self._settings
+        return Registry(
+            self._models,
+            engine,
+            clock,
+            settings.serving(),
+            poll_s=settings.registry_poll_s,
+            max_loaded_bytes=settings.max_loaded_bytes,
+            board=FileReplicaBoard(settings.data_dir, clock),
+        )
 
     def _build_http(self) -> Server:
         from prometheus_client import CollectorRegistry, ProcessCollector
