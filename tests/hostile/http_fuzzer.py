@@ -82,7 +82,7 @@ async def _converse(target: Target, case: Script) -> tuple[list[int], str]:
             if case.end == "half":
                 writer.write_eof()
         if case.end in ("wait", "half"):
-            return await _replies(reader, case.answers, bodiless=_asks_for_heads(case))
+            return await _replies(reader, case.answers)
         if case.end == "reset":
             taken = writer.get_extra_info("socket")
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -93,12 +93,7 @@ async def _converse(target: Target, case: Script) -> tuple[list[int], str]:
             await asyncio.wait_for(writer.wait_closed(), 5)
 
 
-def _asks_for_heads(case: Script) -> bool:
-    first = case.steps[0]
-    return isinstance(first, bytes) and first.startswith(b"HEAD ")
-
-
-async def _replies(reader: asyncio.StreamReader, wanted: int | None, *, bodiless: bool) -> tuple[list[int], str]:
+async def _replies(reader: asyncio.StreamReader, wanted: int | None) -> tuple[list[int], str]:
     """The statuses of all replies until the connection ends, and what is wrong with one of them."""
     statuses: list[int] = []
     try:
@@ -119,7 +114,7 @@ async def _replies(reader: asyncio.StreamReader, wanted: int | None, *, bodiless
             if status == "100":
                 continue
             statuses.append(int(status))
-            content = b"" if bodiless else await reader.readexactly(int(headers.get("content-length", 0)))
+            content = await reader.readexactly(int(headers.get("content-length", 0)))
             if problem := _wrong(int(status), headers, content):
                 return statuses, problem
     except asyncio.IncompleteReadError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hostile import described, grpc_fuzzer, http_fuzzer
-from tests.hostile.findings import Findings
+from tests.hostile.findings import GROWTH_BYTES, Findings
 from tests.hostile.grpc_cases import END_HEADERS, HEADERS, INFER, RST_STREAM, Call, Script, frame, framed, head, request
 from tests.hostile.http_cases import Script as HttpScript
 from tests.hostile.http_cases import body, posted
@@ -56,7 +56,7 @@ def test_reset_flood_cancels_nobody_else(target: Target):
     )
     flood = Script("resets", raw=raw)
     calls = Script("streams", (Call(INFER, framed(request().SerializeToString()), ok=True),) * 90)
-    findings = Findings()
+    findings, before = Findings(), target.footprint()
 
     async def all_at_once() -> None:
         scripts = [flood, calls, flood, calls, calls, flood, calls]
@@ -65,6 +65,7 @@ def test_reset_flood_cancels_nobody_else(target: Target):
     asyncio.run(all_at_once())
     assert findings.bad == []
     assert findings.answers["OK"] == 4 * 90
+    assert target.footprint().rss_bytes - before.rss_bytes < GROWTH_BYTES
 
 
 def test_refused_request_is_answered_once(target: Target):

@@ -29,7 +29,8 @@ _BOUNDS = (
     # streams in a row would have the calls of all others cancelled.
     ("grpc.server.max_pending_requests", 16_384),
     ("grpc.server.max_pending_requests_hard_limit", 32_768),
-    ("grpc.max_concurrent_streams", 1024),
+    # Each connection's share of those: a call that is reset counts until it is gone, at about 60 KiB.
+    ("grpc.max_concurrent_streams", 256),
     # A client that vanished without a word is found and its connection closed.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
