@@ -16,7 +16,7 @@ from engine.errors import EngineError, OptionError, ShapeError
 from engine.model.build import declared_template, infer, template_of
 from engine.model.model import Model
 from engine.model.open_sizes import OpenSize, open_axes, opened
-from engine.model.outputs import with_outputs
+from engine.model.outputs import output_names, with_outputs
 from engine.model.walk import LayerInfo
 from engine.precision import dtype_of
 
@@ -276,12 +276,3 @@ def intermediates_at(model: Model, exposed: Exposed, walks: Walks) -> list[Signa
 def _output_at(position: int) -> Callable[[Layers], Any]:
     """The value of the layer at a position of a walk."""
     return lambda layers: layers[position].output
-
-
-def output_names(model: Model) -> list[str]:
-    """Names of the outputs in the order of JAX's leaves: the node's name, or the path in a container (`a`, `b.0`)."""
-    names = model.names()
-    if model.node.op.name != "container":
-        return [names[model.node]]
-    leaves, _ = jax.tree_util.tree_flatten_with_path(model.node.options["structure"])
-    return [".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path, _ in leaves]
