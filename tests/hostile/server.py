@@ -29,7 +29,7 @@ MODEL = "sums"
 FLOATS = "floats"
 SPARE = "spare"
 """A model that clients may load, unload, move and delete."""
-PATIENCE_S = 2.0
+PATIENCE_S = 4.0
 """How long the server waits for a silent client in mid-request."""
 LIMITS = {
     "AXON_REDIS_URL": "redis://127.0.0.1:1",

@@ -102,18 +102,16 @@ class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol over `JoinedWrites`, with bounds on headers and on silence, and JSON for what is no HTTP."""
 
     _head_bytes = 0
-    _head_began = 0.0
-    _heard = 0.0
+    _head_looks = _silent_looks = _unread_looks = 0
     _unread = 0
-    _unread_since = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come; refuse a head that does not end."""
-        self._heard = self.loop.time()
+        self._silent_looks = 0
         super().data_received(data)
         if self._in_head():
             if not self._head_bytes:
-                self._head_began = self._heard
+                self._head_looks = 0
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"headers: expected at most {MAX_HEADER_BYTES} bytes, got more")
@@ -127,32 +125,36 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
         super().connection_made(JoinedWrites(transport, self.loop))
-        self._heard = self.loop.time()
 
-    def end_silence(self, patience_s: float) -> None:
-        """Give up a client that has kept this connection waiting for `patience_s`.
+    def end_silence(self, patience_looks: int) -> None:
+        """Give up a client that has kept this connection waiting at more than `patience_looks` calls of this in a row.
 
-        That long it may be silent before its first request or in mid-request, take for a head, or leave an answer
-        unread. What the server itself is slow with is never the client's silence.
+        It may so long be silent before its first request or in mid-request, take for a head, or leave an answer unread.
+        Looks are counted, not seconds: when the server itself stood still, what clients sent meanwhile is yet unread.
         """
-        now = self.loop.time()
         if self.transport.is_closing():
             return
         unread = self.transport.get_write_buffer_size()
-        if not self._unread or unread < self._unread:
-            self._unread_since = now
+        self._unread_looks = self._unread_looks + 1 if 0 < self._unread <= unread else 0
         self._unread = unread
+        self._head_looks += 1
+        self._silent_looks += 1
         if unread:
-            if now - self._unread_since > patience_s:
+            self._silent_looks = 0
+            if self._unread_looks > patience_looks:
                 self.transport.abort()
         elif self._head_bytes:
-            if now - self._head_began > patience_s:
-                self._refuse(b"408 Request Timeout", f"headers: expected their end within {patience_s:g} s")
-        elif now - self._heard > patience_s:
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.close()
-            elif self.cycle.more_body and not self.cycle.response_started and not self.flow.read_paused:
-                self._refuse(b"408 Request Timeout", f"body: expected more of it within {patience_s:g} s")
+            if self._head_looks > patience_looks:
+                self._refuse(b"408 Request Timeout", "headers: expected their end within the server's patience")
+        elif self._silent_looks > patience_looks:
+            self._end_silent()
+
+    def _end_silent(self) -> None:
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and self.timeout_keep_alive_task is None):
+            self.transport.close()
+        elif cycle.more_body and not cycle.response_started and not self.flow.read_paused:
+            self._refuse(b"408 Request Timeout", "body: expected more of it within the server's patience")
 
     def _in_head(self) -> bool:
         cycle = self.cycle

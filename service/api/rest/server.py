@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import uvicorn
@@ -10,7 +11,8 @@ import uvicorn
 from service.api.rest.dispatch import App
 from service.api.rest.http_protocol import HttpProtocol
 
-_LOOK_EVERY = 5
+_TICKS_PER_LOOK = 5
+_LOOK_S = 0.1 * _TICKS_PER_LOOK
 
 
 class Server(uvicorn.Server):
@@ -21,14 +23,14 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, patience_s: float) -> None:
         super().__init__(config)
-        self._patience_s = patience_s
+        self._patience_looks = math.ceil(patience_s / _LOOK_S)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
-        if counter % _LOOK_EVERY == 0:
+        if counter % _TICKS_PER_LOOK == 0:
             for connection in list(self.server_state.connections):
                 if isinstance(connection, HttpProtocol):
-                    connection.end_silence(self._patience_s)
+                    connection.end_silence(self._patience_looks)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager

@@ -62,9 +62,9 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
     [
         (b"", b""),
         (b"\r\n\r\n", b""),
-        (REQUEST[:20], b"headers: expected their end within 0.6 s"),
-        (REQUEST[:-1], b"body: expected more of it within 0.6 s"),
-        (REQUEST + REQUEST[:20], b"headers: expected their end within 0.6 s"),
+        (REQUEST[:20], b"headers: expected their end within the server's patience"),
+        (REQUEST[:-1], b"body: expected more of it within the server's patience"),
+        (REQUEST + REQUEST[:20], b"headers: expected their end within the server's patience"),
     ],
 )
 async def test_silent_client_is_given_up(port: int, sent: bytes, said: bytes):
@@ -107,6 +107,16 @@ async def test_slow_server_is_not_the_clients_silence(port: int):
     """A whole request is answered however long that takes."""
     async with connected(port) as (reader, writer):
         writer.write(REQUEST.replace(b"/ ", b"/slow ", 1))
+        assert (await asyncio.wait_for(reader.readline(), WITHIN_S)).startswith(b"HTTP/1.1 200")
+
+
+async def test_server_that_stood_still_blames_nobody(port: int):
+    """Found by the soak: after a stall of the event loop, what clients had sent meanwhile was taken for silence."""
+    async with connected(port) as (reader, writer):
+        writer.write(REQUEST[:-4])
+        await asyncio.sleep(0.1)
+        writer.write(REQUEST[-4:])
+        time.sleep(3 * PATIENCE_S)  # the whole event loop, on purpose
         assert (await asyncio.wait_for(reader.readline(), WITHIN_S)).startswith(b"HTTP/1.1 200")
 
 
