@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, shown
 
 _MAX_UINT64 = 2**64 - 1
 _MAX_INT64 = 2**63 - 1
@@ -35,12 +35,12 @@ def schedule(parameters: Mapping[str, object], allowed: frozenset[str] = frozens
     for flag in ("sequence_start", "sequence_end"):
         given = parameters.get(flag, False)
         if not isinstance(given, bool):
-            raise InvalidRequest(f"parameters.{flag}: expected true or false, got {str(given)[:64]!r}")
+            raise InvalidRequest(f"parameters.{flag}: expected true or false, got {shown(given)}")
         if given and parameters.get("sequence_id", 0) in (0, ""):
             raise InvalidRequest(f"parameters.{flag}: expected a sequence_id beside it, got none")
     sequence = parameters.get("sequence_id", 0)
     if type(sequence) not in (int, str):
-        raise InvalidRequest(f"parameters.sequence_id: expected an integer or a text, got {str(sequence)[:64]!r}")
+        raise InvalidRequest(f"parameters.sequence_id: expected an integer or a text, got {shown(sequence)}")
     timeout_us = unsigned(parameters, "timeout")
     return Schedule(timeout_us or None, unsigned(parameters, "priority"))
 
@@ -49,12 +49,12 @@ def unsigned(parameters: Mapping[str, object], key: str) -> int:
     """An unsigned 64-bit parameter, 0 when absent; raises `InvalidRequest`."""
     value = parameters.get(key, 0)
     if type(value) is not int or not 0 <= value <= _MAX_UINT64:
-        raise InvalidRequest(f"parameters.{key}: expected an integer from 0 to 2**64 - 1, got {str(value)[:64]!r}")
+        raise InvalidRequest(f"parameters.{key}: expected an integer from 0 to 2**64 - 1, got {shown(value)}")
     return value
 
 
 def class_count(value: object, where: str) -> int:
     """The parameter `classification`: how many of an output's largest values are wanted; raises `InvalidRequest`."""
     if type(value) is not int or not 1 <= value <= _MAX_INT64:
-        raise InvalidRequest(f"{where}: expected classification to be an integer of 1 or more, got {str(value)[:64]!r}")
+        raise InvalidRequest(f"{where}: expected classification to be an integer of 1 or more, got {shown(value)}")
     return value

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, shown
 
 MAX_RANK = 64
 """NumPy's own limit on the number of dimensions."""
@@ -66,7 +66,7 @@ def datatype(name: object) -> Datatype:
     """The entry of the protocol's datatype `name`; raises `InvalidRequest` listing the known ones."""
     entry = DATATYPES.get(name) if isinstance(name, str) else None
     if entry is None:
-        raise InvalidRequest(f"datatype: expected one of {', '.join(DATATYPES)}, got {str(name)[:64]!r}")
+        raise InvalidRequest(f"datatype: expected one of {', '.join(DATATYPES)}, got {shown(name)}")
     return entry
 
 
@@ -85,11 +85,11 @@ def element_count(shape: Sequence[object], where: str) -> int:
     count = 1
     for size in shape:
         if type(size) is not int or size < 0:
-            raise InvalidRequest(f"{where}: expected a shape of integers >= 0, got {str(list(shape))[:200]}")
+            raise InvalidRequest(f"{where}: expected a shape of integers >= 0, got {shown(list(shape))}")
         count *= size
     # An axis of size 0 must not hide absurd sizes on the others: NumPy multiplies those all the same.
     if count > MAX_ELEMENTS or (count == 0 and _without_zeros(shape) > MAX_ELEMENTS):
-        raise InvalidRequest(f"{where}: expected fewer than 2**60 elements, got shape {str(list(shape))[:200]}")
+        raise InvalidRequest(f"{where}: expected fewer than 2**60 elements, got shape {shown(list(shape))}")
     return count
 
 

@@ -21,16 +21,42 @@ Messages say what, expected, got, where, and name nothing that belongs to anothe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 _SHOWN = 60
+_LONG_BITS = 128
 
 
 def shown(value: object) -> str:
-    """A short text of a client's value for a message."""
-    text = repr(value)
+    """A short text of a client's value for a message; however large or deep that is, no more of it is looked at."""
+    # Every piece has a character at least, so this bounds the depth too.
+    text = "".join(islice(_pieces(value), _SHOWN + 1))
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({type(value).__name__})"
+
+
+def _pieces(value: object) -> Iterator[str]:
+    """The `repr` of a value of JSON, bit by bit."""
+    if isinstance(value, dict):
+        yield "{"
+        for index, (key, content) in enumerate(value.items()):
+            yield f"{', ' if index else ''}{shown(key)}: "
+            yield from _pieces(content)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for index, content in enumerate(value):
+            if index:
+                yield ", "
+            yield from _pieces(content)
+        yield "]"
+    elif isinstance(value, str | bytes):
+        yield repr(value[: _SHOWN + 1])
+    elif isinstance(value, int) and value.bit_length() > _LONG_BITS:
+        yield f"an integer of {value.bit_length()} bits"  # Python does not agree to print any number of digits
+    else:
+        yield repr(value)
 
 
 @dataclass(frozen=True, slots=True)

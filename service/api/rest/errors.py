@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from service.api.status import Failure, failure_of
-from service.core.errors import InvalidRequest, Problem, ServiceError
+from service.core.errors import InvalidRequest, Problem, ServiceError, shown
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -55,7 +55,7 @@ def install(app: FastAPI) -> None:
     async def validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         problems = [
-            Problem(".".join(map(str, each["loc"])), str(each["msg"]), repr(each.get("input"))[:200])
+            Problem(".".join(map(str, each["loc"])), str(each["msg"]), shown(each.get("input")))
             for each in error.errors()
         ]
         return error_response(InvalidRequest.from_problems("request", problems))

@@ -19,7 +19,7 @@ from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
 from service.api.raw_tensors import read_raw, write_raw
 from service.api.rest.values import read_values, write_values
 from service.core.datatypes import datatype, element_count, name_of
-from service.core.errors import InvalidRequest, Unsupported
+from service.core.errors import InvalidRequest, Unsupported, shown
 from service.core.types import InferResult, ModelSpec
 
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
@@ -176,7 +176,7 @@ def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tup
             if type(size) is not int or not 0 <= size <= len(body) - offset:
                 raise InvalidRequest(
                     f"{where}: expected binary_data_size from 0 to the {len(body) - offset} bytes left in the body, "
-                    f"got {str(size)[:64]}"
+                    f"got {shown(size)}"
                 )
             return read_raw(body, offset, size, entry, shape, count, where), offset + size
     if item.get("data") is None:
@@ -223,7 +223,7 @@ def _object(content: Mapping[str, Any], key: str, where: str) -> Mapping[str, An
 def _flag(parameters: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise InvalidRequest(f"{where}: expected {key} to be true or false, got {str(value)[:64]!r}")
+        raise InvalidRequest(f"{where}: expected {key} to be true or false, got {shown(value)}")
     return value
 
 

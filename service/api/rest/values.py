@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from service.core.datatypes import Datatype
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, shown
 
 MAX_DEPTH = 100
 """How deeply `data` may be nested."""
@@ -161,13 +161,4 @@ def _strings(values: list[Any], kinds: set[type], where: str) -> np.ndarray:
 
 def _wrong(values: list[Any], expected: str, where: str, right: Callable[[Any], bool]) -> InvalidRequest:
     index = next(i for i, value in enumerate(values) if not right(value))
-    return InvalidRequest(f"{where}: expected {expected}, got {_shown(values[index])} at position {index}")
-
-
-def _shown(value: object) -> str:
-    # An integer may have more digits than Python agrees to print.
-    return (
-        f"an integer of {value.bit_length()} bits"
-        if isinstance(value, int) and value.bit_length() > 128
-        else repr(value)[:64]
-    )
+    return InvalidRequest(f"{where}: expected {expected}, got {shown(values[index])} at position {index}")

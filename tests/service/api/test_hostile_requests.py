@@ -184,3 +184,24 @@ def test_made_up_sizes_take_no_memory(body: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert len(str(raised.value)) < 2500
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [%s], "data": [1]}]}',
+        '{"inputs": [{"name": "x", "datatype": %s, "shape": [1], "data": [1]}]}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": %s}}]}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [{"a": %s}]}]}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}], "parameters": {"timeout": %s}}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}],'
+        ' "parameters": {"binary_data_output": %s}}',
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}],'
+        ' "outputs": [{"name": "y", "parameters": {"classification": %s}}]}',
+    ],
+)
+def test_message_about_a_deep_value(place: str):
+    """What is nested as deeply as the parser takes is refused, not lost in showing it."""
+    for depth in (990, 1010):
+        with pytest.raises(InvalidRequest):
+            decode_request((place % ("[" * depth + "]" * depth)).encode(), None)
