@@ -68,7 +68,9 @@ class FileModelStore:
         """Names of all models, sorted; raises `NotReady` for a store that has gone, whose models have not."""
         self._require()
         names = filter(is_name, os.listdir(self._models))  # whatever else lies there is none of ours
-        return [name for name in sorted(names) if (found := self._read(name)) is not None and not found.deleted]
+        known = [name for name in sorted(names) if (found := self._read(name)) is not None and not found.deleted]
+        self._require()  # it may have gone since
+        return known
 
     def state(self, name: str) -> ModelState:
         """The desired state; raises `NotFound`. Costs one `stat` while nothing changes."""
@@ -128,11 +130,18 @@ class FileModelStore:
         document = self._document(name)
         folder = self._folder(name) / "versions"
         numbers = sorted(map(int, filter(str.isdecimal, os.listdir(folder)))) if folder.is_dir() else []
-        return [self._stored(name, number) for number in numbers if not document.gone(number)]
+        found = []
+        for number in numbers:
+            with contextlib.suppress(NotFound):  # deleted since the document was read
+                if not document.gone(number):
+                    found.append(self._stored(name, number))
+        self._require()  # it may have gone since
+        return found
 
     def version(self, name: str, version: int) -> StoredVersion:
         """One version; raises `NotFound`."""
         if not self._exists(self._document(name), version):
+            self._require()
             raise NotFound(f"model {name!r}: there is no version {version}")
         return self._stored(name, version)
 
@@ -215,6 +224,7 @@ class FileModelStore:
         try:
             content = json.loads((folder / MANIFEST).read_bytes())
         except FileNotFoundError:  # deleted since it was listed
+            self._require()
             raise NotFound(f"model {name!r}: there is no version {version}") from None
         return StoredVersion(name, version, folder / BUNDLE, content["manifest"], content["created_at"])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,13 @@ CALLS: dict[str, Callable[[FileModelStore], Any]] = {
 }
 
 
+def published(store: FileModelStore) -> None:
+    """A further version of `m`."""
+    bundle = store.scratch() / "bundle"
+    bundle.write_bytes(b"bundle")
+    store.publish("m", store.allocate("m"), bundle, manifest={})
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("empty", [False, True], ids=["removed", "an empty mount point"])
 def test_store_that_has_gone_is_not_ready(tmp_path: Path, call: str, empty: bool):
@@ -46,6 +55,35 @@ def test_store_that_has_gone_is_not_ready(tmp_path: Path, call: str, empty: bool
     assert store.models() == ["m"]
     with pytest.raises(NotFound):
         store.state("absent")
+    store.close()
+
+
+@pytest.mark.parametrize("call", ["models", "versions"])
+def test_store_that_goes_in_mid_listing_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str):
+    """Whoever took the rest of the list for all of it would unload what serves."""
+    store = FileModelStore(tmp_path, SystemClock())
+    published(store)
+    listed = os.listdir
+
+    def gone_afterwards(folder: Path) -> list[str]:
+        found = listed(folder)
+        (tmp_path / "models").rename(tmp_path / "away")
+        return found
+
+    monkeypatch.setattr(os, "listdir", gone_afterwards)
+    with pytest.raises(NotReady, match="the store of models is not there"):
+        CALLS[call](store)
+    store.close()
+
+
+def test_version_deleted_in_mid_listing_is_left_out(tmp_path: Path):
+    """Its folder is gone, the document that was read before still has it: the other versions are there."""
+    store = FileModelStore(tmp_path, SystemClock())
+    published(store)
+    published(store)
+    shutil.rmtree(tmp_path / "models" / "m" / "versions" / "1")
+    (tmp_path / "models" / "m" / "versions" / "1").mkdir()
+    assert [stored.version for stored in store.versions("m")] == [2]
     store.close()
 
 
