@@ -63,6 +63,8 @@ class ServedModel:
         self._declared = [tensor.name for tensor in self.spec.outputs] if self.spec.intermediates else None
         self._batched = own.max_batch_size > 0
         self._inputs = own.inputs
+        self._buckets = own.buckets
+        self._with_rows = [tensor.name for tensor in own.inputs if tensor.shape[:1] == (-1,)]
         self._expected = {tensor.name: (datatype(tensor.datatype).dtype, tensor.shape) for tensor in own.inputs}
         self._rows_of = {
             tensor.name: (datatype(tensor.datatype).dtype, len(tensor.shape), tensor.shape[1:]) for tensor in own.inputs
@@ -153,7 +155,7 @@ class ServedModel:
                 if rows <= self.spec.max_batch_size:
                     return rows, () if self._open_sizes is None else self._open_sizes.sizes_of(inputs, self.label)
         self._check_inputs(inputs)
-        rows = self._check_rows(inputs) if self._batched else 1
+        rows = self._check_rows(inputs)
         return rows, () if self._open_sizes is None else self._open_sizes.sizes_of(inputs, self.label)
 
     async def close(self, drain_s: float = 30.0) -> bool:
@@ -187,10 +189,16 @@ class ServedModel:
             raise InvalidRequest(f"{where}: expected shape {list(tensor.shape)}, got {list(array.shape)}")
 
     def _check_rows(self, inputs: Mapping[str, np.ndarray]) -> int:
-        rows = {name: array.shape[0] for name, array in inputs.items()}
+        rows = {name: inputs[name].shape[0] for name in self._with_rows}
         if len(set(rows.values())) > 1:
             raise InvalidRequest(f"{self.label}: expected one leading size for all inputs, got {rows}")
-        count: int = next(iter(rows.values()))
+        count: int = next(iter(rows.values()), 1)
+        if not self._batched:
+            # Before it is padded: padding may make a thousand bytes of one.
+            if rows and self._buckets and count not in self._buckets:
+                known = ", ".join(map(str, self._buckets))
+                raise InvalidRequest(f"{self.label}: expected a batch size out of {known}, got {count}")
+            return 1
         if count > self.spec.max_batch_size:
             raise InvalidRequest(
                 f"{self.label}: expected at most {self.spec.max_batch_size} rows in one request, got {count}"

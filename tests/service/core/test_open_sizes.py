@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,6 +161,19 @@ async def test_model_that_is_not_batched_pads_too() -> None:
             np.testing.assert_array_equal(answer["total"], read_text(inputs)["total"])
     assert [batch["mask"].shape for batch in model.batches] == [(1, 4), (7, 8), (1, 4)]
     assert all(address % ALIGNMENT == 0 for address in model.addresses)
+
+
+async def test_rows_of_a_model_that_is_not_batched_are_checked_before_they_are_padded() -> None:
+    """As many rows as are compiled, the same of every input; else padding would make much of little."""
+    declared = replace(text_spec(max_batch_size=0), buckets=(1, 2))
+    model = HeldModel(declared, read_text)
+    async with served(model) as version:
+        assert (await version.infer(text([1], [2])))["total"].tolist() == [1, 2]
+        with pytest.raises(InvalidRequest, match="expected a batch size out of 1, 2, got 3"):
+            await version.infer(text([1], [2], [3]))
+        with pytest.raises(InvalidRequest, match="expected one leading size for all inputs"):
+            await version.infer({"tokens": np.zeros((2, 4), np.int64), "kinds": np.zeros((1, 4), np.int32)})
+        assert len(model.batches) == 1
 
 
 async def test_inputs_without_an_open_size_are_left_as_they_are() -> None:
