@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from engine.errors import EngineError, ShapeError
@@ -16,8 +17,10 @@ from engine.model.build import build, needs_x64
 from engine.model.model import Model
 from engine.model.open_sizes import OpenSize, check_open_sizes, combinations
 from engine.model.outputs import with_outputs
+from engine.model.policy import apply_policy
 from engine.model.state import ModelState
 from engine.model.walk import abstract
+from engine.precision import Policy
 from engine.runtime.rows import mixing_reason
 from engine.runtime.signature import (
     Exposed,
@@ -67,6 +70,7 @@ class Executable:
         devices: Sequence[jax.Device] | None = None,
         exposed: Exposed = False,
         warm_up: WarmUp = "none",
+        policy: Policy | str | None = None,
     ) -> None:
         """Compile; takes as long as XLA does.
 
@@ -76,8 +80,9 @@ class Executable:
             devices: each gets a copy; None takes JAX's default.
             exposed: layers whose values each call gives besides the outputs; see `intermediates`.
             warm_up: what every program is run on once.
-        Raises: `OptionError` for open axes whose sizes are not declared, and as `signature`; `ShapeError`, `StateError`
-            when model and state do not fit, naming the sizes.
+            policy: of all layers, in place of their own; what a call takes and gives keeps its dtypes.
+        Raises: `OptionError` for open axes whose sizes are not declared, an unknown policy, and as `signature`;
+            `ShapeError`, `StateError` when model and state do not fit, naming the sizes.
         """
         check_open_sizes(model, open_sizes)
         walks = walk_sizes(model, open_sizes)
@@ -89,7 +94,8 @@ class Executable:
         self.masks = [s for s in self._arguments if s.name in masks]
         self.outputs = outputs_at(model, walks)
         self.intermediates = intermediates_at(model, exposed, walks)
-        self._results = [s.name for s in (*self.outputs, *self.intermediates)]
+        results = [*self.outputs, *self.intermediates]
+        self._results = [s.name for s in results]
         self._x64 = needs_x64(model)
         self._open_batch = has_open_batch(model)
         fixed = [s.shape[0] for s in self._arguments if s.shape and s.shape[0] is not None]
@@ -99,7 +105,8 @@ class Executable:
             (self._names.index(name), axes[0]) for each in open_sizes for name, axes in list(each.axes.items())[:1]
         )
         keys = [(rows, *sizes) for rows in self.buckets for sizes in combinations(open_sizes)]
-        call = _flat(model, state, [s.name for s in self.intermediates])
+        computing = model if policy is None else apply_policy(model, policy)
+        call = _flat(computing, state, [s.name for s in self.intermediates], [s.dtype for s in results])
         with jax.enable_x64(self._x64):
             self._partitions = [
                 self._place(jax.tree.leaves(state), device, call, keys) for device in devices or jax.local_devices()[:1]
@@ -205,17 +212,21 @@ class Executable:
         return {s.name: _random(self._shape(s, key), s.dtype, seed) for s in self._arguments}
 
 
-def _flat(model: Model, state: ModelState, exposed: Sequence[str]) -> Any:
-    """`(state leaves, inputs in order) -> leaves of the outputs, then exposed`: flat lists keep the call cheap."""
+def _flat(model: Model, state: ModelState, exposed: Sequence[str], dtypes: Sequence[np.dtype]) -> Any:
+    """`(state leaves, inputs in order) -> leaves of the outputs, then exposed`: flat lists keep the call cheap.
+
+    The results are of `dtypes`, whatever the layers' policies are.
+    """
     _, predict = build(with_outputs(model, exposed) if exposed else model)
     structure = jax.tree.structure(state)
     names = list(model.inputs())
 
     def call(leaves: list[jax.Array], arguments: list[jax.Array]) -> list[jax.Array]:
         prediction = predict(jax.tree.unflatten(structure, leaves), dict(zip(names, arguments, strict=True)))
-        if not exposed:
-            return jax.tree.leaves(prediction)
-        return [*jax.tree.leaves(prediction["outputs"]), *(prediction["intermediates"][name] for name in exposed)]
+        if exposed:
+            outputs, values = prediction["outputs"], prediction["intermediates"]
+            prediction = [*jax.tree.leaves(outputs), *(values[name] for name in exposed)]
+        return [jnp.asarray(leaf, dtype) for leaf, dtype in zip(jax.tree.leaves(prediction), dtypes, strict=True)]
 
     return call
 

@@ -180,13 +180,14 @@ class EngineRuntime:
         sizes = engine_sizes(config.open_sizes)
         with _translated("bundle"):
             bundle = self._stored(path)
-            model = bundle.model if config.precision is None else engine.apply_policy(bundle.model, config.precision)
+            model = bundle.model
+            computing = model if config.precision is None else engine.apply_policy(model, config.precision)
             batches = check_bucket_count(model, config)
             engine.runtime.check_open_sizes(model, sizes)
             if problems := pad_problems(config.open_sizes, map(tensor_spec, input_signatures(model)), "serving"):
                 raise InvalidModel.from_problems("bundle", problems)
             limits = dataclasses.replace(self._limits, activation_batch=batches[-1])
-            engine.bundle.check_size(model, limits, sizes)
+            engine.bundle.check_size(computing, limits, sizes)
             opened = [engine.runtime.opened(sizes, each) for each in engine.runtime.combinations(sizes)]
             engine.bundle.try_programs(path, batch_sizes=batches, opened=opened if sizes else (), limits=limits)
             executable = Executable(
@@ -197,6 +198,7 @@ class EngineRuntime:
                 devices=jax.local_devices(backend=self._platform),
                 exposed=config.expose_intermediate,
                 warm_up=config.warm_up,
+                policy=config.precision,
             )
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.state)) * executable.partitions
             return LoadedExecutable(executable, bundle, open_sizes=config.open_sizes, parameter_bytes=size)

@@ -115,7 +115,8 @@ class EngineOutputStep:
     """The steps of one output."""
 
     def __init__(self, steps: OutputSteps, tensor: TensorSpec) -> None:
-        """`tensor` is the model's output."""
+        """`tensor` is the model's output; raises `InvalidModel` for steps that do not fit every size it may have."""
+        _check_every_size(steps, tensor)
         self._name = tensor.name
         self._scale = steps.unstandardize
         self._top_k = steps.top_k
@@ -133,6 +134,14 @@ class EngineOutputStep:
             return {self._name: values}
         scores, classes = largest(values, self._top_k)
         return {self.specs[0].name: scores, self.specs[1].name: self._texts[classes]}
+
+
+def _check_every_size(steps: OutputSteps, tensor: TensorSpec) -> None:
+    try:
+        steps.check(tuple(None if size == -1 else size for size in tensor.shape), datatype(tensor.datatype).dtype)
+    except OptionError as error:
+        problem = Problem(f"postprocess.json: outputs.{tensor.name}", "steps that fit the output", str(error))
+        raise InvalidModel.from_problems("bundle", [problem]) from None
 
 
 def _check_type(last: object, tensor: TensorSpec) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import engine as ax
 from engine.bundle import archive
+from engine.precision import dtype_of
 from service.adapters.engine_runtime import EngineRuntime
 from service.core.errors import ExecutionFailed, InvalidModel, InvalidRequest
 from service.core.manifests import serving_config
@@ -175,6 +176,29 @@ def test_precision_of_a_load_takes_the_place_of_the_models_own(runtime: EngineRu
     assert not np.array_equal(half, plain)
     with pytest.raises(InvalidModel, match="'int4'"):
         runtime.load(dense, replace(config, precision="int4"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(("dtype", "datatype"), [("f32", "FP32"), ("bf16", "BF16"), ("f16", "FP16"), ("f64", "FP64")])
+def test_precision_leaves_datatypes_as_the_graph_declares_them(
+    runtime: EngineRuntime, tmp_path: Path, dtype: str, datatype: str, precision: str
+):
+    """Of inputs, outputs and values of layers, in the description and in the answer, whatever layers compute in."""
+    policy = ax.Policy(params=dtype, compute=dtype, output=dtype)
+    model = ax.apply_policy(
+        ax.input("x", shape=(None, 8), dtype=dtype).dense(4, name="hidden").dense(2, name="y"), policy
+    )
+    path = tmp_path / "m.axon"
+    ax.bundle.write(path, model, ax.init(model))
+    declared = runtime.check_bundle(path)
+    config = ServingConfig(max_batch_size=4, batch_buckets=(4,), expose_intermediate=("hidden",), precision=precision)
+    loaded = runtime.load(path, config)
+    spec = loaded.spec
+    assert (spec.inputs, spec.outputs) == (declared.inputs, declared.outputs)
+    assert {tensor.datatype for tensor in (*spec.inputs, *spec.outputs, *spec.intermediates)} == {datatype}
+    found = loaded.run({"x": X.astype(dtype_of(dtype))})
+    assert sorted(found) == ["hidden", "y"]
+    assert {value.dtype for value in found.values()} == {dtype_of(dtype)}
 
 
 _DEVICES = """

@@ -19,7 +19,7 @@ from engine.postprocess import OutputSteps, Postprocess
 from engine.preprocess import OneHot, Preprocess, Standardize, Vocabulary
 from service.adapters.processing import EngineInputStep, processing_of
 from service.core.datatypes import DATATYPES
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidModel, InvalidRequest
 from service.core.types import OpenSize, TensorSpec
 
 WORDS = ("<unk>", "<pad>", "a", "b", "ä", ".", "don", "'")
@@ -130,3 +130,16 @@ def test_steps_that_cannot_be_are_refused() -> None:
     """By the engine, when the version is loaded."""
     with pytest.raises(OptionError, match="one_hot expected whole numbers, got numbers from the step before"):
         step_of(Standardize((0.0,), (1.0,)), OneHot(2))
+
+
+@pytest.mark.parametrize(
+    "steps", [OutputSteps(labels=("a", "b"), top_k=2), OutputSteps(unstandardize=Standardize((0.0, 1.0), (1.0, 2.0)))]
+)
+def test_steps_of_a_last_axis_that_is_open_are_refused(steps: OutputSteps) -> None:
+    """They would fit some requests only: nobody knows how many classes or features there are."""
+    state = ax.init(MODEL)
+    bundle = Bundle(MODEL, state, postprocess=Postprocess({"y": steps}))
+    fits = processing_of(bundle, [], [TensorSpec("y", "FP32", (-1, 2))])
+    assert fits is not None
+    with pytest.raises(InvalidModel, match=r"postprocess\.json: outputs\.y: .*None"):
+        processing_of(bundle, [], [TensorSpec("y", "FP32", (-1, -1))])
