@@ -108,8 +108,15 @@ class Batcher:
             threading.Thread(target=self._run, args=(instance,), name=f"batcher {label} {number}", daemon=True)
             for number, instance in enumerate(self._instances)
         ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:  # the system has no more of them: those that run end, `loaded` stays the caller's
+            with self._lock:
+                self._closing = True
+                for instance in self._instances:
+                    instance.wake.put(None)
+            raise
 
     @property
     def depth(self) -> int:

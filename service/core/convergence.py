@@ -178,7 +178,11 @@ class Convergence:
             self._check_wanted(entry, number)
             began = self._clock.monotonic()
             loaded = await in_own_thread(partial(self._engine.load, stored.path, config))
-        served = ServedModel(name, number, loaded, config, self._clock, statistics)
+        try:
+            served = ServedModel(name, number, loaded, config, self._clock, statistics)
+        except BaseException:
+            loaded.close()
+            raise
         served.load_s = self._clock.monotonic() - began
         return served
 

@@ -262,7 +262,9 @@ class Registry:
         slots = self._entries[name].slots if name in self._entries else {}
         waiting = [slot for number, slot in slots.items() if version in (None, number)]
         for slot in waiting:
-            if slot.state in (VersionState.UNLOADING, VersionState.LOADING):
+            if slot.state is VersionState.LOADING:
+                await slot.settled.wait()
+            if slot.leaving():  # else it has gone, or somebody wants it again
                 await slot.gone.wait()
 
     async def set_alias(self, name: str, alias: str, target: Target) -> None:

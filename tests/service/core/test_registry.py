@@ -212,6 +212,37 @@ async def test_unload_drains_and_frees(registry, store, engine):
         await registry.unload("m", 4)
 
 
+async def test_unload_ends_when_the_version_is_wanted_again_meanwhile(running, store, engine):
+    """Whoever unloads what is being loaded does not wait for an end that somebody else has called off."""
+    await running.submit("m", bundle(store, 3), load=False)
+    engine.gate.clear()
+    loading = asyncio.create_task(running.load("m", 1))
+    await until(lambda: running.status("m")[0].state is VersionState.LOADING)
+    unloading = asyncio.create_task(running.unload("m", 1))
+    await until(lambda: not store.state("m").loaded)
+    again = asyncio.create_task(running.load("m", 1))
+    await until(lambda: store.state("m").loaded == {1})
+    engine.gate.set()
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.gather(loading, unloading, again)
+    assert await answer(running) == 3
+
+
+async def test_load_that_fails_after_the_engine_gives_the_memory_back(registry, store, engine, monkeypatch):
+    """What is on the device does not outlive the version that could not be made of it."""
+
+    def exhausted(thread: threading.Thread) -> None:
+        if thread.name.startswith("batcher"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", exhausted)
+    with pytest.raises(ExecutionFailed, match="RuntimeError while loading"):
+        await registry.submit("m", bundle(store, 3))
+    assert [model.closed for model in engine.models] == [True]
+
+
 async def test_alias_of_an_unloaded_version_is_not_silently_another(registry, store):
     """Unloading what `prod` points at makes the model not ready, though another version is."""
     await registry.submit("m", bundle(store, 1), alias="prod")
