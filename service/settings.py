@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     """Least room on the file system of the data folder; with less the server is not ready."""
 
     stalled_s: float = Field(default=10.0, gt=0)
-    """How much longer than its timeout one batch may compute before the server says that it hangs, in seconds."""
+    """How much longer than `default_timeout_us` one batch may compute before the server says that it hangs, in seconds;
+    a version's own, shorter timeout does not count."""
 
     device: str | None = None
     """JAX platform that serves (`cpu`, `cuda`); JAX's own choice without it."""

@@ -16,7 +16,6 @@ from typing import Protocol, final
 
 from service.core.errors import NotReady, ServiceError
 from service.core.ports import Clock
-from service.core.types import ServingConfig
 
 Ask = Callable[[], Awaitable[None]]
 
@@ -56,7 +55,6 @@ class Computing(Protocol):
     """A served version, as far as it can hang."""
 
     label: str
-    config: ServingConfig
 
     @property
     def computing_s(self) -> float:
@@ -88,8 +86,9 @@ class HealthMonitor:
     """Asks `checks` every `poll_s` seconds while it runs; belongs to one event loop.
 
     A required check that has not answered for `limit_s` counts as failed, so what breaks is told within
-    `poll_s + limit_s`. `served` gives the versions that serve: one whose execution lasts `stalled_s` longer than its
-    requests may take hangs, for XLA does not stop what it has begun.
+    `poll_s + limit_s`. `served` gives the versions that serve: one whose execution lasts longer than `stalled_s` hangs,
+    for XLA does not stop what it has begun. A version's own timeout does not count: it may be shorter than one healthy
+    execution.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class HealthMonitor:
         clock: Clock,
         *,
         served: Callable[[], Sequence[Computing]] = list,
-        stalled_s: float = 10.0,
+        stalled_s: float = 40.0,
         poll_s: float = 1.0,
         limit_s: float = 2.0,
     ) -> None:
@@ -156,12 +155,12 @@ class HealthMonitor:
         state.reason = reason
 
     def _runtime(self) -> Part:
-        over = [(each.computing_s - each.config.default_timeout_us * 1e-6, each) for each in self._served()]
-        over_s, longest = max(over, key=lambda pair: pair[0], default=(0.0, None))
-        if longest is None or over_s <= self._stalled_s:
+        computing = [(each.computing_s, each.label) for each in self._served()]
+        longest_s, label = max(computing, default=(0.0, ""))
+        if longest_s <= self._stalled_s:
             return Part("runtime", True, "", 0.0)
-        reason = f"{longest.label} has been computing one batch for {longest.computing_s:.0f} s; it seems to hang"
-        return Part("runtime", True, reason, over_s - self._stalled_s)
+        reason = f"{label} has been computing one batch for {longest_s:.0f} s; it seems to hang"
+        return Part("runtime", True, reason, longest_s - self._stalled_s)
 
 
 def in_thread(check: Callable[[], None]) -> Ask:

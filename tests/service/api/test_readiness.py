@@ -117,7 +117,7 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
     made.engine, config = HangingEngine(made.gate), ServingConfig(default_timeout_us=TIMEOUT_US)
     made.registry = registry = Registry(models, made.engine, clock, config, poll_s=0.05)
     watched = checks(models, queue, tmp_path, min_free_bytes=FLOOR, free_bytes=lambda path: made.free)
-    monitor = HealthMonitor(watched, clock, served=registry.served, stalled_s=STALLED_S)
+    monitor = HealthMonitor(watched, clock, served=registry.served, stalled_s=TIMEOUT_US * 1e-6 + STALLED_S)
     made.inference = InferenceService(registry, "axon", "1", clock, monitor)
     app = FastAPI()
     errors.install(app)
