@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.conformance.environments import NotOffered, make
-from tests.conformance.server import Running, running
+from tests.conformance.server import running
+from tests.servers import Server
 
 HERE = Path(__file__).parent
 FAMILY_S = 300
@@ -81,7 +82,7 @@ def ask(pythons: dict[str, Path]) -> list[Outcome]:
     return outcomes
 
 
-def run(family: str, python: Path, server: Running) -> list[Outcome]:
+def run(family: str, python: Path, server: Server) -> list[Outcome]:
     """The outcomes of a family's script, and a failure more when it did not end well."""
     command = [str(python), str(HERE / f"{family}_cases.py"), server.http, server.grpc]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -104,7 +105,7 @@ def run(family: str, python: Path, server: Running) -> list[Outcome]:
     return outcomes
 
 
-def log_is_clean(server: Running) -> Outcome:
+def log_is_clean(server: Server) -> Outcome:
     """Whatever was asked, nothing in the server broke."""
     lines = server.log.read_text().splitlines()
     first = next((index for index, line in enumerate(lines) if line.startswith("Traceback")), None)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,56 +28,22 @@ from tests.conformance.values import (
     mlp_params,
     movable,
 )
-
-START_S = 120
-STOP_S = 60
-NO_QUEUE = "redis://127.0.0.1:1"
-"""Serving needs no job queue: nothing listens here."""
-
-
-@dataclass(frozen=True)
-class Running:
-    """Where the server listens (`host:port`), and the file it logs to."""
-
-    http: str
-    grpc: str
-    log: Path
+from tests.servers import Server, started, wait_ready
 
 
 @contextmanager
-def running(clients: list[str]) -> Iterator[Running]:
+def running(clients: list[str]) -> Iterator[Server]:
     """A server on free ports that answers for all models, among them one per name of `clients` for it alone."""
-    with tempfile.TemporaryDirectory(prefix="axon-conformance-") as folder, _process(Path(folder)) as server:
-        _write_texts(texts := Path(folder) / "texts.axon")
-        with Client(f"http://{server.http}") as client:
-            client.submit(TEXTS, bundle=texts)
-            _fill(client, clients)
-        yield server
-
-
-@contextmanager
-def _process(folder: Path) -> Iterator[Running]:
-    ready, log = folder / "ready.json", folder / "axon.log"
-    command = [sys.executable, "-m", "service", "serve", "--http-port", "0", "--grpc-port", "0"]
-    command += ["--data-dir", str(folder / "data"), "--ready-file", str(ready)]
-    settings = {"AXON_REDIS_URL": NO_QUEUE, "AXON_MAX_BATCH_SIZE": str(MAX_BATCH)}
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | settings)
-    try:
-        deadline = time.monotonic() + START_S
-        while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"axon serve did not start:\n{log.read_text()[-4000:]}")
-            time.sleep(0.1)
-        ports = json.loads(ready.read_text())
-        yield Running(f"127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}", log)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
+    with tempfile.TemporaryDirectory(prefix="axon-conformance-") as name:
+        folder = Path(name)
+        _write_texts(texts := folder / "texts.axon")
+        settings = {"AXON_MAX_BATCH_SIZE": str(MAX_BATCH)}
+        with started(folder / "data", "axon", settings) as (process, ready):
+            server = wait_ready(process, ready)
+            with Client(server.url) as client:
+                client.submit(TEXTS, bundle=texts)
+                _fill(client, clients)
+            yield server
 
 
 def _fill(client: Client, clients: list[str]) -> None:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +16,8 @@ import numpy as np
 
 from service.adapters.embedded_redis import EmbeddedRedis
 from service.client import Client
+from tests.servers import started, wait_ready
 
-START_S = 120.0
-STOP_S = 60.0
 MAX_BATCH = 4
 WIDTH = 4
 MODEL = "sums"
@@ -32,7 +27,6 @@ SPARE = "spare"
 PATIENCE_S = 4.0
 """How long the server waits for a silent client in mid-request."""
 LIMITS = {
-    "AXON_REDIS_URL": "redis://127.0.0.1:1",
     "AXON_MAX_BATCH_SIZE": str(MAX_BATCH),
     "AXON_MAX_REQUEST_BYTES": str(2**20),
     "AXON_MAX_GRAPH_BYTES": str(2**16),
@@ -116,37 +110,13 @@ def queue() -> Iterator[dict[str, str]]:
 @contextmanager
 def serving(settings: dict[str, str] | None = None) -> Iterator[Target]:
     """A server on free ports with an INT64 and an FP32 model."""
-    with tempfile.TemporaryDirectory(prefix="axon-hostile-") as name:
-        folder = Path(name)
-        ready, log = folder / "ready.json", folder / "axon.log"
-        command = [sys.executable, "-m", "service", "serve", "--http-port", "0", "--grpc-port", "0"]
-        command += ["--data-dir", str(folder / "data"), "--ready-file", str(ready)]
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | LIMITS | (settings or {})
-            )
-        try:
-            target = _ready(process, ready, log)
-            with Client(f"http://{target.host}:{target.http_port}") as client:
-                client.submit(MODEL, graph=graph("s64"), alias="prod")
-                client.submit(FLOATS, graph=graph("f32"))
-                client.submit(SPARE, graph=graph("s32"))
-            yield target
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
-
-
-def _ready(process: subprocess.Popen[bytes], ready: Path, log: Path) -> Target:
-    deadline = time.monotonic() + START_S
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"axon serve did not start:\n{log.read_text()[-4000:]}")
-        time.sleep(0.05)
-    ports = json.loads(ready.read_text())
-    return Target("127.0.0.1", ports["http_port"], ports["grpc_port"], process, log)
+    with (
+        tempfile.TemporaryDirectory(prefix="axon-hostile-") as folder,
+        started(Path(folder) / "data", "axon", LIMITS | (settings or {})) as (process, ready),
+    ):
+        server = wait_ready(process, ready)
+        with Client(server.url) as client:
+            client.submit(MODEL, graph=graph("s64"), alias="prod")
+            client.submit(FLOATS, graph=graph("f32"))
+            client.submit(SPARE, graph=graph("s32"))
+        yield Target("127.0.0.1", server.http_port, server.grpc_port, process, server.log)

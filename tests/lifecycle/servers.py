@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
-START_S = 180
-STOP_S = 60
-NO_QUEUE = "redis://127.0.0.1:1"
-"""Serving needs no job queue: nothing listens here."""
+from tests.servers import Server, started, wait_ready
 
 MODEL = "numbers"
 WIDTH = 2
@@ -29,65 +19,14 @@ _STEP = 2048
 _LARGEST = 2**24
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running server and where it listens."""
-
-    process: subprocess.Popen[bytes]
-    http: str
-    grpc: str
-    log: Path
-
-    def stop(self) -> int:
-        """Ask it to end, and wait; returns how it ended."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(STOP_S)
-
-
-def start(data: Path, name: str, **settings: object) -> tuple[subprocess.Popen[bytes], Path]:
-    """Begin to start a server on free ports over the data in `data`; `settings` are those of AXON_*."""
-    ready, log = data.parent / f"{name}.json", data.parent / f"{name}.log"
-    ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "service", "serve", "--http-port", "0", "--grpc-port", "0"]
-    command += ["--data-dir", str(data), "--ready-file", str(ready)]
-    given = {f"AXON_{setting.upper()}": str(value) for setting, value in settings.items()}
-    environment = os.environ | {"AXON_REDIS_URL": NO_QUEUE, "AXON_MAX_BATCH_SIZE": "4"} | given
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment), ready
-
-
-def wait_ready(process: subprocess.Popen[bytes], ready: Path) -> Server:
-    """Return when a server that was started answers."""
-    log = ready.with_suffix(".log")
-    deadline = time.monotonic() + START_S
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"axon serve did not start:\n{log.read_text()[-4000:]}")
-        time.sleep(0.05)
-    ports = json.loads(ready.read_text())
-    return Server(process, f"http://127.0.0.1:{ports['http_port']}", f"127.0.0.1:{ports['grpc_port']}", log)
-
-
 @contextmanager
 def serving(data: Path, count: int = 1, **settings: object) -> Iterator[list[Server]]:
-    """So many servers on one store; all are gone at the end."""
+    """So many servers on one store; `settings` are those of AXON_*. All are gone at the end."""
+    given = {f"AXON_{setting.upper()}": str(value) for setting, value in settings.items()}
+    environment = {"AXON_MAX_BATCH_SIZE": "4"} | given
     with ExitStack() as stack:
-        started = []
-        for index in range(count):
-            process, ready = start(data, f"server-{index}", **settings)
-            stack.callback(_end, process)
-            started.append((process, ready))
-        yield [wait_ready(process, ready) for process, ready in started]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        starting = [stack.enter_context(started(data, f"server-{index}", environment)) for index in range(count)]
+        yield [wait_ready(process, ready) for process, ready in starting]
 
 
 def graph() -> dict[str, Any]:

@@ -23,7 +23,8 @@ import numpy as np
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as rpc
 from service.client import tensors
-from tests.lifecycle.servers import MODEL, PARAMETER_BYTES, Server, graph, mark_of, params, question, serving
+from tests.lifecycle.servers import MODEL, PARAMETER_BYTES, graph, mark_of, params, question, serving
+from tests.servers import Server
 
 ROOM = 7
 """Versions that the server may have loaded at a time; more are evicted."""
@@ -88,7 +89,7 @@ class Stress:
     def __init__(self, server: Server, outcome: Outcome) -> None:
         self._outcome = outcome
         self._random = np.random.default_rng(outcome.seed)
-        self._http = httpx.AsyncClient(base_url=server.http, timeout=60)
+        self._http = httpx.AsyncClient(base_url=server.url, timeout=60)
         self._channel = grpc.aio.insecure_channel(server.grpc)
         self._stub = rpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._allowed = Allowed()

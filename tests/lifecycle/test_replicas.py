@@ -15,7 +15,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.lifecycle.servers import MODEL, Server, graph, mark_of, params, question, serving
+from tests.lifecycle.servers import MODEL, graph, mark_of, params, question, serving
+from tests.servers import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -27,7 +28,7 @@ ASKING = 2
 def three(tmp_path: Path) -> Iterator[list[Server]]:
     """Three servers on one store with four versions of a model, `prod` is the first."""
     with serving(tmp_path / "data", 3) as servers:
-        with httpx.Client(base_url=servers[0].http, timeout=60) as client:
+        with httpx.Client(base_url=servers[0].url, timeout=60) as client:
             for mark in (1, 2, 3, 4):
                 query = {"load": mark < 3} | ({"alias": "prod"} if mark == 1 else {})
                 files = {"graph": ("graph", json.dumps(graph()).encode()), "params": ("params", params(mark))}
@@ -84,7 +85,7 @@ async def _traffic(clients: list[httpx.AsyncClient]) -> AsyncIterator[Traffic]:
 
 @asynccontextmanager
 async def _clients(servers: list[Server]) -> AsyncIterator[list[httpx.AsyncClient]]:
-    clients = [httpx.AsyncClient(base_url=server.http, timeout=60) for server in servers]
+    clients = [httpx.AsyncClient(base_url=server.url, timeout=60) for server in servers]
     yield clients
     for client in clients:
         await client.aclose()

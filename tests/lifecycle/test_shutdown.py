@@ -54,7 +54,7 @@ async def test_stopping_server_is_first_not_ready_then_answers_what_it_has(tmp_p
     with serving(tmp_path / "data", stop_delay_s=DELAY_S) as (server,):
         limits = httpx.Limits(max_connections=50)
         async with (
-            httpx.AsyncClient(base_url=server.http, timeout=30, limits=limits) as client,
+            httpx.AsyncClient(base_url=server.url, timeout=30, limits=limits) as client,
             grpc.aio.insecure_channel(server.grpc) as channel,
         ):
             await _submit(client)
@@ -98,7 +98,7 @@ def _slow_graph(layers: int) -> dict[str, Any]:
 async def test_server_that_compiles_ends_in_time(tmp_path: Path):
     """What is being compiled is given up, what serves is drained, and the process says that it ended well."""
     with serving(tmp_path / "data", drain_s=2, max_batch_size=64) as (server,):
-        async with httpx.AsyncClient(base_url=server.http, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
             await _submit(client)
             files = {"graph": ("graph", json.dumps(_slow_graph(150)).encode())}
             query = {"load": False}

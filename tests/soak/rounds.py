@@ -26,11 +26,11 @@ from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
 from service.bootstrap import Report, serve
 from service.client import Client, ClientError
 from service.settings import Settings
+from tests.servers import NO_QUEUE
 from tests.service.adapters.text_model import SERVING, write_bundle
 
 WIDTH = 512
 MAX_BATCH = 8
-NO_QUEUE = "redis://127.0.0.1:1"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 WARM_ROUNDS = 5
 """After these, nothing is done for the first time any more."""
