@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -103,3 +104,12 @@ def test_wide_integers_survive_the_executable():
     model = ax.add(ax.input("x", shape=(None, 1), dtype="s64"), ax.constant(np.int64(0)))
     executable = Executable(model, ax.ModelState({}), buckets=[1])
     assert int(executable({"x": np.array([[2**63 - 1]])})["add_0"][0, 0]) == 2**63 - 1
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32", "f64"])
+def test_rows_with_nan_are_no_sign_of_mixing(dtype: str):
+    """The probe takes the logarithm of negative numbers, in every floating-point type."""
+    model = ax.layer(jnp.log, _x(dtype=dtype), name="log", row_wise=True)
+    executable = Executable(model, ax.ModelState({}), buckets=[2])
+    assert np.isnan(executable({"x": np.full((2, 4), -1, executable.inputs[0].dtype)})["log"]).all()
+    assert executable.mixes_rows is None
