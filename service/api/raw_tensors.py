@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.core.datatypes import Datatype
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, TooLarge
+
+MAX_TEXTS = 2**15
+"""Most elements of BYTES in one tensor: each is an object, and read one by one while the event loop waits."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -18,7 +21,8 @@ def read_raw(
 ) -> np.ndarray:
     """`size` bytes of `body` from `offset` as an array of `shape`, which has `count` elements.
 
-    A read-only view of `body`, except for BYTES. `offset + size` lies within `body`. Raises `InvalidRequest`.
+    A read-only view of `body`, except for BYTES. `offset + size` lies within `body`. Raises `InvalidRequest`,
+    `TooLarge`.
     """
     if entry.itemsize == 0:
         return _read_bytes(memoryview(body)[offset : offset + size], count, where).reshape(shape)
@@ -30,6 +34,12 @@ def read_raw(
     if entry.name == "BOOL" and (array.view(np.uint8) > 1).any():
         raise InvalidRequest(f"{where}: expected bytes 0 and 1 for BOOL")
     return array
+
+
+def check_texts(count: int, where: str) -> None:
+    """Raise `TooLarge` for more than `MAX_TEXTS` elements of BYTES."""
+    if count > MAX_TEXTS:
+        raise TooLarge(f"{where}: expected at most {MAX_TEXTS} elements of BYTES, got {count}")
 
 
 def write_raw(array: np.ndarray) -> bytes:
@@ -44,6 +54,7 @@ def _read_bytes(segment: memoryview, count: int, where: str) -> np.ndarray:
     # Every element takes 4 bytes at least, so a count that a client made up is refused before anything is allocated.
     if count * _LENGTH.size > len(segment):
         raise InvalidRequest(f"{where}: expected {count} elements of BYTES, got {len(segment)} bytes")
+    check_texts(count, where)
     elements = np.empty(count, object)
     at = 0
     for index in range(count):

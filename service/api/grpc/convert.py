@@ -11,7 +11,7 @@ import numpy as np
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.operation import TRACE_SETTINGS, log_settings
 from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
-from service.api.raw_tensors import read_raw, write_raw
+from service.api.raw_tensors import check_texts, read_raw, write_raw
 from service.api.repository import IndexEntry
 from service.core.datatypes import Datatype, datatype, element_count, name_of
 from service.core.errors import InvalidRequest, Unsupported
@@ -126,6 +126,7 @@ def _typed(item: pb.ModelInferRequest.InferInputTensor, entry: Datatype, count: 
     if len(values) != count:
         raise InvalidRequest(f"{where}: expected {count} values as the shape says, got {len(values)}")
     if entry.name == "BYTES":
+        check_texts(count, where)
         elements = np.empty(count, object)
         elements[:] = list(values)
         return elements

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, final
 
 from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_headers
@@ -29,6 +30,8 @@ _WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _ONCE = (b"inference-header-content-length", b"content-encoding")
 _LOOK_EVERY_S = 0.025
 _SMALL_BYTES = 4096
+_INFLATED_AT_ONCE = 1024  # a thousand times as much at most, in some milliseconds; a thread does not hold up others
+_DEFLATED_AT_ONCE = 65_536
 
 
 class _Gone(Exception):
@@ -96,7 +99,7 @@ class Dispatcher:
             reply_headers = [JSON_TYPE]
         else:
             reply_headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % header_length)]
-        return await _send(send, 200, *_compressed(headers, reply_headers, reply))
+        return await _send(send, 200, *await _compressed(headers, reply_headers, reply))
 
     def _decode(self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes) -> WireRequest:
         given = headers.get(b"inference-header-content-length")
@@ -122,7 +125,10 @@ class Dispatcher:
         elif len(body) > limit:
             raise TooLarge(f"body: expected at most {limit} bytes, got {len(body)}")
         encoding = headers.get(b"content-encoding")
-        return body if encoding is None else _decompress(body, encoding.strip().lower(), limit)
+        if encoding is None:
+            return body
+        inflate = partial(_decompress, body, encoding.strip().lower(), limit)
+        return inflate() if len(body) <= _INFLATED_AT_ONCE else await asyncio.to_thread(inflate)
 
     async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
         chunks: list[bytes | bytearray] = []
@@ -219,7 +225,7 @@ def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
     return inflated
 
 
-def _compressed(request_headers: dict[bytes, bytes], headers: Headers, body: bytes) -> tuple[Headers, bytes]:
+async def _compressed(request_headers: dict[bytes, bytes], headers: Headers, body: bytes) -> tuple[Headers, bytes]:
     """Compress a reply for a client that accepts nothing else.
 
     Many clients announce gzip with every request out of habit; numbers hardly shrink and compressing costs more than
@@ -228,8 +234,14 @@ def _compressed(request_headers: dict[bytes, bytes], headers: Headers, body: byt
     accepted = request_headers.get(b"accept-encoding")
     if accepted is None or (bits := _WINDOW_BITS.get(accepted.strip().lower())) is None:
         return headers, body
+    deflate = partial(_deflated, body, bits)
+    body = deflate() if len(body) <= _DEFLATED_AT_ONCE else await asyncio.to_thread(deflate)
+    return [*headers, (b"content-encoding", accepted.strip().lower())], body
+
+
+def _deflated(body: bytes, bits: int) -> bytes:
     deflater = zlib.compressobj(level=1, wbits=bits)
-    return [*headers, (b"content-encoding", accepted.strip().lower())], deflater.compress(body) + deflater.flush()
+    return deflater.compress(body) + deflater.flush()
 
 
 async def _send(send: Send, status: int, headers: Headers, body: bytes) -> None:

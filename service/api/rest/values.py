@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import orjson
 
+from service.api.raw_tensors import check_texts
 from service.core.datatypes import Datatype
 from service.core.errors import InvalidRequest, shown
 
@@ -48,7 +49,7 @@ _BF16_END = 2.0**128 - 2.0**119
 def read_values(data: object, entry: Datatype, count: int, where: str) -> np.ndarray:
     """A flat array of `count` values of `entry` from JSON `data`, flat or nested in row-major order.
 
-    Raises `InvalidRequest` naming `where` and the first value that is wrong or does not fit.
+    Raises `InvalidRequest` naming `where` and the first value that is wrong or does not fit, `TooLarge`.
     """
     if not isinstance(data, list):
         raise InvalidRequest(f"{where}: expected data to be a list, got {type(data).__name__}")
@@ -56,6 +57,7 @@ def read_values(data: object, entry: Datatype, count: int, where: str) -> np.nda
     if len(values) != count:
         raise InvalidRequest(f"{where}: expected {count} values as the shape says, got {len(values)}")
     if entry.name == "BYTES":
+        check_texts(count, where)
         return _strings(values, kinds, where)
     if entry.name == "BOOL":
         if not kinds <= {bool, int} or not all(value in (0, 1) for value in values):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -18,10 +19,10 @@ from hypothesis.extra import numpy as hnp
 
 from service.api.grpc.convert import request_from_proto, result_to_proto
 from service.api.grpc.generated import inference_pb2 as pb
-from service.api.raw_tensors import read_raw, write_raw
+from service.api.raw_tensors import MAX_TEXTS, read_raw, write_raw
 from service.api.rest.tensors import WireRequest, decode_request, encode_result
 from service.core.datatypes import DATATYPES, datatype
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, TooLarge
 from service.core.types import InferResult
 
 TYPED = [name for name, entry in DATATYPES.items() if entry.contents is not None]
@@ -235,3 +236,22 @@ def test_decimals_are_rounded_once_to_bfloat16(value: float) -> None:
     assert distance[bits] == least
     if least > 0 and list(distance.values()).count(least) > 1:
         assert bits % 2 == 0
+
+
+@pytest.mark.parametrize("count", [MAX_TEXTS, MAX_TEXTS + 1])
+def test_texts_are_counted_before_they_are_made(count: int):
+    """Each is an object read one by one: 64 MiB of empty ones took seconds; the same bound on every wire form."""
+    typed = pb.ModelInferRequest()
+    typed.inputs.add(name="x", datatype="BYTES", shape=[count]).contents.bytes_contents.extend([b""] * count)
+    texts = {"name": "x", "datatype": "BYTES", "shape": [count], "data": [""] * count}
+    forms: list[Callable[[], object]] = [
+        lambda: read_raw(bytes(4 * count), 0, 4 * count, datatype("BYTES"), [count], count, "x"),
+        lambda: decode_request(orjson.dumps({"inputs": [texts]}), None),
+        lambda: request_from_proto(typed),
+    ]
+    for form in forms:
+        if count <= MAX_TEXTS:
+            form()
+        else:
+            with pytest.raises(TooLarge, match=f"expected at most {MAX_TEXTS} elements of BYTES, got {count}"):
+                form()

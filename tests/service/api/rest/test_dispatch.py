@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import re
 import struct
+import threading
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Mapping
@@ -16,7 +17,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from service.api.rest import v2
+from service.api.rest import dispatch, v2
 from service.api.rest.dispatch import App, Dispatcher
 from service.api.rest.errors import install
 from service.core.inference import InferenceService
@@ -290,6 +291,29 @@ async def test_compressed_request_and_reply(server: Server, encoding: str, compr
     assert reply.headers["content-encoding"] == encoding
     reply.body = zlib.decompress(reply.body, 47)
     assert split(reply)[1][:24] == (X * 2).tobytes()
+
+
+async def test_large_bodies_are_inflated_and_deflated_beside_the_event_loop(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    """A kilobyte of gzip may stand for a megabyte: whoever sends that holds up nobody else."""
+    threads: dict[str, set[str]] = {"_decompress": set(), "_deflated": set()}
+    for name, called in threads.items():
+        original = getattr(dispatch, name)
+
+        def noted(*arguments: Any, original: Any = original, called: set[str] = called) -> bytes:
+            called.add(threading.current_thread().name)
+            return bytes(original(*arguments))
+
+        monkeypatch.setattr(dispatch, name, noted)
+    monkeypatch.setattr(dispatch, "_DEFLATED_AT_ONCE", 10)
+    body = orjson.dumps(request(), option=orjson.OPT_SERIALIZE_NUMPY) + b" " * 90_000
+    padded = gzip.compress(body, 0)
+    reply = await server.post(padded, {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"})
+    assert reply.status == 200
+    assert gzip.decompress(reply.body)
+    assert threading.current_thread().name not in threads["_decompress"] | threads["_deflated"]
+    assert all(threads.values())
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
