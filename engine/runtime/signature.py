@@ -41,7 +41,7 @@ Layers = list[LayerInfo]
 class Walks:
     """The shapes of a graph at 2 rows: `base` with the largest of each open size, then one of them changed at a time.
 
-    `declared` and `trials` hold, per open size, the walks at its other declared sizes and at one beyond them.
+    `declared` and `trials` hold, per open size, the walks at its other declared sizes and at an undeclared one.
     """
 
     open_sizes: tuple[OpenSize, ...]
@@ -134,9 +134,13 @@ def sizes_text(open_sizes: Sequence[OpenSize], sizes: Sequence[int]) -> str:
 
 
 def _trial(each: OpenSize, walk: Callable[[int], Layers]) -> dict[int, Layers]:
-    """A walk at an undeclared size, which tells an axis that depends on the size from one that only seems not to."""
-    largest = each.sizes[-1]
-    for size in (2 * largest, largest // 2, largest + 1, largest - 1):
+    """A walk at an undeclared size, which tells an axis that depends on the size from one that only seems not to.
+
+    Where requests are padded below the declared ones if that fits: such are their sizes.
+    """
+    smallest, largest = each.sizes[0], each.sizes[-1]
+    below = (smallest // 2, smallest - 1) if each.padded else ()
+    for size in (*below, 2 * largest, largest // 2, largest + 1, largest - 1):
         if size < 1 or size in each.sizes:
             continue
         try:

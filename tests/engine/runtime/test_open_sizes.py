@@ -135,13 +135,22 @@ def test_sizes_that_come_out_otherwise_cannot_be_padded():
 
 
 @pytest.mark.parametrize("sizes", [(4,), (4, 5)])
-def test_a_size_beyond_the_declared_ones_shows_what_they_hide(sizes: tuple[int, ...]):
+def test_an_undeclared_size_shows_what_the_declared_ones_hide(sizes: tuple[int, ...]):
     """One size alone says nothing; 4 and 5 are pooled to the same size."""
     model = ax.input("image", shape=(None, None, 2)).max_pool(kernel_size=2)
-    with pytest.raises(OptionError, match=r"got 2 at 4, (4 at 8|2 at 5, 5 at 10)\."):
+    with pytest.raises(OptionError, match=r"got 1 at 2, 2 at 4(, 2 at 5)?\."):
         _image(model, padded=True, sizes=sizes)
     same = _image(ax.input("image", shape=(None, None, 2)).tanh(), padded=True, sizes=sizes)
     assert [(s.shape, s.open_axes) for s in same.outputs] == [((None, None, 2), {1: 0})]
+
+
+def test_an_axis_that_is_shorter_below_the_declared_sizes_is_no_constant():
+    """The first 8 of 4 are 4: cut where 8 is the only size, refused where it is 8 of 16 too."""
+    model = ax.layer(lambda values: values[:, :8], ax.input("image", shape=(None, None, 2)), name="first")
+    assert [s.open_axes for s in _image(model, padded=True, sizes=(8,)).outputs] == [{1: 0}]
+    with pytest.raises(OptionError, match=r"output 'first' axis 1: expected the size .* got 4 at 4, 8 at 8, 8 at 16\."):
+        _image(model, padded=True, sizes=(8, 16))
+    assert [s.shape for s in _image(model, padded=False, sizes=(8, 16)).outputs] == [(None, 8, 2)]
 
 
 def test_layers_from_which_padding_cannot_be_cut_are_not_exposed():
