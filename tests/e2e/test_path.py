@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,6 @@ def spec(dataset: str, **changes: Any) -> dict[str, Any]:
         "seed": 1,
         **changes,
     }
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """`axon up` on free ports."""
-    with cluster(tmp_path_factory.mktemp("up")) as ready:
-        yield ready
-
-
-@pytest.fixture(scope="module")
-def client(up: dict[str, Any]) -> Iterator[Client]:
-    """A client of it."""
-    with Client(f"http://127.0.0.1:{up['http_port']}") as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,10 @@ from PIL import Image
 import engine as ax
 from engine.postprocess import OutputSteps, Postprocess
 from engine.preprocess import Preprocess, build_vocabulary
-from examples.demo import cluster
 from service.client import Client
 from tests.service.waiting import WAIT_S
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """`axon up` on free ports."""
-    with cluster(tmp_path_factory.mktemp("up")) as ready:
-        yield ready
-
-
-@pytest.fixture(scope="module")
-def client(up: dict[str, Any]) -> Iterator[Client]:
-    """A client of it."""
-    with Client(f"http://127.0.0.1:{up['http_port']}") as client:
-        yield client
 
 
 def pictures(path: Path) -> None:
