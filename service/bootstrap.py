@@ -231,12 +231,24 @@ class Api:
         if self._metrics is not None:
             self._metrics.should_exit = True
         await self._grpc.stop(self._settings.drain_s)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        ended = await self.registry.close(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
+        ended = await self._end_tasks(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
+        closed = await self.registry.close(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
+        if not ended:  # the data folder hangs, so what lies there is left to the next start
+            return False
         self._models.close()
         self._datasets.close()
         self._unfinished.close()
-        return ended
+        return closed
+
+    async def _end_tasks(self, within_s: float) -> bool:
+        """Wait for what runs until the stop; False where something is given up: a file system may never answer."""
+        left: set[asyncio.Task[None]] = set()
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=within_s)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return not left
 
 
 async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -116,6 +117,22 @@ async def test_server_that_compiles_ends_in_time(tmp_path: Path):
     log = server.log.read_text()
     assert (code, "gave up loading model 'slow' version 1" in log) == (0, True), log[-3000:]
     assert took_s < 15
+
+
+async def test_server_whose_store_hangs_ends_in_time(tmp_path: Path):
+    """A file system that never answers keeps a thread for ever, not the process."""
+    with serving(tmp_path / "data", drain_s=1) as (server,):
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            await _submit(client)
+            hung = tmp_path / "data" / "models" / "hung"
+            hung.mkdir()
+            os.mkfifo(hung / "state.json")  # who opens it waits for a writer
+            await asyncio.sleep(2)  # some polls
+            assert await _ask(client, 1) == 1
+            began = time.monotonic()
+            code = await asyncio.to_thread(server.stop)
+    assert code == 0, server.log.read_text()[-3000:]
+    assert time.monotonic() - began < 15
 
 
 async def _state(client: httpx.AsyncClient, state: str) -> bool:
