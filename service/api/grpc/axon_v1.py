@@ -178,7 +178,8 @@ class ModelsServicer(rpc.ModelsServicer):
 
     async def _model(self, name: str, replicas: Sequence[Replica]) -> pb.Model:
         state, stored = await self._registry.stored(name)
-        versions = [self._version(each) for each in stored]
+        known = {status.version for status in self._registry.status(name)}
+        versions = [self._version(each) for each in stored if each.version in known]
         return convert.model(state, versions, replicas, self._registry.degraded().get(name, ()))
 
     def _version(self, stored: StoredVersion) -> pb.Version:
