@@ -207,11 +207,18 @@ def load_model(
     name: str,
     version: Version,
     pin: Annotated[bool | None, typer.Option("--pin/--no-pin", help="Never evict it to make room.")] = None,
+    serving: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, readable=True, help="Serve it as this JSON says, not its bundle."),
+    ] = None,
     url: Url = LOCAL,
 ) -> None:
     """Load a version."""
+    asked = None if serving is None else _json_file(serving)
+    if asked is not None and not isinstance(asked, dict):
+        raise typer.BadParameter("expected a JSON object for --serving")
     with _client(url) as client:
-        typer.echo(client.load(name, version, pin=pin)["state"])
+        typer.echo(client.load(name, version, pin=pin, serving=asked)["state"])
 
 
 @models.command("unload")

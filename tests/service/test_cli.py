@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -96,6 +97,13 @@ def test_model_is_submitted_listed_and_asked(running, tmp_path):
     assert client("models", "rollback", "m", url=running.url).stdout == "m: prod -> 2\n"
     assert client("models", "canary", "m", "prod", "1:1", url=running.url).exit_code == 2
     assert client("models", "load", "m", "1", "--pin", url=running.url).stdout == "READY\n"
+    (tmp_path / "serving.json").write_text('{"default_timeout_us": 5000000}')
+    given = ("--serving", str(tmp_path / "serving.json"))
+    assert client("models", "load", "m", "1", *given, url=running.url).stdout == "READY\n"
+    config = httpx.get(f"{running.url}/v2/models/m/versions/1/config").json()
+    assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == 5000000
+    (tmp_path / "serving.json").write_text("[]")
+    assert client("models", "load", "m", "1", *given, url=running.url).exit_code == 2
     listed = client("models", url=running.url).stdout.splitlines()
     assert [line.split()[:3] for line in listed[1:]] == [["m", "1", "READY"], ["m", "2", "READY"]]
     assert "prod" in listed[2]
