@@ -108,6 +108,9 @@ class Batcher:
             threading.Thread(target=self._run, args=(instance,), name=f"batcher {label} {number}", daemon=True)
             for number, instance in enumerate(self._instances)
         ]
+        self._start()
+
+    def _start(self) -> None:
         try:
             for thread in self._threads:
                 thread.start()
