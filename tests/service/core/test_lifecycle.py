@@ -233,13 +233,17 @@ async def test_move_whose_version_is_evicted_meanwhile_is_taken_back(process: St
     await one.submit("m", bundle(store, 2), load=False)
     for scale in (3, 4):
         await one.submit("n", bundle(store, scale), load=False)
-    change = store.change
+    change, loop = store.change, asyncio.get_running_loop()
+
+    def filled() -> bool:
+        return one.versions("m") == [1] and one.versions("n") == [1, 2]
 
     def meddle(name: str, what: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
         if what(store.state(name)).aliases != store.state(name).aliases and name == "m":
             store.change = change  # type: ignore[method-assign]
             change("m", lambda s: replace(s, loaded=frozenset({1}), evicted={2: "by another"}))
             change("n", lambda s: replace(s, loaded=frozenset({1, 2}), pinned=frozenset({1, 2})))
+            asyncio.run_coroutine_threadsafe(wait_until(filled), loop).result()
         return change(name, what, create=create)
 
     store.change = meddle  # type: ignore[method-assign]
