@@ -26,6 +26,9 @@ from service.client import tensors
 from tests.lifecycle.servers import MODEL, PARAMETER_BYTES, graph, mark_of, params, question, serving
 from tests.servers import Server
 
+KINDS = {"uploads", "loads", "unloads", "reloads", "moves", "canaries", "rollbacks"}
+"""Changes that a run makes at least once each, if that takes no longer than `PATIENCE_S`."""
+PATIENCE_S = 120.0
 ROOM = 7
 """Versions that the server may have loaded at a time; more are evicted."""
 KEPT = 9
@@ -105,7 +108,7 @@ class Stress:
         }
 
     async def run(self, seconds: float) -> None:
-        """Change things at random for so long, under traffic."""
+        """Change things at random under traffic: for so long, and until each kind of change has been made."""
         began = time.monotonic()
         for _ in range(3):
             await self._submit()
@@ -118,7 +121,7 @@ class Stress:
             for _ in range(ASKING)
         ]
         try:
-            while time.monotonic() - began < seconds and not self._outcome.failed:
+            while self._goes_on(time.monotonic() - began, seconds):
                 name = str(self._random.choice(list(self._changes)))
                 await self._changes[name]((await self._call("GET", "")).json())
                 await asyncio.sleep(PAUSE_S)
@@ -128,6 +131,11 @@ class Stress:
             self._outcome.seconds = time.monotonic() - began
             await self._http.aclose()
             await self._channel.close()
+
+    def _goes_on(self, elapsed_s: float, seconds: float) -> bool:
+        if self._outcome.failed:
+            return False
+        return elapsed_s < seconds or (elapsed_s < PATIENCE_S and not KINDS.issubset(self._outcome.done))
 
     # Traffic
 

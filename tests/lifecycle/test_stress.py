@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lifecycle.stress import stress
+from tests.lifecycle.stress import KINDS, stress
 
 pytestmark = pytest.mark.e2e
 
-SECONDS = 20
+SECONDS = 8
 
 
 async def test_no_request_fails_whatever_changes(tmp_path: Path):
@@ -20,5 +20,4 @@ async def test_no_request_fails_whatever_changes(tmp_path: Path):
     assert outcome.failed == []
     assert outcome.exit_code == 0
     assert set(outcome.requests) == {"binary", "json", "grpc"}
-    changes = {"uploads", "loads", "unloads", "reloads", "moves", "canaries", "rollbacks"}
-    assert changes <= set(outcome.done)
+    assert set(outcome.done) >= KINDS
