@@ -70,6 +70,7 @@ _SCRIPTS: Final = (
 )
 _ALONE: Final = ("take", "beat")
 _MAX_BLOCK_S = 5.0  # below the socket's time limit, so that a quiet stream does not look like a dead server
+_LOOK_S = 1.0  # between two looks for lost leases: what a dead worker's job waits besides the lease itself
 _SOCKET_TIMEOUT_S = 10.0
 _PAGE = 200
 _LEVELS: Final = tuple(Priority)
@@ -233,8 +234,8 @@ class RedisJobQueue:
         """Take a queued job, or one whose lease has run out; None after `wait_s`.
 
         Delayed jobs of `tags` that are due get into their queues first. Waiting reads the streams without their group:
-        nothing is handed to a call that is given up meanwhile. Those who wait look again at least three times per
-        lease, for leases that have run out.
+        nothing is handed to a call that is given up meanwhile. Those who wait look again every second, and at least
+        three times per lease, for leases that have run out.
         """
         deadline = self._clock.monotonic() + wait_s
         while True:
@@ -250,7 +251,7 @@ class RedisJobQueue:
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 return None
-            waits_ms = [left * 1000, self._lease_ms / 3, _MAX_BLOCK_S * 1000]
+            waits_ms = [left * 1000, self._lease_ms / 3, _LOOK_S * 1000]
             if taken.next_due_ms is not None:
                 waits_ms.append(taken.next_due_ms)
             with translated():
