@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import time
 from collections.abc import Iterable
 
 from grpc import StatusCode
@@ -23,7 +22,8 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
-from tests.hostile.findings import Findings, check_after
+from tests.hostile.findings import Findings
+from tests.hostile.findings import fuzz as findings_of
 from tests.hostile.grpc_cases import Call, Script, script
 from tests.hostile.server import Target
 
@@ -32,6 +32,8 @@ BOUND_S = 20.0
 QUIET_S = 0.3
 """How long to listen where no answer need come."""
 LOOK_EVERY = 300
+SPARE = 8
+"""Descriptors that may be open still when all is over."""
 NEVER = {StatusCode.INTERNAL, StatusCode.UNKNOWN, StatusCode.DATA_LOSS}
 OF_THE_TRANSPORT = (
     "Compression bit set",
@@ -47,26 +49,11 @@ _CODES = {code.value[0]: code for code in StatusCode}
 
 def fuzz(target: Target, seconds: float, seed: int = 0) -> Findings:
     """Play the scripts of `seed` and on, until the time is over."""
-    findings = Findings()
-    target.right()
-    before = target.footprint()
-    asyncio.run(_fuzz(target, findings, time.monotonic() + seconds, seed))
-    check_after(target, before, findings, lambda now: now.descriptors <= before.descriptors + 8)
-    return findings
 
+    async def one(number: int, findings: Findings) -> None:
+        await play(target, script(number), findings, number)
 
-async def _fuzz(target: Target, findings: Findings, end: float, seed: int) -> None:
-    seeds = iter(range(seed, 2**62))
-
-    async def player() -> None:
-        for number in seeds:
-            if time.monotonic() > end or not target.alive():
-                return
-            await play(target, script(number), findings, number)
-            if number % LOOK_EVERY == LOOK_EVERY - 1 and not await asyncio.to_thread(target.right):
-                findings.bad.append(f"seed {number}: a known request got a wrong answer afterwards")
-
-    await asyncio.gather(*(player() for _ in range(AT_ONCE)))
+    return findings_of(target, one, seconds, seed, at_once=AT_ONCE, look_every=LOOK_EVERY, spare=SPARE)
 
 
 async def play(target: Target, case: Script, findings: Findings, number: int = -1) -> None:

@@ -7,9 +7,9 @@ import contextlib
 import json
 import socket
 import struct
-import time
 
-from tests.hostile.findings import Findings, check_after
+from tests.hostile.findings import Findings
+from tests.hostile.findings import fuzz as findings_of
 from tests.hostile.http_cases import Script, script
 from tests.hostile.server import PATIENCE_S, Target
 
@@ -19,31 +19,18 @@ MORE_S = 0.1
 BOUND_S = PATIENCE_S + 18
 """Longest until an answer or the connection's end, on a machine that has other things to do."""
 LOOK_EVERY = 400
+SPARE = 4
+"""Descriptors that may be open still when all is over."""
 ALLOWED_5XX = {501, 503}
 
 
 def fuzz(target: Target, seconds: float, seed: int = 0) -> Findings:
     """Play the scripts of `seed` and on, until the time is over."""
-    findings = Findings()
-    target.right()
-    before = target.footprint()
-    asyncio.run(_fuzz(target, findings, time.monotonic() + seconds, seed))
-    check_after(target, before, findings, lambda now: now.descriptors <= before.descriptors + 4)
-    return findings
 
+    async def one(number: int, findings: Findings) -> None:
+        await play(target, script(number), findings, number)
 
-async def _fuzz(target: Target, findings: Findings, end: float, seed: int) -> None:
-    seeds = iter(range(seed, 2**62))
-
-    async def player() -> None:
-        for number in seeds:
-            if time.monotonic() > end or not target.alive():
-                return
-            await play(target, script(number), findings, number)
-            if number % LOOK_EVERY == LOOK_EVERY - 1 and not await asyncio.to_thread(target.right):
-                findings.bad.append(f"seed {number}: a known request got a wrong answer afterwards")
-
-    await asyncio.gather(*(player() for _ in range(AT_ONCE)))
+    return findings_of(target, one, seconds, seed, at_once=AT_ONCE, look_every=LOOK_EVERY, spare=SPARE)
 
 
 async def play(target: Target, case: Script, findings: Findings, number: int = -1) -> None:

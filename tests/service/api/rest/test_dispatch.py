@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import re
 import struct
 import threading
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,86 +15,22 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from service.api.rest import dispatch, v2
-from service.api.rest.dispatch import App, Dispatcher
-from service.api.rest.errors import install
+from service.api.rest import dispatch
+from service.api.rest.dispatch import Dispatcher
 from service.core.inference import InferenceService
 from service.core.types import ModelSpec, TensorSpec
-from tests.service.api.asgi import Reply, call
-from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
-
-INFER = "/v2/models/fake/infer"
-X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
-MAX_BODY = 100_000
-SHARED = "does not offer shared memory"
-
-
-def echo_spec(datatype: str, *, max_batch_size: int = 0) -> ModelSpec:
-    """One input `x` and one output `y` of the same kind."""
-    shape = (-1, -1)
-    return ModelSpec((TensorSpec("x", datatype, shape),), (TensorSpec("y", datatype, shape),), max_batch_size, ())
-
-
-class Server:
-    """A dispatcher over fakes."""
-
-    def __init__(self) -> None:
-        self.model = HeldModel(spec(max_batch_size=4))
-        self.served = [serve(self.model, version=3)]
-        for datatype in ("BYTES", "BOOL", "INT64", "BF16", "FP16"):
-            echo = HeldModel(echo_spec(datatype), lambda inputs: {"y": inputs["x"]})
-            self.served.append(serve(echo, name=datatype))
-        inference = InferenceService(FakeRegistry(*self.served, loading=("slow",)), "axon", "1", RealClock())
-        app = FastAPI()
-        app.include_router(v2.router(inference))
-        install(app)
-        self.app: App = Dispatcher(app, inference, max_body_bytes=MAX_BODY)
-
-    async def post(self, body: Any, headers: Mapping[str, str] | None = None, path: str = INFER) -> Reply:
-        """POST bytes, chunks or an object as JSON."""
-        if isinstance(body, dict):
-            body = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-        reply = await asyncio.wait_for(call(self.app, "POST", path, body, headers), WAIT_S)
-        assert reply is not None
-        assert int(reply.headers["content-length"]) == len(reply.body)
-        return reply
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    """A server that is closed at the end."""
-    made = Server()
-    yield made
-    made.model.gate.set()
-    for served in made.served:
-        assert await served.close(WAIT_S)
-
-
-def request(**more: Any) -> dict[str, Any]:
-    """A JSON request with X."""
-    return {"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "data": X.ravel()}], **more}
-
-
-def binary(content: dict[str, Any], *segments: bytes) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the binary tensor data extension."""
-    header = orjson.dumps(content)
-    return b"".join((header, *segments)), {"Inference-Header-Content-Length": str(len(header))}
-
-
-def binary_input(array: np.ndarray, datatype: str = "FP32", name: str = "x") -> dict[str, Any]:
-    """An input whose bytes follow the JSON."""
-    return {
-        "name": name,
-        "shape": list(array.shape),
-        "datatype": datatype,
-        "parameters": {"binary_data_size": array.nbytes},
-    }
-
-
-def split(reply: Reply) -> tuple[Any, bytes]:
-    """JSON and bytes of a binary reply."""
-    length = int(reply.headers["inference-header-content-length"])
-    return orjson.loads(reply.body[:length]), reply.body[length:]
+from tests.service.api.asgi import call
+from tests.service.api.rest.dispatching import (
+    INFER,
+    MAX_BODY,
+    Server,
+    X,
+    binary,
+    binary_input,
+    request,
+    split,
+)
+from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve
 
 
 async def test_json_in_json_out(server: Server) -> None:
@@ -400,104 +334,6 @@ async def test_data_of_null_is_no_data(server: Server) -> None:
     assert (await server.post({"inputs": [empty]})).json["outputs"][0]["shape"] == [0, 3]
     body, headers = binary({"inputs": [{**binary_input(X), "data": None}]}, X.tobytes())
     assert (await server.post(body, headers)).json["outputs"][0]["data"] == [2, 4, 6, 8, 10, 12]
-
-
-def wrong_bodies() -> list[tuple[Any, dict[str, str], str]]:
-    """Bodies, headers, and what the error must say."""
-    good = {"name": "x", "shape": [2, 3], "datatype": "FP32", "data": X.ravel().tolist()}
-    return [
-        (b"", {}, "expected JSON"),
-        (b"{", {}, "expected JSON"),
-        (b"[]", {}, "expected a JSON object, got list"),
-        (b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}", {}, "expected JSON"),
-        (b'{"inputs":NaN' + b"[" * 5000, {}, "expected JSON"),
-        ({}, {}, "inputs: expected a list"),
-        ({"inputs": []}, {}, "inputs: expected a list"),
-        ({"inputs": [3]}, {}, r"inputs\[0\]: expected an object"),
-        ({"inputs": [{**good, "name": 3}]}, {}, r"inputs\[0\].name"),
-        ({"inputs": [good, good]}, {}, "each input once"),
-        ({"inputs": [good, {**good, "name": "y"}]}, {}, "expected the inputs 'x', got 'x', 'y'"),
-        ({"inputs": [{**good, "datatype": "FLOAT"}]}, {}, "datatype: expected one of"),
-        ({"inputs": [{**good, "shape": [3, 2]}]}, {}, r"expected shape \[-1, 3\], got \[3, 2\]"),
-        ({"inputs": [{**good, "shape": [-2, -3]}]}, {}, "integers >= 0"),
-        ({"inputs": [{**good, "shape": [2**32, 2**32]}]}, {}, r"fewer than 2\*\*60"),
-        ({"inputs": [{**good, "shape": [0, 2**60], "data": []}]}, {}, r"fewer than 2\*\*60"),
-        ({"inputs": [{**good, "shape": "23"}]}, {}, "expected a shape"),
-        ({"inputs": [{**good, "data": "x"}]}, {}, "expected data to be a list"),
-        ({"inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32"}]}, {}, "got neither"),
-        ({"inputs": [{**good, "data": None}]}, {}, "got neither"),
-        ({"inputs": [{**good, "parameters": 3}]}, {}, "parameters to be an object"),
-        ({"inputs": [{**good, "parameters": {"binary_data_size": 24}}]}, {}, "got both"),
-        ({"inputs": [{**good, "parameters": {"shared_memory_region": "r"}}]}, {}, SHARED),
-        ({"inputs": [good], "id": 3}, {}, "id: expected a string"),
-        ({"inputs": [good], "parameters": {"triton_x": 1}}, {}, "reserved"),
-        ({"inputs": [good], "parameters": {"timeout": -1}}, {}, "parameters.timeout"),
-        ({"inputs": [good], "parameters": {"sequence_start": True}}, {}, "sequence_id"),
-        ({"inputs": [good], "parameters": {"binary_data_output": 1}}, {}, "binary_data_output"),
-        ({"inputs": [good], "outputs": {}}, {}, "outputs: expected a list"),
-        ({"inputs": [good], "outputs": [{}]}, {}, r"outputs\[0\]"),
-        ({"inputs": [good], "outputs": [{"name": "total"}] * 2}, {}, "each output once"),
-        ({"inputs": [good], "outputs": [{"name": "nope"}]}, {}, "got 'nope'"),
-        ({"inputs": [good], "outputs": [{"name": "total", "parameters": 1}]}, {}, "parameters to be an object"),
-        ({"inputs": [good], "outputs": [{"name": "total", "parameters": {"binary_data": 1}}]}, {}, "binary_data"),
-        ({"inputs": [good], "outputs": [{"name": "total", "parameters": {"shared_memory_region": "r"}}]}, {}, SHARED),
-        ({"inputs": [good], "parameters": {"triton_enable_empty_final_response": True}}, {}, "reserved"),
-        ({"inputs": [good], "parameters": {"priority": 1.5}}, {}, "parameters.priority"),
-        ({"inputs": [good], "parameters": {"priority": True}}, {}, "parameters.priority"),
-        ({"inputs": [good], "parameters": []}, {}, "parameters to be an object"),
-    ]
-
-
-def wrong_binary_bodies() -> list[tuple[Any, dict[str, str], str]]:
-    """The same for the binary tensor data extension."""
-    sized = binary_input(X)
-    return [
-        (b"{}", {"Inference-Header-Content-Length": "-1"}, "integer >= 0"),
-        (b"{}", {"Inference-Header-Content-Length": "1_0"}, "integer >= 0"),
-        (b"{}", {"Inference-Header-Content-Length": "3"}, "at most the body's 2 bytes"),
-        (b"{}", {"Inference-Header-Content-Length": "9" * 5000}, "integer >= 0"),
-        (*binary({"inputs": [sized]}, X.tobytes() + b"!"), "expected .* bytes as the binary_data_sizes say"),
-        (*binary({"inputs": [sized]}, X.tobytes()[:-1]), "bytes left in the body"),
-        (*binary({"inputs": [{**sized, "shape": [1, 3]}]}, X.tobytes()), r"expected 12 bytes for shape \[1, 3\]"),
-        (*binary({"inputs": [{**sized, "parameters": {"binary_data_size": -4}}]}, X.tobytes()), "binary_data_size"),
-        (
-            *binary({"inputs": [{**sized, "parameters": {"binary_data_size": 2**63}}]}, b""),
-            "binary_data_size",
-        ),
-    ]
-
-
-@pytest.mark.parametrize(("body", "headers", "message"), wrong_bodies() + wrong_binary_bodies())
-async def test_wrong_body_is_explained(server: Server, body: Any, headers: dict[str, str], message: str) -> None:
-    """Never a 5xx, always what was expected, and the server answers on."""
-    reply = await server.post(body, headers)
-    assert reply.status == (501 if message == SHARED else 400)
-    assert reply.headers["content-type"] == "application/json"
-    error = reply.json["error"]
-    assert re.search(message, error), error
-    assert len(error) < 2500
-    assert (await server.post(request())).status == 200
-
-
-@pytest.mark.parametrize(
-    "payload",
-    [b"", b"\x01", struct.pack("<I", 5) + b"abc", struct.pack("<I", 2**32 - 1), struct.pack("<I", 0) + b"!"],
-)
-async def test_bad_framing_of_bytes_is_refused(server: Server, payload: bytes) -> None:
-    """Lengths are checked against what is there, before anything is allocated."""
-    item = {"name": "x", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(payload)}}
-    body, headers = binary({"inputs": [item]}, payload)
-    assert (await server.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
-    huge = {**item, "shape": [2**40, 1]}
-    body, headers = binary({"inputs": [huge]}, payload)
-    assert (await server.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
-
-
-async def test_bool_bytes_other_than_0_and_1_are_refused(server: Server) -> None:
-    """They would be undefined values inside NumPy."""
-    item = {"name": "x", "shape": [1, 2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}}
-    body, headers = binary({"inputs": [item]}, b"\x01\x02")
-    assert (await server.post(body, headers, path="/v2/models/BOOL/infer")).status == 400
 
 
 async def test_other_methods_on_the_infer_path(server: Server) -> None:
