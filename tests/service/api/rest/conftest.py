@@ -11,7 +11,7 @@ from tests.service.core.served import WAIT_S
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[Server]:
+async def dispatcher() -> AsyncIterator[Server]:
     """A server that is closed at the end."""
     made = Server()
     yield made

@@ -84,33 +84,33 @@ def wrong_binary_bodies() -> list[tuple[Any, dict[str, str], str]]:
 
 
 @pytest.mark.parametrize(("body", "headers", "message"), wrong_bodies() + wrong_binary_bodies())
-async def test_wrong_body_is_explained(server: Server, body: Any, headers: dict[str, str], message: str) -> None:
+async def test_wrong_body_is_explained(dispatcher: Server, body: Any, headers: dict[str, str], message: str) -> None:
     """Never a 5xx, always what was expected, and the server answers on."""
-    reply = await server.post(body, headers)
+    reply = await dispatcher.post(body, headers)
     assert reply.status == (501 if message == SHARED else 400)
     assert reply.headers["content-type"] == "application/json"
     error = reply.json["error"]
     assert re.search(message, error), error
     assert len(error) < 2500
-    assert (await server.post(request())).status == 200
+    assert (await dispatcher.post(request())).status == 200
 
 
 @pytest.mark.parametrize(
     "payload",
     [b"", b"\x01", struct.pack("<I", 5) + b"abc", struct.pack("<I", 2**32 - 1), struct.pack("<I", 0) + b"!"],
 )
-async def test_bad_framing_of_bytes_is_refused(server: Server, payload: bytes) -> None:
+async def test_bad_framing_of_bytes_is_refused(dispatcher: Server, payload: bytes) -> None:
     """Lengths are checked against what is there, before anything is allocated."""
     item = {"name": "x", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(payload)}}
     body, headers = binary({"inputs": [item]}, payload)
-    assert (await server.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
+    assert (await dispatcher.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
     huge = {**item, "shape": [2**40, 1]}
     body, headers = binary({"inputs": [huge]}, payload)
-    assert (await server.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
+    assert (await dispatcher.post(body, headers, path="/v2/models/BYTES/infer")).status == 400
 
 
-async def test_bool_bytes_other_than_0_and_1_are_refused(server: Server) -> None:
+async def test_bool_bytes_other_than_0_and_1_are_refused(dispatcher: Server) -> None:
     """They would be undefined values inside NumPy."""
     item = {"name": "x", "shape": [1, 2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}}
     body, headers = binary({"inputs": [item]}, b"\x01\x02")
-    assert (await server.post(body, headers, path="/v2/models/BOOL/infer")).status == 400
+    assert (await dispatcher.post(body, headers, path="/v2/models/BOOL/infer")).status == 400
