@@ -2,7 +2,7 @@
 
 An idle model starts a request at once. While it runs, requests wait in order of priority, then of arrival; the next
 batch takes what has come, up to `max_batch_size` rows of one batch key. Everything a caller sees happens on its event
-loop: a thread posts one callback per batch, which resolves all futures of the batch and counts them.
+loop: a thread posts one callback per batch, which gives all callers of the batch their answers and counts them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import final
 import numpy as np
 
 from service.core.batch_buffers import BatchBuffers, cut, single, split
+from service.core.callers import Caller
 from service.core.errors import DeadlineExceeded, ExecutionFailed, NotReady, ServiceError
 from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
@@ -146,25 +147,29 @@ class Batcher:
 
     def submit(
         self,
+        caller: Caller,
         inputs: Mapping[str, np.ndarray],
         rows: int,
         sizes: Sizes = (),
         *,
         deadline: float = math.inf,
         priority: int = 0,
+        received: float | None = None,
     ) -> Pending:
-        """Queue one validated request of at most `max_batch_size` rows and of open `sizes`.
+        """Queue one validated request of at most `max_batch_size` rows and of open `sizes`; `caller` is told the rest.
 
-        `deadline` is in seconds of the clock. Raises `Overloaded` when the queue is full, `TooLarge` when it could
-        never fit, `NotReady` while closing, `DeadlineExceeded` when the time is over already.
+        `deadline` and `received` (the moment when the request was there, None: now) are in seconds of the clock. Raises
+        `Overloaded` when the queue is full, `TooLarge` when it could never fit, `NotReady` while closing,
+        `DeadlineExceeded` when the time is over already; the caller is then told nothing.
         """
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         level = self._default_level if priority == 0 else min(priority, PRIORITY_LEVELS) - 1
         key = self._open_sizes.batch_key(sizes) if sizes else sizes
-        pending = Pending(inputs, rows, sizes, key, level, self._clock.monotonic(), deadline, loop.create_future())
-        if pending.arrived >= deadline:
+        now = self._clock.monotonic()
+        pending = Pending(caller, inputs, rows, sizes, key, level, now, deadline, now if received is None else received)
+        if now >= deadline:
             raise self._late(pending)
         with self._lock:
             if self._closing:
@@ -172,14 +177,15 @@ class Batcher:
             if self._queue.add(pending) >= self._wanted_rows:
                 self._call_one()
         if deadline < self._timer_at:
-            self._watch(loop, deadline, pending.arrived)
+            self._watch(loop, deadline, now)
         return pending
 
     def discard(self, pending: Pending) -> None:
         """Forget a request whose caller went away; one that is being computed runs on for nothing."""
-        with self._lock:
-            self._queue.remove(pending)
-        if pending.future.cancelled():
+        if not pending.settled:
+            pending.settled = True
+            with self._lock:
+                self._queue.remove(pending)
             self._count("cancelled", pending)
 
     def _late(self, pending: Pending) -> DeadlineExceeded:
@@ -213,20 +219,33 @@ class Batcher:
 
     def _fail(self, pending: Pending, error: ServiceError, reason: str) -> None:
         """Give a caller its error, unless it has gone or has its answer."""
-        if not pending.future.done():
-            pending.future.set_exception(error)
+        if not pending.settled:
+            pending.settled = True
+            try:
+                pending.caller.failed(error)
+            except Exception:
+                _log.exception("%s: a caller could not take its error", self._label)
             self._count(reason, pending)
 
     def _count(self, reason: str, pending: Pending) -> None:
-        self._statistics.record_failure(reason, self._clock.monotonic() - pending.arrived)
+        self._statistics.record_failure(reason, self._clock.monotonic() - pending.received)
 
     def _deliver(self, done: _Done) -> None:
-        arrivals = []
+        times = done.times
+        times.delivering = self._clock.monotonic()
+        answered = []
         for pending, answer in zip(done.requests, done.answers, strict=True):
-            if not pending.future.done():
-                pending.future.set_result(answer)
-                arrivals.append(pending.arrived)
-        self._statistics.record_batch(arrivals, done.rows, done.padding, done.times, self._clock.time())
+            if not pending.settled:
+                pending.settled = True
+                pending.times = times
+                try:
+                    pending.caller.answered(answer)
+                except Exception:
+                    _log.exception("%s: a caller could not take its answer", self._label)
+                answered.append(pending)
+        times.delivered = self._clock.monotonic()
+        came = [(pending.received, pending.arrived) for pending in answered]
+        self._statistics.record_batch(came, done.rows, done.padding, times, self._clock.time())
 
     # On the threads
 
@@ -343,7 +362,7 @@ class Batcher:
                 self._post(self._fail, requests[0], self._failure(error), "execution")
                 return
             for pending in requests:
-                if not pending.future.done():
+                if not pending.settled:
                     self._execute(instance, [pending])
 
     def _failure(self, error: Exception) -> ServiceError:

@@ -170,10 +170,16 @@ class InferenceService:
         """The moment `timeout_s` from now, as `InferRequest.deadline` wants it."""
         return self._clock.monotonic() + timeout_s
 
+    def route(self, name: str, version: str | None) -> ServedModel:
+        """The version that answers the next request; raises `NotFound` or `NotReady`."""
+        return self._registry.resolve(name, version)
+
     async def infer(self, request: InferRequest) -> InferResult:
         """Answer `request`; raises `NotFound`, `NotReady` and what `ServedModel.infer` raises."""
         served = self._registry.resolve(request.model, request.version)
-        outputs = await served.infer(request.inputs, request.outputs, request.deadline, request.priority)
+        outputs = await served.infer(
+            request.inputs, request.outputs, request.deadline, request.priority, request.received
+        )
         if request.classes:
             outputs = await _classified(served, outputs, request.classes)
         return InferResult(served.name, served.version, outputs, request.id)

@@ -113,7 +113,7 @@ class Processor:
             if self.running == 0:
                 self._idle.set()
 
-    async def after(self, outputs: Tensors, names: Sequence[str] | None) -> Tensors:
+    async def after(self, outputs: Mapping[str, np.ndarray], names: Sequence[str] | None) -> Tensors:
         """The outputs that clients get in place of the model's: `names` in that order, None for the declared ones."""
         wanted = self._declared if names is None else names
         steps = {source for name in wanted if (source := self._source[name]) in self._outputs}
@@ -138,7 +138,7 @@ class Processor:
             prepared[name] = step.apply(inputs[name], f"{self._label}: input {name!r}")
         return prepared
 
-    def _finished(self, outputs: Tensors, names: Sequence[str], steps: set[str]) -> Tensors:
+    def _finished(self, outputs: Mapping[str, np.ndarray], names: Sequence[str], steps: set[str]) -> Tensors:
         finished = dict(outputs)
         for name in steps:
             finished |= self._outputs[name].apply(outputs[name])

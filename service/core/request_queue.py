@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +9,11 @@ from typing import final
 
 import numpy as np
 
+from service.core.callers import Caller
 from service.core.errors import Overloaded, TooLarge
 from service.core.open_sizes import Sizes
 from service.core.ports import Clock
+from service.core.statistics import BatchTimes
 from service.core.types import ServingConfig
 
 Tensors = dict[str, np.ndarray]
@@ -23,15 +24,21 @@ PRIORITY_LEVELS = 3
 
 @final
 class Pending:
-    """One request on its way through a `Batcher`; `future` resolves to its own rows or to its own error.
+    """One request on its way through a `Batcher`; `caller` is told its own rows or its own error.
 
-    `sizes` are its open sizes, `key` those it is padded to.
+    `sizes` are its open sizes, `key` those it is padded to. `received`, `arrived` (in the queue) and `deadline` are
+    seconds of the clock. Once `settled` it has its answer or error, or its caller has gone; `times` are then those of
+    the batch that answered it, None when none did.
     """
 
-    __slots__ = ("arrived", "deadline", "future", "inputs", "key", "level", "rows", "size_bytes", "sizes")
+    __slots__ = (
+        "arrived", "caller", "deadline", "inputs", "key", "level", "received", "rows", "settled", "size_bytes", "sizes",
+        "times",
+    )  # fmt: skip
 
     def __init__(
         self,
+        caller: Caller,
         inputs: Mapping[str, np.ndarray],
         rows: int,
         sizes: Sizes,
@@ -39,8 +46,9 @@ class Pending:
         level: int,
         arrived: float,
         deadline: float,
-        future: asyncio.Future[Tensors],
+        received: float,
     ) -> None:
+        self.caller = caller
         self.inputs = inputs
         self.rows = rows
         self.sizes = sizes
@@ -48,8 +56,10 @@ class Pending:
         self.level = level
         self.arrived = arrived
         self.deadline = deadline
-        self.future = future
+        self.received = received
         self.size_bytes = sum([array.nbytes for array in inputs.values()])
+        self.settled = False
+        self.times: BatchTimes | None = None
 
 
 @final
@@ -166,7 +176,7 @@ class RequestQueue:
         for waiting in lane.levels:
             while waiting and not full:
                 pending, _ = waiting.popitem(last=False)
-                if pending.future.done():
+                if pending.settled:
                     gone.append(pending)
                 elif pending.deadline <= now:
                     overdue.append(pending)

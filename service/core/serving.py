@@ -9,12 +9,13 @@ from typing import final
 import numpy as np
 
 from service.core.batching import Batcher
+from service.core.callers import AwaitingCaller, Caller
 from service.core.datatypes import datatype, name_of
 from service.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
 from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
 from service.core.processing import Processor
-from service.core.request_queue import Tensors
+from service.core.request_queue import Pending
 from service.core.statistics import Statistics
 from service.core.types import ModelSpec, ServingConfig, TensorSpec
 
@@ -94,45 +95,95 @@ class ServedModel:
         """Host memory that batches are assembled in, all instances together."""
         return self._batcher.buffer_bytes
 
+    @property
+    def direct(self) -> bool:
+        """Whether a request needs nothing around the model, so that `start` can answer it; else use `infer`."""
+        return self._processor is None
+
+    def start(
+        self,
+        caller: Caller,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+        *,
+        deadline: float | None = None,
+        priority: int = 0,
+        received: float | None = None,
+    ) -> Pending:
+        """Queue one request of the model's own inputs; `caller` is told all its outputs, to be `chosen` from.
+
+        `deadline` and `received` (when the request was there; None: now) are in seconds of the clock; the deadline can
+        only shorten the model's default. Raises `InvalidRequest`, `Overloaded`, `TooLarge`, `NotReady`,
+        `DeadlineExceeded`, and then `caller` is told nothing; later it is told one of the last two or
+        `ExecutionFailed`. To free its place when the caller goes away, call `cancel` with what this returns.
+        """
+        latest = self._clock.monotonic() + self._timeout_s
+        try:
+            rows, sizes = self.validate(inputs)
+            if outputs is not None:
+                self._check_outputs(outputs)
+            return self._batcher.submit(
+                caller,
+                inputs,
+                rows,
+                sizes,
+                deadline=latest if deadline is None or deadline > latest else deadline,
+                priority=priority,
+                received=received,
+            )
+        except ServiceError as error:
+            self._refused(error)
+            raise
+
+    def cancel(self, pending: Pending) -> None:
+        """Forget a request whose caller went away; nothing happens to one that is settled."""
+        self._batcher.discard(pending)
+
+    def chosen(self, answer: Mapping[str, np.ndarray], outputs: Sequence[str] | None) -> Mapping[str, np.ndarray]:
+        """Of an answer the `outputs` asked for, in that order (None: all declared ones, in the model's order)."""
+        names = self._declared if outputs is None else outputs
+        return answer if names is None else {name: answer[name] for name in names}
+
     async def infer(
         self,
         inputs: Mapping[str, np.ndarray],
         outputs: Sequence[str] | None = None,
         deadline: float | None = None,
         priority: int = 0,
-    ) -> Tensors:
-        """Answer one request: the `outputs` asked for, in that order (None: all declared ones, in the model's order).
+        received: float | None = None,
+    ) -> Mapping[str, np.ndarray]:
+        """Answer one request as clients send it: the `outputs` asked for, after what is done around the model.
 
-        `deadline` is in seconds of the clock and can only shorten the model's default. Raises `InvalidRequest`,
-        `Overloaded`, `TooLarge`, `NotReady`, `DeadlineExceeded`, `ExecutionFailed`. Cancelling it frees its place.
+        Takes and raises what `start` does. Cancelling it frees its place.
         """
-        latest = self._clock.monotonic() + self._timeout_s
-        try:
-            if self._processor is not None:
+        if received is None:
+            received = self._clock.monotonic()
+        if deadline is None:
+            deadline = received + self._timeout_s
+        own_outputs = outputs
+        if self._processor is not None:
+            try:
                 inputs = await self._processor.before(inputs)
-            rows, sizes = self.validate(inputs)
-            if outputs is not None:
-                self._check_outputs(outputs)
-            pending = self._batcher.submit(
-                inputs,
-                rows,
-                sizes,
-                deadline=latest if deadline is None or deadline > latest else deadline,
-                priority=priority,
-            )
-        except ServiceError as error:
-            reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "other")
-            self.statistics.record_failure(reason, 0.0)
-            raise
+                if outputs is not None:
+                    self._check_outputs(outputs)
+            except ServiceError as error:
+                self._refused(error)
+                raise
+            own_outputs = None
+        caller = AwaitingCaller()
+        pending = self.start(caller, inputs, own_outputs, deadline=deadline, priority=priority, received=received)
         try:
-            answer = await pending.future
+            answer = await caller.future
         except asyncio.CancelledError:
-            self._batcher.discard(pending)
+            self.cancel(pending)
             raise
         if self._processor is not None:
             return await self._processor.after(answer, outputs)
-        names = self._declared if outputs is None else outputs
-        return answer if names is None else {name: answer[name] for name in names}
+        return self.chosen(answer, outputs)
+
+    def _refused(self, error: ServiceError) -> None:
+        reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "other")
+        self.statistics.record_failure(reason, 0.0)
 
     def validate(self, inputs: Mapping[str, np.ndarray]) -> tuple[int, Sizes]:
         """Check the model's own `inputs`; returns the number of rows (1 for a model not batched) and the open sizes.

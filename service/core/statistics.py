@@ -38,31 +38,42 @@ class BatchStatistics:
     split: Duration = field(default_factory=Duration)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchTimes:
-    """When a batch was taken from the queue, assembled, computed and split; seconds of the monotonic clock."""
+    """When a batch was taken from the queue, assembled, computed and split; seconds of the monotonic clock.
+
+    `delivering` is when its answers came to the event loop, `delivered` when the last of them was encoded and written.
+    """
 
     taken: float
     assembled: float
     computed: float
     split: float
+    delivering: float = 0.0
+    delivered: float = 0.0
 
 
 @dataclass(slots=True)
 class Statistics:
     """Totals of one served version.
 
-    `success` and `failure` span a request from its arrival to its answer; `queue` is the part before its batch was
-    taken. `assemble`, `compute` and `split` count requests, as the statistics extension wants. `failures` counts by
-    reason: `invalid`, `overloaded`, `deadline`, `cancelled`, `execution`, `not_ready`. `padding` counts rows added.
+    `success` and `failure` span a request from when it was received to its answer or error. The stages between:
+    `decode` until it is in the queue, `queue` until its batch is taken, `assemble`, `compute` and `split` of that
+    batch, `hop` until the event loop has its answers, `encode` of its own answer, written included. All but `encode`,
+    which is its share, count what every request of a batch waits for, as the statistics extension wants. `failures`
+    counts by reason: `invalid`, `overloaded`, `deadline`, `cancelled`, `execution`, `not_ready`. `padding` counts
+    rows added.
     """
 
     success: Duration = field(default_factory=Duration)
     failure: Duration = field(default_factory=Duration)
+    decode: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     assemble: Duration = field(default_factory=Duration)
     compute: Duration = field(default_factory=Duration)
     split: Duration = field(default_factory=Duration)
+    hop: Duration = field(default_factory=Duration)
+    encode: Duration = field(default_factory=Duration)
     failures: dict[str, int] = field(default_factory=dict)
     inferences: int = 0
     executions: int = 0
@@ -71,17 +82,26 @@ class Statistics:
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
     batches: dict[int, BatchStatistics] = field(default_factory=dict)
 
-    def record_batch(self, arrivals: Sequence[float], rows: int, padding: int, times: BatchTimes, now: float) -> None:
-        """Count one execution that answered the requests that came at `arrivals`; `now` is seconds since the epoch."""
-        count = len(arrivals)
-        waited = served = 0.0
-        for arrived in arrivals:
-            latency = times.split - arrived
+    def record_batch(
+        self, came: Sequence[tuple[float, float]], rows: int, padding: int, times: BatchTimes, now: float
+    ) -> None:
+        """Count one execution that answered the requests that `came`: when each was received, and was in the queue.
+
+        `now` is seconds since the epoch.
+        """
+        count = len(came)
+        decoding = waited = served = 0.0
+        for received, arrived in came:
+            latency = times.delivered - received
+            decoding += arrived - received
             waited += times.taken - arrived
             served += latency
             self.latency[bisect_left(LATENCY_BOUNDS_S, latency)] += 1
         self.success.add(served, count)
+        self.decode.add(decoding, count)
         self.queue.add(waited, count)
+        self.hop.add((times.delivering - times.split) * count, count)
+        self.encode.add(times.delivered - times.delivering, count)
         assemble, compute, split = (
             times.assembled - times.taken,
             times.computed - times.assembled,

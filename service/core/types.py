@@ -95,6 +95,7 @@ class InferRequest:
 
     `deadline` is in seconds of the monotonic clock (None: the model's default timeout); `priority` 0 is
     the default, 1 the highest. `classes` says for which outputs how many of the largest values are wanted instead.
+    `received` is when the whole request was there, in seconds of the monotonic clock (None: now).
     """
 
     model: str
@@ -105,6 +106,7 @@ class InferRequest:
     deadline: float | None = None
     priority: int = 0
     classes: Mapping[str, int] | None = None
+    received: float | None = None
 
 
 @dataclass(slots=True)
@@ -113,7 +115,7 @@ class InferResult:
 
     model: str
     version: int
-    outputs: dict[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
     id: str = ""
 
 

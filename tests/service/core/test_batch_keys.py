@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from service.core.batching import Batcher
+from service.core.callers import AwaitingCaller
 from service.core.errors import DeadlineExceeded
 from service.core.request_queue import Pending
 from service.core.statistics import Statistics
@@ -48,7 +49,7 @@ class Queue:
         if self._clock is not None:
             self._clock.now += 1
         inputs = text(*[[name] * length] * rows)
-        pending = self._made.submit(inputs, rows, (length,), **options)  # type: ignore[arg-type]
+        pending = self._made.submit(AwaitingCaller(), inputs, rows, (length,), **options)  # type: ignore[arg-type]
         self.sent.append(pending)
         return pending
 
@@ -56,7 +57,7 @@ class Queue:
         """Open the gate; the names in each batch, that of the first request left out."""
         self._model.gate.set()
         for pending in self.sent:
-            await asyncio.wait_for(asyncio.gather(pending.future, return_exceptions=True), WAIT_S)
+            await asyncio.wait_for(asyncio.gather(pending.caller.future, return_exceptions=True), WAIT_S)
         taken = [[int(name) for name in batch["tokens"][:, 0] if name] for batch in self._model.batches]
         return [names for names in taken if names]
 
@@ -117,14 +118,14 @@ async def test_delay_counts_for_each_key_and_a_full_batch_does_not_wait_for_anot
     """A full key starts at once; the other waits on for company, and goes when its own time is over."""
     model, clock = HeldModel(text_spec(max_batch_size=2), read_text), HeldClock()
     async with batcher(model, clock, max_queue_delay_us=3_600_000_000) as made:
-        lonely = made.submit(text([1]), 1, (1,))
-        full = [made.submit(text([name] * 8), 1, (8,)) for name in (2, 3)]
+        lonely = made.submit(AwaitingCaller(), text([1]), 1, (1,))
+        full = [made.submit(AwaitingCaller(), text([name] * 8), 1, (8,)) for name in (2, 3)]
         for pending in full:
-            await asyncio.wait_for(pending.future, WAIT_S)
-        assert (made.depth, lonely.future.done()) == (1, False)
-        company = made.submit(text([4]), 1, (1,))
-        await asyncio.wait_for(company.future, WAIT_S)
-        assert lonely.future.done()
+            await asyncio.wait_for(pending.caller.future, WAIT_S)
+        assert (made.depth, lonely.caller.future.done()) == (1, False)
+        company = made.submit(AwaitingCaller(), text([4]), 1, (1,))
+        await asyncio.wait_for(company.caller.future, WAIT_S)
+        assert lonely.caller.future.done()
     assert [batch["tokens"][:, 0].tolist() for batch in model.batches] == [[2, 3], [1, 4]]
 
 
@@ -132,9 +133,9 @@ async def test_delay_of_each_key_ends() -> None:
     """Requests of several keys are all computed once they have waited long enough."""
     model = HeldModel(text_spec(), read_text)
     async with batcher(model, max_queue_delay_us=2000) as made:
-        pending = [made.submit(text([1] * length), 1, (length,)) for length in (3, 7, 12)]
+        pending = [made.submit(AwaitingCaller(), text([1] * length), 1, (length,)) for length in (3, 7, 12)]
         for each in pending:
-            await asyncio.wait_for(each.future, WAIT_S)
+            await asyncio.wait_for(each.caller.future, WAIT_S)
     assert sorted(batch["tokens"].shape for batch in model.batches) == [(1, 4), (1, 8), (1, 16)]
 
 
@@ -146,13 +147,13 @@ async def test_overdue_and_cancelled_requests_of_any_key_leave_the_queue() -> No
         await queue.hold()
         gone, late = queue.send(1, 8), queue.send(2, 16, deadline=clock.now + 5)
         queue.send(3, 16)
-        gone.future.cancel()
+        gone.caller.future.cancel()
         made.discard(gone)
         assert made.depth == 2
         clock.now += 60
         assert await queue.batches() == [[3]]
         with pytest.raises(DeadlineExceeded):
-            late.future.result()
+            late.caller.future.result()
         assert made.depth == 0
 
 
@@ -177,4 +178,4 @@ async def test_answers_of_keys_have_the_sizes_of_their_requests() -> None:
             queue.send(name, name)
         await queue.batches()
     for pending in queue.sent:
-        np.testing.assert_array_equal(pending.future.result()["doubled"], read_text(pending.inputs)["doubled"])
+        np.testing.assert_array_equal(pending.caller.future.result()["doubled"], read_text(pending.inputs)["doubled"])

@@ -12,6 +12,7 @@ import pytest
 
 from service.core.batch_buffers import ALIGNMENT, aligned_zeros
 from service.core.batching import Batcher
+from service.core.callers import AwaitingCaller
 from service.core.errors import (
     DeadlineExceeded,
     ExecutionFailed,
@@ -53,12 +54,12 @@ async def started(model: HeldModel) -> None:
 
 async def answer(pending: Pending) -> dict[str, np.ndarray]:
     """What a caller gets."""
-    return await asyncio.wait_for(pending.future, WAIT_S)
+    return await asyncio.wait_for(pending.caller.future, WAIT_S)
 
 
 def submit(made: Batcher, inputs: Mapping[str, np.ndarray], **options: float) -> Pending:
     """Submit with the row count of `inputs`."""
-    return made.submit(inputs, inputs["x"].shape[0], **options)  # type: ignore[arg-type]
+    return made.submit(AwaitingCaller(), inputs, inputs["x"].shape[0], **options)  # type: ignore[arg-type]
 
 
 async def test_idle_model_runs_a_request_at_once() -> None:
@@ -263,7 +264,7 @@ async def test_cancelled_request_frees_its_place_and_is_not_computed() -> None:
         running = submit(made, rows(0))
         await started(model)
         gone = submit(made, rows(1))
-        gone.future.cancel()
+        made.discard(gone)
         made.discard(gone)
         kept = submit(made, rows(2))
         model.gate.set()
@@ -308,7 +309,7 @@ async def test_unbatched_model_runs_requests_alone_and_in_order() -> None:
     """With `max_batch_size` 0 each request is a run of its own with its own shape."""
     model = HeldModel(spec(max_batch_size=0), held=True)
     async with batcher(model) as (made, _):
-        pending = [made.submit(rows(*range(count)), 1) for count in (1, 3, 2)]
+        pending = [made.submit(AwaitingCaller(), rows(*range(count)), 1) for count in (1, 3, 2)]
         model.gate.set()
         shapes = [(await answer(each))["doubled"].shape for each in pending]
     assert shapes == [(1, 3), (3, 3), (2, 3)]
@@ -404,9 +405,8 @@ def submit_at_random(
         sent.append((pending, inputs["x"], expected))
     for pending, _, expected in sent:
         if expected is asyncio.CancelledError:
-            pending.future.cancel()
-            if draw.random() < 0.5:
-                made.discard(pending)
+            pending.caller.future.cancel()
+            made.discard(pending)
     return sent
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from service.core.batching import Batcher
+from service.core.callers import AwaitingCaller
 from service.core.errors import DeadlineExceeded, ExecutionFailed, NotReady
 from service.core.ports import Processing
 from service.core.request_queue import Pending
@@ -87,8 +88,8 @@ async def batcher(
 
 async def answer(made: Batcher, name: int, length: int = 4, **options: float) -> dict[str, np.ndarray]:
     """The answer to one request of one row."""
-    pending = made.submit(text([name] * length), 1, (length,), **options)  # type: ignore[arg-type]
-    return await asyncio.wait_for(pending.future, WAIT_S)
+    pending = made.submit(AwaitingCaller(), text([name] * length), 1, (length,), **options)  # type: ignore[arg-type]
+    return await asyncio.wait_for(pending.caller.future, WAIT_S)
 
 
 async def test_each_partition_has_its_instances_and_each_instance_its_buffers() -> None:
@@ -178,7 +179,7 @@ async def test_close_waits_for_every_instance_and_frees_the_model_once() -> None
         assert not await asyncio.to_thread(made.close, 0.01)
         await asyncio.gather(*tasks[2:])
         with pytest.raises(NotReady):
-            made.submit(text([9]), 1, (1,))
+            made.submit(AwaitingCaller(), text([9]), 1, (1,))
         model.gates[1].set()
         await tasks[0]
         assert not model.closed
@@ -235,14 +236,14 @@ async def test_many_requests_on_many_instances_all_get_their_own_answer(instance
     async with batcher(model, instances=instances, max_queue_delay_us=delay_us) as (made, statistics):
         for burst in range(1, 31):
             sent = [submit_at_random(made, draw, 100 * burst + number) for number in range(draw.randint(1, 12))]
-            bad = made.submit(text([13, 13]), 1, (2,)) if burst % 6 == 0 else None
+            bad = made.submit(AwaitingCaller(), text([13, 13]), 1, (2,)) if burst % 6 == 0 else None
             for pending in sent:
-                got = await asyncio.wait_for(pending.future, WAIT_S)
+                got = await asyncio.wait_for(pending.caller.future, WAIT_S)
                 for output, expected in read_text(pending.inputs).items():
                     np.testing.assert_array_equal(got[output], expected)
             if bad is not None:
                 with pytest.raises(ExecutionFailed, match="thirteen"):
-                    await asyncio.wait_for(bad.future, WAIT_S)
+                    await asyncio.wait_for(bad.caller.future, WAIT_S)
         assert (made.depth, statistics.failures) == (0, {"execution": 5})
 
 
@@ -250,4 +251,4 @@ def submit_at_random(made: Batcher, draw: random.Random, name: int) -> Pending:
     """A request of one to three rows and any length, whose tokens are its own."""
     rows, length = draw.randint(1, 3), draw.randint(1, 16)
     inputs = text(*[[name + row] * length for row in range(rows)])
-    return made.submit(inputs, rows, (length,), priority=draw.randint(0, 3))
+    return made.submit(AwaitingCaller(), inputs, rows, (length,), priority=draw.randint(0, 3))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 
 import numpy as np
 import pytest
 
+from service.core.callers import AwaitingCaller
 from service.core.errors import Overloaded, TooLarge
 from service.core.request_queue import Pending, RequestQueue
 from service.core.types import ServingConfig
@@ -25,9 +25,10 @@ class Filled:
 
     def add(self, key: int, *, rows: int = 1, level: int = 1, deadline: float = math.inf) -> Pending:
         """A request of 8 bytes per row that comes now."""
-        future = asyncio.get_running_loop().create_future()
         inputs = {"x": np.zeros((rows, 1))}
-        pending = Pending(inputs, rows, (key,), (key,), level, self.clock.now, deadline, future)
+        pending = Pending(
+            AwaitingCaller(), inputs, rows, (key,), (key,), level, self.clock.now, deadline, self.clock.now
+        )
         self.queue.add(pending)
         return pending
 
@@ -91,7 +92,7 @@ async def test_bounds_count_every_key_and_what_leaves_in_any_way() -> None:
     assert not filled.queue.remove(removed)
     with pytest.raises(Overloaded, match="40 bytes"):
         filled.add(32, rows=4)
-    gone.future.cancel()
+    gone.settled = True
     lane, _ = filled.queue.due(0.0)
     assert lane is not None
     assert filled.queue.take(lane) == ([kept], [late])
