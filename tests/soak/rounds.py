@@ -23,8 +23,9 @@ import numpy as np
 
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
-from service.bootstrap import Report, serve
+from service.bootstrap import serve
 from service.client import Client, ClientError
+from service.listening import Report
 from service.settings import Settings
 from tests.servers import NO_QUEUE
 from tests.service.adapters.text_model import SERVING, write_bundle

@@ -1,0 +1,219 @@
+"""The API: REST and gRPC over one core."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from service.adapters.clock import SystemClock
+from service.adapters.file_checkpoints import FileCheckpointStore
+from service.adapters.file_replicas import FileReplicaBoard
+from service.adapters.file_store import FileDatasetStore, FileModelStore
+from service.adapters.file_uploads import FileUploadStore
+from service.adapters.health_checks import checks
+from service.adapters.nvml import Nvml
+from service.core.errors import NotReady
+from service.core.health import HealthMonitor
+from service.core.ports import Clock, Engine, JobQueue
+from service.listening import Endpoints, bracketed, listen
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.api.rest.dispatch import App
+    from service.api.rest.server import Server
+    from service.core.datasets import DatasetUses
+    from service.core.registry import Registry
+    from service.core.webhook_delivery import WebhookStore
+
+_READY_POLL_S = 0.05
+_LEAST_CLOSE_S = 2.0
+
+
+def build_engine(settings: Settings) -> Engine:
+    """The engine on this process's device; imports JAX, which takes seconds."""
+    from engine.bundle import DEFAULT_LIMITS
+    from service.adapters.engine_runtime import EngineRuntime, compute_in_calling_thread, use_compile_cache
+
+    compute_in_calling_thread()
+    use_compile_cache(settings.data_dir / "compile-cache")
+    limits = replace(
+        DEFAULT_LIMITS,
+        bundle_bytes=settings.max_bundle_bytes,
+        graph_bytes=settings.max_graph_bytes,
+        parameter_bytes=settings.max_bundle_bytes,
+        check_s=settings.check_s,
+        check_bytes=settings.max_check_bytes,
+    )
+    return EngineRuntime(limits=limits, device=settings.device)
+
+
+class Api:
+    """REST and gRPC over one core, in one process and on one event loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        queue: JobQueue,
+        engine: Engine,
+        webhooks: WebhookStore | None,
+        uses: DatasetUses,
+    ) -> None:
+        from service.adapters.dataset_files import FileDatasetReader  # imports JAX
+        from service.api.repository import ModelRepository
+        from service.api.rest.context import Context
+        from service.core.datasets import DatasetService
+        from service.core.inference import InferenceService
+        from service.core.jobs import JobService
+        from service.core.starts import Starts
+        from service.core.uploads import UploadService
+
+        self._settings = settings
+        clock, limits = SystemClock(), settings.limits()
+        reader = FileDatasetReader(timeout_s=settings.convert_s, memory_bytes=settings.max_convert_bytes)
+        self._models = FileModelStore(settings.data_dir, clock)
+        self._datasets = FileDatasetStore(settings.data_dir)
+        self._unfinished = FileUploadStore(settings.data_dir)
+        self.registry = self._build_registry(engine, clock)
+        watched = checks(self._models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
+        stalled_s = settings.default_timeout_us * 1e-6 + settings.stalled_s
+        self._health = HealthMonitor(watched, clock, served=self.registry.served, stalled_s=stalled_s)
+        self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
+        self._repository = ModelRepository(self.registry, limits)
+        self._stopping = asyncio.Event()
+        starts = Starts(self._models, FileCheckpointStore(settings.data_dir), queue)
+        self._uploads = UploadService(self._unfinished, clock, limits)
+        self._context = Context(
+            self.registry,
+            DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits, uses, self._uploads),
+            JobService(queue, self._datasets, engine, clock, limits, webhooks, starts=starts),
+            self._uploads,
+            limits,
+            self._stopping,
+        )
+        self._metrics: Server | None = None
+        self._http = self._build_http()
+        self._grpc = self._build_grpc()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _build_registry(self, engine: Engine, clock: Clock) -> Registry:
+        from service.core.registry import Registry
+
+        settings = self._settings
+        return Registry(
+            self._models,
+            engine,
+            clock,
+            settings.serving(),
+            poll_s=settings.registry_poll_s,
+            max_loaded_bytes=settings.max_loaded_bytes,
+            board=FileReplicaBoard(settings.data_dir, clock),
+        )
+
+    def _build_http(self) -> Server:
+        from prometheus_client import CollectorRegistry, ProcessCollector
+
+        from service.api import metrics
+        from service.api.nv_metrics import NvMetrics
+        from service.api.rest import v1_status, v2, v2_operation, v2_repository
+        from service.api.rest.app import create_app
+        from service.api.rest.dispatch import Dispatcher
+
+        collectors = CollectorRegistry()
+        collectors.register(metrics.InferenceCollector(self._inference.served))
+        ProcessCollector(registry=collectors)
+        nvml = Nvml()
+        compatible = NvMetrics(self._inference.served, nvml.read if nvml.available else None)
+        measured = metrics.router(collectors, compatible)
+        settings = self._settings
+        if settings.metrics_port is not None:
+            alone = metrics.alone(measured)
+            self._metrics = self._server(alone)
+        routers = (
+            v2.router(self._inference),
+            v2_repository.router(self._repository, max_body_bytes=settings.max_request_bytes),
+            v2_operation.router(self._inference),
+            v1_status.router(self._inference),
+            measured,
+        )
+        app = create_app(self._context, routers, version=version("axon-server"))
+        dispatcher = Dispatcher(app, self._inference, max_body_bytes=settings.max_request_bytes)
+        return self._server(dispatcher)
+
+    def _server(self, app: App) -> Server:
+        from service.api.rest.server import build_server
+
+        use = self._settings
+        return build_server(app, backlog=use.backlog, drain_s=use.drain_s, patience_s=use.client_patience_s)
+
+    def _build_grpc(self) -> Any:
+        from service.api.grpc import axon_v1
+        from service.api.grpc.server import build_server
+
+        use = self._context
+        servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
+        largest = self._settings.max_request_bytes
+        return build_server(self._inference, self._repository, extra_servicers=servicers, max_message_bytes=largest)
+
+    async def start(self) -> Endpoints:
+        """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""
+        settings = self._settings
+        listener = listen("REST", settings.host, settings.http_port, settings.backlog)
+        try:
+            grpc_port = self._grpc.add_insecure_port(f"{bracketed(settings.host)}:{settings.grpc_port}")
+        except RuntimeError as error:
+            listener.close()
+            raise OSError(f"gRPC cannot listen on {settings.host}:{settings.grpc_port}: {error}") from None
+        if self._metrics is not None and settings.metrics_port is not None:
+            try:
+                measured = listen("metrics", settings.host, settings.metrics_port, settings.backlog)
+            except OSError:
+                listener.close()
+                raise
+            self._tasks.append(asyncio.create_task(self._metrics.serve(sockets=[measured])))
+        await self._grpc.start()
+        self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
+        self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
+        self._tasks.append(asyncio.create_task(self._uploads.run(self._stopping)))
+        self._tasks.append(asyncio.create_task(self._health.run(self._stopping)))
+        return Endpoints(settings.host, listener.getsockname()[1], grpc_port)
+
+    async def wait_ready(self) -> None:
+        """Return when both wires answer and everything that shall be loaded is, or has failed."""
+        while not (self._http.started and self.registry.ready()):
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+                    raise NotReady("the API ended while it was starting")
+            await asyncio.sleep(_READY_POLL_S)
+
+    async def stop(self) -> bool:
+        """Say not ready, answer what has been accepted, free everything; returns whether nothing goes on."""
+        self.registry.drain()
+        await asyncio.sleep(self._settings.stop_delay_s)
+        began = time.monotonic()
+        self._stopping.set()
+        self._http.should_exit = True
+        if self._metrics is not None:
+            self._metrics.should_exit = True
+        await self._grpc.stop(self._settings.drain_s)
+        ended = await self._end_tasks(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
+        closed = await self.registry.close(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
+        if not ended:  # the data folder hangs, so what lies there is left to the next start
+            return False
+        self._models.close()
+        self._datasets.close()
+        self._unfinished.close()
+        return closed
+
+    async def _end_tasks(self, within_s: float) -> bool:
+        """Wait for what runs until the stop; False where something is given up: a file system may never answer."""
+        left: set[asyncio.Task[None]] = set()
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=within_s)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return not left
