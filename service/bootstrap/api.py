@@ -22,7 +22,7 @@ from service.listening import Endpoints, bracketed, listen
 from service.settings import Settings
 
 if TYPE_CHECKING:
-    from service.api.rest.dispatch import App
+    from service.api.rest.asgi import App
     from service.api.rest.server import Server
     from service.core.datasets import DatasetUses
     from service.core.registry import Registry

@@ -384,9 +384,8 @@ class Batcher:
         outputs = self._loaded.run(inputs, instance.partition)
         computed = self._clock.monotonic()
         answers = split(requests, outputs, bucket, buffers, self._open_sizes, self._label)
-        return _Done(
-            requests, answers, rows, bucket - rows, BatchTimes(taken, assembled, computed, self._clock.monotonic())
-        )
+        times = BatchTimes(taken, assembled, computed, self._clock.monotonic(), rows=rows, requests=len(requests))
+        return _Done(requests, answers, rows, bucket - rows, times)
 
     def _compute_alone(self, instance: _Instance, request: Pending, taken: float) -> _Done:
         inputs = single(self._spec, self._open_sizes, request)
@@ -396,7 +395,8 @@ class Batcher:
         if self._open_sizes:
             self._open_sizes.check_outputs(answer, request.key, self._label)
             answer = cut(answer, request, self._open_sizes)
-        return _Done([request], [answer], 1, 0, BatchTimes(taken, assembled, computed, self._clock.monotonic()))
+        times = BatchTimes(taken, assembled, computed, self._clock.monotonic(), rows=1, requests=1)
+        return _Done([request], [answer], 1, 0, times)
 
     def _post(self, callback: Callable[..., None], *arguments: object) -> None:
         """Run `callback` on the callers' event loop; a loop that is gone has no callers left."""

@@ -178,7 +178,7 @@ class InferenceService:
         """Answer `request`; raises `NotFound`, `NotReady` and what `ServedModel.infer` raises."""
         served = self._registry.resolve(request.model, request.version)
         outputs = await served.infer(
-            request.inputs, request.outputs, request.deadline, request.priority, request.received
+            request.inputs, request.outputs, request.deadline, request.priority, request.received, request.started
         )
         if request.classes:
             outputs = await _classified(served, outputs, request.classes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -151,10 +151,11 @@ class ServedModel:
         deadline: float | None = None,
         priority: int = 0,
         received: float | None = None,
+        started: Callable[[Pending], None] | None = None,
     ) -> Mapping[str, np.ndarray]:
         """Answer one request as clients send it: the `outputs` asked for, after what is done around the model.
 
-        Takes and raises what `start` does. Cancelling it frees its place.
+        Takes and raises what `start` does; `started` is told what that returned. Cancelling it frees its place.
         """
         if received is None:
             received = self._clock.monotonic()
@@ -172,6 +173,8 @@ class ServedModel:
             own_outputs = None
         caller = AwaitingCaller()
         pending = self.start(caller, inputs, own_outputs, deadline=deadline, priority=priority, received=received)
+        if started is not None:
+            started(pending)
         try:
             answer = await caller.future
         except asyncio.CancelledError:

@@ -43,6 +43,7 @@ class BatchTimes:
     """When a batch was taken from the queue, assembled, computed and split; seconds of the monotonic clock.
 
     `delivering` is when its answers came to the event loop, `delivered` when the last of them was encoded and written.
+    `rows` are those of its `requests`, padding not counted.
     """
 
     taken: float
@@ -51,6 +52,8 @@ class BatchTimes:
     split: float
     delivering: float = 0.0
     delivered: float = 0.0
+    rows: int = 0
+    requests: int = 0
 
 
 @dataclass(slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from service.core.request_queue import Pending
 
 Json = Any
 """A value that JSON can spell."""
@@ -95,7 +98,8 @@ class InferRequest:
 
     `deadline` is in seconds of the monotonic clock (None: the model's default timeout); `priority` 0 is
     the default, 1 the highest. `classes` says for which outputs how many of the largest values are wanted instead.
-    `received` is when the whole request was there, in seconds of the monotonic clock (None: now).
+    `received` is when the whole request was there, in seconds of the monotonic clock (None: now). `started` is told
+    the request as the model's queue has it.
     """
 
     model: str
@@ -107,6 +111,7 @@ class InferRequest:
     priority: int = 0
     classes: Mapping[str, int] | None = None
     received: float | None = None
+    started: Callable[[Pending], None] | None = None
 
 
 @dataclass(slots=True)

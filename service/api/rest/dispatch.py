@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import partial
 from typing import Any, final
 
+from service.api.observation import INFER_ROUTE, VERSION_INFER_ROUTE, Exchange, Observer
+from service.api.rest.asgi import App, ObservedApp, Receive, Scope, Send, method_of, observed_call
 from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_headers
 from service.api.rest.tensors import WireRequest, decode_raw_request, decode_request, encode_result
 from service.api.status import failure_of
 from service.core.errors import InvalidRequest, TooLarge
 from service.core.inference import InferenceService
 from service.core.types import InferRequest
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
@@ -42,11 +39,14 @@ class _Gone(Exception):
 class Dispatcher:
     """An ASGI application: inference requests are answered here, everything else goes to `app`.
 
-    `max_body_bytes` bounds a request's body, before and after decompression.
+    `max_body_bytes` bounds a request's body, before and after decompression. `observer` is told of each request.
     """
 
-    def __init__(self, app: App, inference: InferenceService, *, max_body_bytes: int) -> None:
-        self._app = app
+    def __init__(
+        self, app: App, inference: InferenceService, *, max_body_bytes: int, observer: Observer | None = None
+    ) -> None:
+        self._app = app if observer is None else ObservedApp(app, observer)
+        self._observer = observer
         self._inference = inference
         self._max_body_bytes = max_body_bytes
         self._watch = _DisconnectWatch()
@@ -57,13 +57,33 @@ class Dispatcher:
             path = scope["path"]
             if path.endswith(_SUFFIX) and path.startswith(_PREFIX):
                 parts = path[len(_PREFIX) : -len(_SUFFIX)].split("/")
-                if len(parts) == 1:
-                    return await self._answer(parts[0], None, scope, receive, send)
-                if len(parts) == 3 and parts[1] == "versions":
-                    return await self._answer(parts[0], parts[2], scope, receive, send)
+                version = parts[2] if len(parts) == 3 and parts[1] == "versions" else None
+                if version is not None or len(parts) == 1:
+                    if self._observer is None:
+                        return await self._answer(parts[0], version, scope, receive, send, None)
+                    return await self._observed(self._observer, parts[0], version, scope, receive, send)
         return await self._app(scope, receive, send)
 
-    async def _answer(self, model: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _observed(
+        self, observer: Observer, model: str, version: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        route = INFER_ROUTE if version is None else VERSION_INFER_ROUTE
+        exchange = observer.begin("http", method_of(scope), route, dict(scope["headers"]))
+        exchange.asked(model, version)
+        with exchange:
+            await observed_call(
+                exchange, send, partial(self._answer, model, version, scope, receive, exchange=exchange)
+            )
+
+    async def _answer(
+        self,
+        model: str,
+        version: str | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        exchange: Exchange | None,
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         gone = False
@@ -75,16 +95,18 @@ class Dispatcher:
                 _refuse_repeated(scope["headers"])
             body = await self._read(headers, receive)
             request = self._decode(model, version, headers, body)
-            infer = InferRequest(model, version, request.inputs, request.outputs, request.id)
-            if request.schedule.timeout_us is not None:
-                infer.deadline = self._inference.deadline(request.schedule.timeout_us * 1e-6)
-            infer.priority = request.schedule.priority
-            infer.classes = request.classes
+            infer = self._to_core(model, version, request)
+            if exchange is not None:
+                exchange.bytes_in = len(body)
+                exchange.asked(model, version, request.id)
+                infer.started = exchange.started
             self._watch.enter(task, receive)
             try:
                 result = await self._inference.infer(infer)
             finally:
                 gone = self._watch.leave(task)
+            if exchange is not None:
+                exchange.version = str(result.version)
             reply, header_length = encode_result(result, request)
         except _Gone:
             return None
@@ -93,6 +115,8 @@ class Dispatcher:
                 return None
             raise
         except Exception as error:
+            if exchange is not None:
+                exchange.error = type(error).__name__
             failure = failure_of(error)
             return await _send(send, failure.status.http, error_headers(failure), error_body(failure))
         if header_length is None:
@@ -100,6 +124,14 @@ class Dispatcher:
         else:
             reply_headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % header_length)]
         return await _send(send, 200, *await _compressed(headers, reply_headers, reply))
+
+    def _to_core(self, model: str, version: str | None, request: WireRequest) -> InferRequest:
+        infer = InferRequest(model, version, request.inputs, request.outputs, request.id)
+        if request.schedule.timeout_us is not None:
+            infer.deadline = self._inference.deadline(request.schedule.timeout_us * 1e-6)
+        infer.priority = request.schedule.priority
+        infer.classes = request.classes
+        return infer
 
     def _decode(self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes) -> WireRequest:
         given = headers.get(b"inference-header-content-length")

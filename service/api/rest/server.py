@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from service.api.rest.dispatch import App
+from service.api.rest.asgi import App
 from service.api.rest.http_protocol import HttpProtocol
 
 _TICKS_PER_LOOK = 5
