@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from service.cli_client import app as client_app
+from service.cli_health import app as health_app
 
 if TYPE_CHECKING:
     from service.listening import Report
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(health_app)
 app.add_typer(client_app)
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
