@@ -81,11 +81,15 @@ def worker(
     tag: Tags = None,
     slots: Annotated[int | None, typer.Option(help="Jobs at the same time; 1 unless given.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, or GPUs as cuda:0,1; dealt to the slots.")] = None,
+    hosts: Annotated[int | None, typer.Option(help="Hosts that train a job together; 1 unless given.")] = None,
+    number: Annotated[int | None, typer.Option(help="Number of this host; 0, which leads, unless given.")] = None,
+    leader: Annotated[str | None, typer.Option(help="host:port on which host 0 waits for the others.")] = None,
     parent: Parent = None,
 ) -> None:
     """Run a worker; the job queue's URL is in AXON_REDIS_URL."""
     _die_with(parent)
-    options = {"data_dir": data_dir, "worker_tags": tag, "worker_slots": slots, "worker_device": device}
+    options: dict[str, Any] = {"data_dir": data_dir, "worker_tags": tag, "worker_slots": slots, "worker_device": device}
+    options |= {"worker_hosts": hosts, "worker_host": number, "worker_leader": leader}
     settings = _settings(warn=parent is None, **options)
     from service import bootstrap
 

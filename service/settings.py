@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.core.job_spec import MAX_HOSTS
 from service.core.limits import Limits
 from service.core.types import ServingConfig
 
@@ -165,6 +166,19 @@ class Settings(BaseSettings):
 
     worker_device: str = "auto"
     """What a worker trains on: `auto`, `cpu`, or GPUs as `cuda:0,1`; `axon worker --device` replaces it."""
+
+    worker_hosts: int = Field(default=1, ge=1, le=MAX_HOSTS)
+    """Hosts that train one job together; one worker runs on each. `axon worker --hosts` replaces it."""
+
+    worker_host: int = Field(default=0, ge=0)
+    """Number of this host among them; 0 leads and takes the jobs. `axon worker --number` replaces it."""
+
+    worker_leader: str = ""
+    """Where host 0 listens for the others, as `host:port`; there are no keys, so let only them reach it.
+    `axon worker --leader` replaces it."""
+
+    worker_idle_s: float | None = Field(default=None, gt=0)
+    """How long a worker waits for a job before it ends, in seconds; for ever without it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""

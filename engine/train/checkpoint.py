@@ -24,6 +24,7 @@ from engine.errors import CheckpointError
 from engine.model.state import ModelState
 from engine.precision import dtype_of, name_of
 from engine.train.events import Count, Event
+from engine.train.parallel import gathered
 from engine.train.state import LoopState, Stage
 
 FORMAT = "axon.checkpoint"
@@ -36,7 +37,8 @@ def save(path: str | Path, state: LoopState) -> None:
     """Write a checkpoint of `state` to the new folder `path`; waits for the device.
 
     The state may be that of a handler, or the one a run returned; with it go the position in the data, the metrics
-    so far, the history, event counts and what handlers remember.
+    so far, the history, event counts and what handlers remember. Of several processes that train together
+    (`jax.distributed`) all have to `fetch`, and one then writes.
 
     Raises:
         CheckpointError: `path` exists already, or cannot be written.
@@ -54,7 +56,10 @@ class Content:
 
 
 def fetch(state: LoopState) -> Content:
-    """A copy of `state` on the host, which later steps leave alone; waits for the device."""
+    """A copy of `state` on the host, which later steps leave alone; waits for the device.
+
+    In a run of several processes all of them have to call it, at the same step.
+    """
     arrays, leaves = [], []
     for name, leaf in _leaves(state):
         array, entry = _to_host(leaf)
@@ -168,7 +173,7 @@ def _to_host(leaf: Any) -> tuple[np.ndarray, dict[str, Any]]:
     key = None
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         key, leaf = str(jax.random.key_impl(leaf)), jax.random.key_data(leaf)
-    array = np.asarray(jax.device_get(leaf))
+    array = np.asarray(jax.device_get(gathered(leaf)))
     return array, {"dtype": name_of(array.dtype), "shape": list(array.shape), "key": key}
 
 
@@ -179,10 +184,21 @@ def _to_device(array: Any, entry: Mapping[str, Any]) -> jax.Array:
     return leaf if entry["key"] is None else jax.random.wrap_key_data(leaf, impl=entry["key"])
 
 
-def _write(folder: Path, content: Content) -> None:
+def _checkpointer() -> Any:
+    """Orbax's, for this process alone: of several that train together it would wait for the others."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
+
+
+def _write(folder: Path, content: Content) -> None:
+    with _checkpointer() as checkpointer:
         # Orbax refuses arrays without elements; their type and shape say all.
         filled = {str(index): array for index, array in enumerate(content.arrays) if array.size}
         checkpointer.save(folder / ARRAYS, filled)
@@ -207,8 +223,6 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    import orbax.checkpoint as ocp
-
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {folder}: expected a folder, got none")
     try:
@@ -218,7 +232,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             for index, entry in enumerate(document["leaves"])
         }
         template = {key: array for key, array in arrays.items() if array.size}
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             arrays |= checkpointer.restore(folder / ARRAYS, template)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder}: cannot be read: {error}") from error

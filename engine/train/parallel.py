@@ -83,6 +83,26 @@ class Placement:
         return NamedSharding(self.mesh, jax.P(*axes))  # type: ignore[no-untyped-call]
 
 
+def gathered(tree: State) -> State:
+    """The same tree with leaves that this process can read alone; every process has to call it, with the same tree.
+
+    A leaf that is spread over several processes (`shard_params`) is put together from all of them, one that each
+    process has a copy of is that copy, anything else stays as it is.
+    """
+    whole: State = jax.tree.map(_whole, tree)
+    return whole
+
+
+def _whole(leaf: Any) -> Any:
+    from jax.experimental import multihost_utils
+
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    if leaf.is_fully_replicated:
+        return leaf.addressable_data(0)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
 def placement(devices: Devices | None, *, shard_params: bool = False) -> Placement | None:
     """The placement that `devices` names: `"all"` of all processes, the first so many, or a list of JAX devices.
 

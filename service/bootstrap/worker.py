@@ -7,20 +7,30 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from service.adapters.clock import SystemClock
 from service.adapters.file_checkpoints import FileCheckpointStore
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.bootstrap.queue import build_queue, redis_url
+from service.core.errors import InvalidRequest
 from service.core.retry import Backoff
 from service.settings import Settings
+from service.worker.crew import Crew, host_and_port
 
 
 async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> None:
-    """`axon worker`: takes jobs with `tags` until `stop`; never imports JAX."""
+    """`axon worker`: takes jobs with `tags` until `stop`; never imports JAX.
+
+    Raises `InvalidRequest` for settings that do not go together.
+    """
     from service.worker.devices import Devices
     from service.worker.supervisor import Supervisor
 
+    _check_hosts(settings)
+    if settings.worker_host > 0:
+        await _take_part(settings, stop)
+        return
     devices = Devices(settings.worker_device, settings.worker_slots, os.environ)
     clock = SystemClock()
     queue = build_queue(settings, redis_url(settings))
@@ -39,6 +49,8 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
         backoff=Backoff(settings.job_retry_base_s, settings.job_retry_cap_s),
         devices=devices,
         keep_s=settings.keep_jobs_s,
+        crew=_crew(settings),
+        idle_s=settings.worker_idle_s,
     )
     try:
         await supervisor.run(stop)
@@ -46,3 +58,46 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
         models.close()
         datasets.close()
         await queue.close()
+
+
+async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
+    """A host of a worker that does not lead: it needs the stores, and no queue."""
+    from service.worker.devices import Devices
+    from service.worker.member import Member
+
+    clock = SystemClock()
+    models, datasets = FileModelStore(settings.data_dir, clock), FileDatasetStore(settings.data_dir)
+    member = Member(
+        number=settings.worker_host,
+        hosts=settings.worker_hosts,
+        leader=settings.worker_leader,
+        version=version("axon-server"),
+        store=models,
+        datasets=datasets,
+        checkpoints=FileCheckpointStore(settings.data_dir),
+        work_dir=settings.data_dir / "work",
+        clock=clock,
+        grace_s=settings.job_grace_s,
+        devices=Devices(settings.worker_device, 1, os.environ),
+    )
+    try:
+        await member.run(stop)
+    finally:
+        models.close()
+        datasets.close()
+
+
+def _crew(settings: Settings) -> Crew | None:
+    if settings.worker_hosts == 1:
+        return None
+    return Crew(settings.worker_hosts, settings.worker_leader, version("axon-server"))
+
+
+def _check_hosts(settings: Settings) -> None:
+    if settings.worker_host >= settings.worker_hosts:
+        expected = f"a number of 0 to {settings.worker_hosts - 1}"
+        raise InvalidRequest(f"worker host: expected {expected}, got {settings.worker_host}")
+    if settings.worker_hosts > 1:
+        host_and_port(settings.worker_leader)
+        if settings.worker_slots != 1:
+            raise InvalidRequest(f"worker slots: expected 1 with several hosts, got {settings.worker_slots}")

@@ -48,6 +48,7 @@ MAX_ATTEMPTS = 20
 MAX_METRICS = 32
 MAX_ACCUMULATED = 65_536
 MAX_DEVICES = 4096
+MAX_HOSTS = 256
 DEFAULT_CHECKPOINT_EVERY_S = 10.0
 DEFAULT_TAG = "default"
 DEFAULT_MAX_ATTEMPTS = 3
@@ -90,7 +91,8 @@ class JobSpec:
 
     Either `graph` or `start` is there. `freeze` and `unfreeze` are patterns of parameters or layers, `keep` the metric
     by which the best epoch's parameters are published (None: the last ones), `accumulate_steps` how many batches make
-    one step of the optimizer, `devices` how many of the slot's devices share every batch.
+    one step of the optimizer, `devices` how many of the slot's devices share every batch; with `hosts` above 1 so many
+    of each of them.
 
     `preprocess` has the step of each input that goes through one, None: those of the version the job starts from;
     `standardize_target` trains on standardised targets. Both are fitted on the training rows and published.
@@ -130,6 +132,7 @@ class JobSpec:
     keep: Watched | None = None
     accumulate_steps: int = 1
     devices: int | None = None
+    hosts: int = 1
     shard_params: bool = False
     preprocess: Mapping[str, Choice] | None = None
     standardize_target: bool = False
@@ -138,6 +141,11 @@ class JobSpec:
     def validated(self) -> bool:
         """Whether every epoch ends with a validation."""
         return self.validation_dataset is not None or self.validation_fraction > 0
+
+    @property
+    def queue_tag(self) -> str:
+        """The tag under which the job is queued: only workers of as many hosts take it."""
+        return tag_of(self.tag, self.hosts)
 
     @property
     def stepping(self) -> dict[str, Json]:
@@ -162,6 +170,11 @@ class JobSpec:
             "keep": "last" if self.keep is None else self.keep.to_json(),
             "preprocess": steps,
         }
+
+
+def tag_of(tag: str, hosts: int) -> str:
+    """What workers of so many hosts claim for a tag; no client can name a tag like that of several."""
+    return tag if hosts == 1 else f"{tag}@{hosts}"
 
 
 def parse_spec(value: Json) -> JobSpec:
@@ -230,6 +243,7 @@ def _experiment(read: Reader) -> dict[str, Any]:
         "keep": read_keep(read, early_stopping),
         "accumulate_steps": read.take("accumulate_steps", accumulated, is_integer(1, MAX_ACCUMULATED), 1),
         "devices": read.take("devices", "a whole number of 1 or more", is_integer(1, MAX_DEVICES), None),
+        "hosts": read.take("hosts", f"a whole number of 1 to {MAX_HOSTS}", is_integer(1, MAX_HOSTS), 1),
         "shard_params": read.take("shard_params", "true or false", lambda v: isinstance(v, bool), False),
         "preprocess": read_preprocess(read),
         "standardize_target": read.take("standardize_target", "true or false", lambda v: isinstance(v, bool), False),
@@ -249,10 +263,20 @@ def _check_together(read: Reader, spec: JobSpec) -> None:
         _check_metrics(read, spec)
     if spec.shard_params is True and spec.devices is None and not read.problem_in("devices"):
         read.note("shard_params", "devices, over which to split the parameters", "none")
-    if spec.devices and not read.problem_in("devices", "batch_size") and spec.batch_size % spec.devices:
-        read.note("batch_size", f"a multiple of devices, {spec.devices}", str(spec.batch_size))
+    _check_devices(read, spec)
     if spec.on_success.if_better is not None and spec.on_success.alias is None and not read.problem_in("on_success"):
         read.note("on_success.if_better", "an alias, which moves if the version is better", "none")
+
+
+def _check_devices(read: Reader, spec: JobSpec) -> None:
+    if read.problem_in("devices", "hosts"):
+        return
+    if spec.devices is None:
+        if spec.hosts > 1:
+            read.note("devices", "how many of each host, with hosts above 1", "none")
+    elif not read.problem_in("batch_size") and spec.batch_size % (spec.hosts * spec.devices):
+        what = "devices" if spec.hosts == 1 else "hosts x devices"
+        read.note("batch_size", f"a multiple of {what}, {spec.hosts * spec.devices}", str(spec.batch_size))
 
 
 def _check_metrics(read: Reader, spec: JobSpec) -> None:

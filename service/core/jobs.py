@@ -197,7 +197,7 @@ class JobService:
             id=uuid.uuid4().hex,
             spec=plain,
             state=JobState.QUEUED,
-            tag=parsed.tag,
+            tag=parsed.queue_tag,
             attempt=0,
             max_attempts=parsed.max_attempts,
             created_at=self._clock.time(),

@@ -46,6 +46,7 @@ COMMON: Final = frozenset(
         "validation_dataset",
         "on_success",
         "tag",
+        "hosts",
         "priority",
         "owner",
         "ttl_s",

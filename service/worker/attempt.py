@@ -6,22 +6,22 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from service.core.errors import Conflict, NotFound, NotReady, ServiceError, StaleLease
+from service.core.errors import Conflict, InvalidRequest, NotFound, NotReady, ServiceError, StaleLease
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
 from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Job, JobState, Json, Lease
-from service.worker.child import TRAINER, Child
+from service.worker.child import TRAINER, Child, ended_by
+from service.worker.crew import Crew, Members
 from service.worker.faults import fault_point
-from service.worker.protocol import TrainerJob
 from service.worker.publish import promote, publish, published
-from service.worker.starting import find_start
 from service.worker.sweep import choose, discard
+from service.worker.task import Task, trainer_job
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ _MAX_WAITING_EVENTS = 1000
 _FLUSH_S = 5.0
 _MAX_TAIL = 4000
 _CANCEL_AGAIN_S = 0.5
+_BLAME_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Workplace:
     """What every attempt of a supervisor uses.
 
     `backoff` is between a job's crashes; `keep_s` how long the checkpoints stay of a job that failed or was cancelled,
-    unless its own `ttl_s` is less.
+    unless its own `ttl_s` is less. `crew` has the other hosts, where the trainers of a job run on several.
     """
 
     queue: JobQueue
@@ -53,6 +54,7 @@ class Workplace:
     command: tuple[str, ...] = TRAINER
     backoff: Backoff = DEFAULT_BACKOFF
     keep_s: float = 7 * 86_400.0
+    crew: Crew | None = None
 
     def clear(self, job: Job) -> None:
         """Do away with the checkpoints of a job that has ended: at once if it succeeded, else after its time. Blocking.
@@ -106,6 +108,7 @@ class Attempt:
         self._commits: list[asyncio.Task[None]] = []
         self._committing = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
+        self._members: Members | None = None
         self.device = ""
 
     @property
@@ -162,63 +165,65 @@ class Attempt:
 
     async def _train(self) -> int:
         """Run the trainer to its end; returns its exit status."""
-        job = await self._trainer_job()
+        task = await self._task()
+        job = await trainer_job(self._place, task, self._folder)
         limit_s = self._job.spec.get("time_limit_s")
         if limit_s is not None and self._job.ran_s >= limit_s:
             self._stop(Stop.TIME)
         if self._to_be_stopped():
             return 0
+        if self._place.crew is not None:
+            self._members = await self._place.crew.muster(task)
+            job = self._members.first(job)
         self._child = await Child.spawn(
             job, self._place.clock, command=self._place.command, environment=self._environment
         )
         if self._to_be_stopped():  # meanwhile
             self._ending = asyncio.create_task(self._end_child(self._child))
-        async for message in self._child.messages():
-            self._receive(self._child, message)
-        code = await self._child.wait()
+        async with self._watching_members(self._child):
+            async for message in self._child.messages():
+                self._receive(self._child, message)
+            code = await self._child.wait()
         await asyncio.gather(*self._commits)
         return code
 
-    async def _trainer_job(self) -> TrainerJob:
-        """What the trainer needs; raises `NotFound` for what has been deleted since the job was submitted."""
-        place, spec = self._place, self._job.spec
-        dataset = await asyncio.to_thread(place.datasets.get, str(spec["dataset"]))
-        validation, chosen = None, spec.get("validation_dataset")
-        if chosen is not None:
-            validation = await asyncio.to_thread(place.datasets.get, str(chosen))
-        checkpoint = await self._checkpoint()
-        start = await asyncio.to_thread(
-            find_start, place.store, place.checkpoints, spec, resumes=checkpoint is not None
-        )
-        return TrainerJob(
-            job=self._job.id,
-            attempt=self._lease.attempt,
-            spec=spec,
-            dataset=str(dataset.path.absolute()),
-            dataset_sha256=dataset.sha256,
-            checkpoint=checkpoint,
-            work=str(self._folder.absolute()),
-            worker=self._lease.worker,
-            started_at=self._job.started_at,
-            validation=None if validation is None else str(validation.path.absolute()),
-            validation_sha256=None if validation is None else validation.sha256,
-            start_bundle=start.bundle,
-            start_checkpoint=start.checkpoint,
-            labels=next((column.labels for column in dataset.columns if column.name == spec["target"]), ()),
-        )
+    async def _task(self) -> Task:
+        """What is to be done; a checkpoint that is gone means the beginning, which gives the same parameters, later."""
+        hosts, here = int(self._job.spec.get("hosts", 1)), 1 if self._place.crew is None else self._place.crew.hosts
+        if hosts != here:
+            raise InvalidRequest(f"job {self._job.id}: expected a worker of {hosts} hosts, got one of {here}")
+        task = Task.of(self._lease)
+        if task.checkpoint is not None:
+            try:
+                await asyncio.to_thread(self._place.checkpoints.get, task.checkpoint)
+            except NotFound as error:
+                self._tell("log", {"line": f"{error}; starting from the beginning"})
+                return replace(task, checkpoint=None)
+        return task
+
+    @contextlib.asynccontextmanager
+    async def _watching_members(self, child: Child) -> AsyncIterator[None]:
+        """End the trainer when another host's does not go on, and stop it when another host is to stop."""
+        members = self._members
+        if members is None:
+            yield
+            return
+
+        async def watch() -> None:
+            await members.failed(partial(self._stop, Stop.SHUTDOWN))
+            child.kill()
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+            if self._finished is None and self._failed is None and not self._to_be_stopped():
+                await asyncio.wait([watching], timeout=_BLAME_S)  # they say why, when this one ended because of them
+        finally:
+            await end(watching)
+            await members.close()
 
     def _to_be_stopped(self) -> bool:
         return self._stopped is not None
-
-    async def _checkpoint(self) -> str | None:
-        """Where to go on. A pointer to nothing means the beginning, which gives the same parameters, only later."""
-        if self._job.checkpoint is None:
-            return None
-        try:
-            return str((await asyncio.to_thread(self._place.checkpoints.get, self._job.checkpoint)).absolute())
-        except NotFound as error:
-            self._tell("log", {"line": f"{error}; starting from the beginning"})
-            return None
 
     def _receive(self, child: Child, message: Mapping[str, Json]) -> None:
         match message:
@@ -271,9 +276,9 @@ class Attempt:
         return None
 
     def _crash(self, code: int) -> str:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-        tail = "" if self._child is None else self._child.tail[-_MAX_TAIL:]
-        return f"the trainer {how}" + (f"; its last lines: {tail}" if tail else "")
+        crash = ended_by(code, "" if self._child is None else self._child.tail[-_MAX_TAIL:])
+        others = "" if self._members is None else self._members.failure
+        return f"{others}; the first host: {crash}" if others else crash
 
     async def _publish(self, finished: Mapping[str, Json]) -> Mapping[str, Json] | None:
         place, bundle, manifest = self._place, Path(finished["bundle"]), finished["manifest"]

@@ -177,6 +177,12 @@ class Child:
         await self._merged.put(None)
 
 
+def ended_by(code: int, tail: str) -> str:
+    """How a trainer ended, for people: its exit status or signal, and the last lines that it wrote."""
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+    return f"the trainer {how}" + (f"; its last lines: {tail}" if tail else "")
+
+
 def _environment() -> dict[str, str]:
     """Ours, with deterministic kernels: a resumed job must end with the very same parameters."""
     flags = os.environ.get("XLA_FLAGS", "")

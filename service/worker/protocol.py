@@ -38,7 +38,8 @@ class TrainerJob:
     the beginning; `work` is the trainer's own. `worker` and `started_at` (seconds since the epoch) go into the lineage;
     `validation` is the folder of the data set to validate on. `start_bundle` is the file of the version that the job
     starts from, `start_checkpoint` the folder of another job's checkpoint with the parameters. `labels` are the texts
-    of the target's classes.
+    of the target's classes. Of several `processes` that train together, each on a host of its own, this is number
+    `process`; they find each other through `coordinator` (`host:port`), which the first of them opens.
     """
 
     job: str
@@ -55,6 +56,9 @@ class TrainerJob:
     start_bundle: str | None = None
     start_checkpoint: str | None = None
     labels: tuple[str, ...] = ()
+    process: int = 0
+    processes: int = 1
+    coordinator: str = ""
 
     def to_json(self) -> dict[str, Json]:
         """The first line of the trainer's input."""

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from service.core.errors import NotFound, NotReady
+from service.core.job_spec import tag_of
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
 from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
 from service.core.types import Lease, WorkerInfo
 from service.worker.attempt import Attempt, Workplace, end
 from service.worker.child import TRAINER
+from service.worker.crew import Crew
 from service.worker.devices import Devices, Slot
 from service.worker.faults import fault_point
 from service.worker.folders import private_folder, remove_abandoned
@@ -31,6 +33,7 @@ _BROKE_S = 1.0
 _HEARTBEAT_TTL_S = 15.0
 _TIDY_EVERY_S = 600.0
 _ROOM_S = 2.0
+_CREW_S = 0.2
 _DEVICE = Backoff(base_s=5.0, cap_s=60.0)
 
 
@@ -46,6 +49,8 @@ class Supervisor:
         backoff: how long a crashed job waits.
         devices: what its slots compute on; one slot with JAX's own choice when it is not given.
         keep_s: how long checkpoints stay of jobs that failed or were cancelled.
+        crew: the other hosts of a worker that trains on several; it then takes jobs for so many hosts, one at a time.
+        idle_s: how long to wait for a job before the worker ends; None waits for ever.
     """
 
     def __init__(
@@ -65,13 +70,17 @@ class Supervisor:
         backoff: Backoff = DEFAULT_BACKOFF,
         devices: Devices | None = None,
         keep_s: float = 7 * 86_400.0,
+        crew: Crew | None = None,
+        idle_s: float | None = None,
     ) -> None:
         self._place = Workplace(
-            queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff, keep_s
+            queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff, keep_s, crew
         )
+        self._crew = crew
+        self._idle_s = idle_s
         self._devices = devices
         self._worker_id = worker_id
-        self._tags = tuple(tags)
+        self._tags = tuple(tags) if crew is None else tuple(tag_of(tag, crew.hosts) for tag in tags)
         self._work_dir = work_dir
         self._version = version("axon-server")
         self._slots: tuple[Slot, ...] = (Slot(0),)
@@ -93,11 +102,15 @@ class Supervisor:
         self._work_dir.mkdir(parents=True, exist_ok=True)
         beating = asyncio.create_task(self._beat())
         try:
+            if self._crew is not None:
+                await self._crew.open()
             await self._open_devices(stop)
             async with asyncio.TaskGroup() as slots:
                 for slot in self._slots:
                     slots.create_task(self._serve(slot, stop))
         finally:
+            if self._crew is not None:
+                await self._crew.close()
             await end(beating)
 
     async def _open_devices(self, stop: asyncio.Event) -> None:
@@ -120,11 +133,12 @@ class Supervisor:
     async def _serve(self, slot: Slot, stop: asyncio.Event) -> None:
         """Work through jobs, one at a time."""
         failures = 0
+        waiting_since = self._place.clock.monotonic()
         while not stop.is_set():
             if slot.number == 0:
                 await self._tidy()
             if not await self._has_room(slot):
-                await _until(stop.wait(), _ROOM_S)
+                await _until(stop.wait(), _ROOM_S if self._crew is None else _CREW_S)
                 continue
             try:
                 lease = await self._claim(stop)
@@ -136,10 +150,15 @@ class Supervisor:
             failures = 0
             if lease is not None:
                 await self._attempt(slot, lease, stop)
+                waiting_since = self._place.clock.monotonic()
+            elif self._idle_s is not None and self._place.clock.monotonic() - waiting_since >= self._idle_s:
+                return
 
     async def _has_room(self, slot: Slot) -> bool:
-        """Whether the slot's devices have the memory for a trainer; when they have not the worker says so."""
-        reason = "" if self._devices is None else await self._devices.lack(slot)
+        """Whether all hosts are here and the slot's devices have memory for a trainer; when not the worker says so."""
+        reason = "" if self._crew is None else self._crew.lack()
+        if not reason and self._devices is not None:
+            reason = await self._devices.lack(slot)
         if reason != self._waiting.get(slot.number, ""):
             self._waiting[slot.number] = reason
             if reason:
@@ -147,9 +166,13 @@ class Supervisor:
             self._changed.set()
         return not reason
 
+    @property
+    def _claim_s(self) -> float:
+        return _CLAIM_S if self._idle_s is None else min(_CLAIM_S, self._idle_s)
+
     async def _claim(self, stop: asyncio.Event) -> Lease | None:
         """Wait for a job, or for `stop`; a claim that is given up takes nothing with it. Raises `NotReady`."""
-        claiming = asyncio.create_task(self._place.queue.claim(self._worker_id, self._tags, wait_s=_CLAIM_S))
+        claiming = asyncio.create_task(self._place.queue.claim(self._worker_id, self._tags, wait_s=self._claim_s))
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([claiming, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -161,7 +184,7 @@ class Supervisor:
     async def _attempt(self, slot: Slot, lease: Lease, stop: asyncio.Event) -> None:
         fault_point("claimed")
         try:
-            with private_folder(self._work_dir, f"{lease.job.id}-{lease.attempt}") as folder:
+            with private_folder(self._work_dir.absolute(), f"{lease.job.id}-{lease.attempt}") as folder:
                 attempt = self._current[slot.number] = Attempt(self._place, lease, folder, slot.environment)
                 self._changed.set()
                 await attempt.run(stop)

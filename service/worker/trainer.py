@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from types import FrameType
 
@@ -89,7 +90,16 @@ def main() -> int:
     fault_point("importing")
     from service.worker import training  # takes seconds: JAX
 
-    return 0 if training.run(job, channel) else EXIT_STOPPED
+    if job.processes == 1:
+        return 0 if training.run(job, channel) else EXIT_STOPPED
+    code = 1
+    try:
+        code = 0 if training.run(job, channel) else EXIT_STOPPED
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # else JAX would wait for the other trainers, which may wait for this one
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from engine import bundle, runtime
 from engine.errors import CheckpointError, DataError, DivergedError, EngineError, OptionError
 from engine.functional.metrics import METRICS
 from engine.train import ArrayData, Count, Event, Loop, LoopState, Status, checkpoint, trainer
+from engine.train.parallel import gathered
 from service.core.datatypes import name_of
 from service.core.job_spec import public
 from service.core.jobs import JobSpec, input_columns, stored_spec
@@ -27,6 +28,7 @@ from service.worker.faults import fault_point
 from service.worker.origin import Origin
 from service.worker.preparation import Columns, Preparation, fitted, labelled
 from service.worker.protocol import TrainerJob
+from service.worker.together import Together, Wish, join, leave, shared_devices
 
 PROGRESS_EVERY_S = 0.25
 _POLL_S = 0.005
@@ -49,6 +51,7 @@ def run(job: TrainerJob, reports: Reports) -> bool:
     error is raised and makes this attempt a crash.
     """
     try:
+        join(job)
         return Training(job, reports).run()
     except CheckpointError:
         raise
@@ -66,17 +69,18 @@ class Training:
         self._spec = stored_spec(dict(job.spec))
         self._origin = Origin(job, self._spec)
         self._model = self._origin.model
+        self._together = Together(job.process, job.processes)
         self._preparation = Preparation()
         self._averaged = engine.optim.keeps_averages(self._spec.optimizer.to_json())
         self._inputs, (self._output,) = runtime.signature(self._model)
 
     def run(self) -> bool:
         """Train from the beginning or from the checkpoint; False when stopped before the end."""
-        device = jax.devices()[0]
+        device = jax.local_devices()[0]
         self._reports.send("started", device=f"{device.platform}: {device.device_kind}")
         data, validation, class_numbers = self._data()
         self._label(class_numbers)
-        watch = Watch(self._spec, self._reports, Path(self._job.work), batches=len(data))
+        watch = Watch(self._spec, self._reports, Path(self._job.work), batches=len(data), together=self._together)
         loop = make_loop(self._spec, self._model, class_numbers=class_numbers)
         if validation is not None:
             loop = loop.validate(validation, averaged=self._averaged)
@@ -89,6 +93,7 @@ class Training:
         fault_point("compiling")
         final = loop.run(data, None if begin is not None else state, epochs=self._spec.epochs, resume=begin)
         if watch.halted:
+            leave(self._job)
             return False
         if final.status == "halted":
             self._log(f"stopped early, after epoch {len(final.history)} of {self._spec.epochs}")
@@ -161,6 +166,10 @@ class Training:
     def _finish(self, final: LoopState) -> None:
         path = Path(self._job.work) / "bundle.axon"
         state, epoch = self._published(final)
+        state = gathered(state)
+        leave(self._job)
+        if not self._together.leads:
+            return
         lineage = self._lineage(on_host(final.history[epoch]), epoch)
         serving, origin = self._origin.serving, self._origin
         bundle.write(
@@ -196,12 +205,17 @@ class Training:
 class Watch:
     """Handler of the loop's iterations and epochs: it reports progress, writes checkpoints, and stops on request.
 
+    Of several trainers the first one alone reports and writes; the others do with it what needs all of them.
+
     It reads values from the device only when progress is due, at most every `PROGRESS_EVERY_S` and at each epoch's
     end. A checkpoint is not begun while the one before has not been acknowledged: one due by time comes later, for one
     due by steps training waits, so that at most two intervals of steps are ever lost.
     """
 
-    def __init__(self, spec: JobSpec, reports: Reports, work: Path, *, batches: int) -> None:
+    def __init__(
+        self, spec: JobSpec, reports: Reports, work: Path, *, batches: int, together: Together | None = None
+    ) -> None:
+        self._together = Together() if together is None else together
         self._spec = spec
         self._reports = reports
         self._work = work
@@ -215,19 +229,19 @@ class Watch:
 
     def begin(self, step: int) -> None:
         """Set the clocks when the run begins at `step`."""
+        self._together.begin(step)
         self._saved_step = step
         self._saved_at = time.monotonic()
 
     def due(self, event: Event, count: Count) -> bool:
         """Whether there is anything to do, for which the loop then makes a state; asked after every step."""
         if event is not Event.ITERATION_COMPLETED:
-            return True
+            return self._together.leads
         fault_point("training")
         now = time.monotonic()
         if self._told_step is None:  # the first step compiled; the rate is that of the others
             self._told_at, self._told_step = now, count.total
-        progress, checkpoint = now - self._told_at >= PROGRESS_EVERY_S, self._is_checkpoint_due(count.total, now)
-        return self._reports.stopping or progress or checkpoint
+        return self._is_progress_due(now) or (self._meets(count.total) and self._is_anything_wished(count.total, now))
 
     def __call__(self, state: LoopState) -> Status | None:
         """Do what is due after a step, or after an epoch and its validation."""
@@ -236,17 +250,32 @@ class Watch:
             self._tell(state, now, {"epoch_completed": True})
             return None
         step = state.total_iterations
-        if self._reports.stopping:
-            if step > self._saved_step:
-                self._save(state)
-            self.halted = True
-            return Status.HALT_LOOP
-        if now - self._told_at >= PROGRESS_EVERY_S:
+        wish = Wish.GO_ON
+        if self._meets(step):
+            wish = self._together.agree(step, lambda: self._wish(step, now))
+        if self._is_progress_due(now) and wish is not Wish.STOP:
             self._tell(state, now, {})
-        if self._is_checkpoint_due(step, now):
-            self._wait()
+        if wish is Wish.SAVE or (wish is Wish.STOP and step > self._saved_step):
+            if wish is Wish.SAVE:
+                self._wait()
             self._save(state)
-        return None
+        self.halted = wish is Wish.STOP
+        return Status.HALT_LOOP if self.halted else None
+
+    def _meets(self, step: int) -> bool:
+        """Whether all trainers come here after `step`; one that is alone does so always."""
+        return self._together.meets(step) or self._is_due_by_steps(step)
+
+    def _is_anything_wished(self, step: int, now: float) -> bool:
+        return not self._together.alone or self._wish(step, now) is not Wish.GO_ON
+
+    def _wish(self, step: int, now: float) -> Wish:
+        if self._reports.stopping:
+            return Wish.STOP
+        return Wish.SAVE if self._is_checkpoint_due(step, now) else Wish.GO_ON
+
+    def _is_progress_due(self, now: float) -> bool:
+        return self._together.leads and now - self._told_at >= PROGRESS_EVERY_S
 
     def _is_checkpoint_due(self, step: int, now: float) -> bool:
         return self._is_due_by_steps(step) or (
@@ -262,15 +291,19 @@ class Watch:
         return every_s is not None and now - self._saved_at >= every_s
 
     def _wait(self) -> None:
-        while self._reports.acknowledged < self._awaited and not self._reports.stopping:
+        while self._together.leads and self._reports.acknowledged < self._awaited and not self._reports.stopping:
             time.sleep(_POLL_S)
 
     def _save(self, state: LoopState) -> None:
         step = state.total_iterations
-        path = self._work / "checkpoints" / str(step)
-        checkpoint.save(path, state)
-        fault_point("checkpoint_written")
+        content = checkpoint.fetch(state)
         self._saved_step, self._saved_at = step, time.monotonic()
+        if not self._together.leads:
+            return
+        path = self._work / "checkpoints" / str(step)
+        checkpoint.write(path, content)
+        fault_point("checkpoint_written")
+        self._saved_at = time.monotonic()
         self._awaited = step
         self._reports.send("checkpoint", step=step, path=str(path))
 
@@ -317,7 +350,7 @@ def make_loop(spec: JobSpec, model: engine.Model, *, class_numbers: bool) -> Loo
         spec.stepping,
         seed=spec.seed,
         loss_scale=scale,
-        devices=spec.devices,
+        devices=shared_devices(spec),
         shard_params=spec.shard_params,
         steps_per_execution=1,  # a job that is to stop does so after its step
     )
@@ -376,7 +409,7 @@ def fit_data(
         target = np.asarray(target, np.int32)
     else:
         target = _fitted(target, output, f"target {spec.target!r}")
-    shared = (spec.devices or 1) > 1  # every batch is split evenly
+    shared = spec.hosts * (spec.devices or 1) > 1  # every batch is split evenly
     data = ArrayData(arrays, target, batch_size=spec.batch_size, shuffle=shuffle, seed=spec.seed, pad_remainder=shared)
     return data, class_numbers
 

@@ -49,6 +49,7 @@ def test_everything_round_trips():
         keep={"metric": "validation_accuracy"},
         accumulate_steps=4,
         devices=2,
+        hosts=2,
         shard_params=True,
         on_success={"alias": "prod", "if_better": "validation_accuracy"},
     )
@@ -144,6 +145,10 @@ def test_bad_start_is_reported_at_its_path(path, start):
         ("accumulate_steps", {"accumulate_steps": 2.0}),
         ("devices", {"devices": 0}),
         ("batch_size", {"devices": 3}),
+        ("hosts", {"hosts": 0, "devices": 1}),
+        ("hosts", {"hosts": 257, "devices": 1}),
+        ("devices", {"hosts": 2}),
+        ("batch_size", {"hosts": 3, "devices": 2, "batch_size": 8}),
         ("shard_params", {"shard_params": True}),
         ("shard_params", {"shard_params": 1, "devices": 2}),
         ("on_success.if_better", {"on_success": {"if_better": "loss"}}),
@@ -154,6 +159,14 @@ def test_bad_start_is_reported_at_its_path(path, start):
 def test_bad_value_is_reported_at_its_path(path, changes):
     """Of single fields and of fields that do not go together, each once."""
     assert list(problems(minimal(**changes))) == [path]
+
+
+def test_job_on_several_hosts_is_queued_apart():
+    """Under a tag that no client can name, and that workers of as many hosts claim; one host has the tag itself."""
+    assert parse_spec(minimal(tag="gpu")).queue_tag == "gpu"
+    spec = parse_spec(minimal(tag="gpu", hosts=2, devices=2))
+    assert spec.queue_tag == "gpu@2"
+    assert list(problems(minimal(tag=spec.queue_tag))) == ["tag"]
 
 
 def test_neither_graph_nor_start_is_missed():
