@@ -77,4 +77,4 @@ constraints:  ## pin every dependency again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .venv-conformance build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-conformance .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
