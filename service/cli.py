@@ -89,7 +89,7 @@ def worker(
     """Run a worker; the job queue's URL is in AXON_REDIS_URL."""
     _die_with(parent)
     options: dict[str, Any] = {"data_dir": data_dir, "worker_tags": tag, "worker_slots": slots, "worker_device": device}
-    options |= {"worker_hosts": hosts, "worker_host": number, "worker_leader": leader}
+    options |= {"worker_hosts": hosts, "worker_number": number, "worker_leader": leader}
     settings = _settings(warn=parent is None, **options)
     from service import bootstrap
 

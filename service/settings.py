@@ -170,10 +170,10 @@ class Settings(BaseSettings):
     worker_hosts: int = Field(default=1, ge=1, le=MAX_HOSTS)
     """Hosts that train one job together; one worker runs on each. `axon worker --hosts` replaces it."""
 
-    worker_host: int = Field(default=0, ge=0)
+    worker_number: int = Field(default=0, ge=0)
     """Number of this host among them; 0 leads and takes the jobs. `axon worker --number` replaces it."""
 
-    worker_leader: str = ""
+    worker_leader: str | None = None
     """Where host 0 listens for the others, as `host:port`; there are no keys, so let only them reach it.
     `axon worker --leader` replaces it."""
 

@@ -28,7 +28,7 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
     from service.worker.supervisor import Supervisor
 
     _check_hosts(settings)
-    if settings.worker_host > 0:
+    if settings.worker_number > 0:
         await _take_part(settings, stop)
         return
     devices = Devices(settings.worker_device, settings.worker_slots, os.environ)
@@ -68,9 +68,9 @@ async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
     clock = SystemClock()
     models, datasets = FileModelStore(settings.data_dir, clock), FileDatasetStore(settings.data_dir)
     member = Member(
-        number=settings.worker_host,
+        number=settings.worker_number,
         hosts=settings.worker_hosts,
-        leader=settings.worker_leader,
+        leader=settings.worker_leader or "",
         version=version("axon-server"),
         store=models,
         datasets=datasets,
@@ -90,14 +90,14 @@ async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
 def _crew(settings: Settings) -> Crew | None:
     if settings.worker_hosts == 1:
         return None
-    return Crew(settings.worker_hosts, settings.worker_leader, version("axon-server"))
+    return Crew(settings.worker_hosts, settings.worker_leader or "", version("axon-server"))
 
 
 def _check_hosts(settings: Settings) -> None:
-    if settings.worker_host >= settings.worker_hosts:
+    if settings.worker_number >= settings.worker_hosts:
         expected = f"a number of 0 to {settings.worker_hosts - 1}"
-        raise InvalidRequest(f"worker host: expected {expected}, got {settings.worker_host}")
+        raise InvalidRequest(f"worker number: expected {expected}, got {settings.worker_number}")
     if settings.worker_hosts > 1:
-        host_and_port(settings.worker_leader)
+        host_and_port(settings.worker_leader or "")
         if settings.worker_slots != 1:
             raise InvalidRequest(f"worker slots: expected 1 with several hosts, got {settings.worker_slots}")

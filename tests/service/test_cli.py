@@ -223,6 +223,7 @@ BAD = {
     "unknown command": (("fly",), 2, "fly"),
     "no queue": (("worker",), 1, "expected its URL in AXON_REDIS_URL"),
     "wrong device": (("worker", "--device", "gpu"), 1, "expected auto, cpu or cuda:0,1"),
+    "no leader": (("worker", "--hosts", "2"), 1, "worker leader: expected host:port"),
     "wrong slots": (("worker", "--slots", "0"), 2, "setting worker_slots"),
     "wrong setting": (("up", "--http-port", "70000"), 2, "setting http_port"),
 }

@@ -50,6 +50,7 @@ def test_everything_round_trips():
         accumulate_steps=4,
         devices=2,
         hosts=2,
+        batch_size=8,
         shard_params=True,
         on_success={"alias": "prod", "if_better": "validation_accuracy"},
     )
@@ -164,7 +165,7 @@ def test_bad_value_is_reported_at_its_path(path, changes):
 def test_job_on_several_hosts_is_queued_apart():
     """Under a tag that no client can name, and that workers of as many hosts claim; one host has the tag itself."""
     assert parse_spec(minimal(tag="gpu")).queue_tag == "gpu"
-    spec = parse_spec(minimal(tag="gpu", hosts=2, devices=2))
+    spec = parse_spec(minimal(tag="gpu", hosts=2, devices=2, batch_size=8))
     assert spec.queue_tag == "gpu@2"
     assert list(problems(minimal(tag=spec.queue_tag))) == ["tag"]
 
