@@ -21,7 +21,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Mapping
-from contextvars import Token
+from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from structlog.contextvars import bind_contextvars, bound_contextvars, reset_contextvars
@@ -59,8 +59,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_observer", "_tokens", "bytes_in", "bytes_out", "context", "ended", "error", "method", "model", "parent",
-        "pending", "received", "request_id", "route", "status", "version", "wire",
+        "_observer", "_outer", "_tokens", "bytes_in", "bytes_out", "context", "ended", "error", "method", "model",
+        "parent", "pending", "received", "request_id", "route", "status", "version", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +77,7 @@ class Exchange:
     ) -> None:
         self._observer = observer
         self._tokens: Mapping[str, Token[Any]] | None = None
+        self._outer: Token[Exchange | None] | None = None
         self.wire = wire
         self.method = method
         self.route = route
@@ -93,7 +94,8 @@ class Exchange:
         self.ended = 0.0
 
     def __enter__(self) -> Exchange:
-        """Let lines logged from here on carry the request's id and its trace's."""
+        """Let lines logged from here on carry the request's id and its trace's, and be the `current` one."""
+        self._outer = _current.set(self)
         if self.context is None:
             self._tokens = bind_contextvars(request_id=self.request_id)
         else:
@@ -101,10 +103,11 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the log's context as it was."""
-        if self._tokens is not None:
+        """Leave the context as it was."""
+        if self._tokens is not None and self._outer is not None:
             reset_contextvars(**self._tokens)
-            self._tokens = None
+            _current.reset(self._outer)
+            self._tokens = self._outer = None
 
     def asked(self, model: str, version: str | None = None, request_id: str = "") -> None:
         """What the request's body or path says; an id in the body goes before one in the headers."""
@@ -133,6 +136,14 @@ class Exchange:
         if error is not None:
             self.error = type(error).__name__
         self._observer.take(self)
+
+
+_current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+def current() -> Exchange | None:
+    """The observed request that is being handled; None where there is none, or nobody observes."""
+    return _current.get()
 
 
 @final

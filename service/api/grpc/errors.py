@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,6 +17,9 @@ from service.core.errors import InvalidRequest
 
 Context = Any
 """`grpc.aio.ServicerContext`, whose types are not published."""
+
+Unary = Callable[[Any, Context], Awaitable[Any]]
+Streaming = Callable[[Any, Context], AsyncIterator[Any]]
 
 _S = TypeVar("_S")
 
@@ -64,8 +67,18 @@ class TolerantServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, made),))
 
 
-def guarded(servicer: _S) -> _S:
-    """`servicer`, whose methods turn what they raise into a status.
+class Observed(Protocol):
+    """Makes methods that are guarded, and told of besides."""
+
+    def unary(self, name: str, method: Unary) -> Unary:
+        """The method `name` of one answer."""
+
+    def streaming(self, name: str, method: Streaming) -> Streaming:
+        """The method `name` of many."""
+
+
+def guarded(servicer: _S, observed: Observed | None = None) -> _S:
+    """`servicer`, whose methods turn what they raise into a status; with `observed` its calls are told of.
 
     Wraps its unary (coroutine functions) and streaming methods (asynchronous generators) once, in place, which is
     cheaper for every call than an interceptor.
@@ -74,9 +87,9 @@ def guarded(servicer: _S) -> _S:
         if name.startswith("_"):
             continue
         if inspect.iscoroutinefunction(method):
-            setattr(servicer, name, _unary(method))
+            setattr(servicer, name, _unary(method) if observed is None else observed.unary(name, method))
         elif inspect.isasyncgenfunction(method):
-            setattr(servicer, name, _streaming(method))
+            setattr(servicer, name, _streaming(method) if observed is None else observed.streaming(name, method))
     return servicer
 
 
@@ -85,43 +98,49 @@ def details(failure: Failure) -> str:
     return failure.message[:MAX_DETAILS]
 
 
-def _unary(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+def _unary(method: Unary) -> Unary:
     @functools.wraps(method)
     async def call(request: Any, context: Context) -> Any:
         try:
-            return await method(_read(request), context)
+            return await method(read(request), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(error, context)
+            await abort(failure_of_call(error), context)
 
     return call
 
 
-def _streaming(method: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+def _streaming(method: Streaming) -> Streaming:
     @functools.wraps(method)
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for response in method(_read(request), context):
+            async for response in method(read(request), context):
                 yield response
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _abort(error, context)
+            await abort(failure_of_call(error), context)
 
     return call
 
 
-def _read(request: Any) -> Any:
+def read(request: Any) -> Any:
+    """The message; raises `InvalidRequest` for what stands for one that could not be read."""
     if type(request) is _Unreadable:
         raise InvalidRequest(f"message: {request.reason}")
     return request
 
 
-async def _abort(error: Exception, context: Context) -> None:
+def failure_of_call(error: Exception) -> Failure:
+    """What to tell the caller of what a method raised."""
     if isinstance(error, DecodeError):  # a message of a stream
         error = InvalidRequest(f"message: {error}")
-    failure = failure_of(error)
+    return failure_of(error)
+
+
+async def abort(failure: Failure, context: Context) -> None:
+    """End the call with a failure's status; raises `AbortError`."""
     trailing: tuple[tuple[str, str], ...] = ()
     if failure.retry_after_s is not None:
         trailing = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)

@@ -13,9 +13,11 @@ from service.api.grpc import convert
 from service.api.grpc.errors import Context, details
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc as pb_grpc
+from service.api.grpc.observing import CANCELLED, OK, begin
+from service.api.observation import Exchange, Observer, current
 from service.api.operation import no_log_changes, no_shared_memory, no_tracing
 from service.api.repository import ModelRepository
-from service.api.status import failure_of
+from service.api.status import failure_of, status_of
 from service.core.inference import InferenceService
 
 SERVICE_NAME = "inference.GRPCInferenceService"
@@ -28,11 +30,14 @@ _Answer = asyncio.Task[pb.ModelInferResponse]
 
 @final
 class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
-    """Serves `inference` and `repository`; errors become statuses by `guarded`."""
+    """Serves `inference` and `repository`; errors become statuses by `guarded`. `observer` is told of predictions."""
 
-    def __init__(self, inference: InferenceService, repository: ModelRepository) -> None:
+    def __init__(
+        self, inference: InferenceService, repository: ModelRepository, observer: Observer | None = None
+    ) -> None:
         self._inference = inference
         self._repository = repository
+        self._observer = observer
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         """Whether the process answers."""
@@ -69,7 +74,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """One request, one answer, before the call's deadline."""
-        return await self._infer(request, context.time_remaining())
+        return await self._infer(request, context.time_remaining(), None if self._observer is None else current())
 
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
@@ -90,7 +95,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             nonlocal broken
             try:
                 async for request in request_iterator:
-                    task = asyncio.create_task(self._infer(request, context.time_remaining()))
+                    task = asyncio.create_task(self._of_stream(request, context))
                     started.add(task)
                     await waiting.put((request.id, task))
             except Exception as error:
@@ -179,14 +184,39 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
             raise no_log_changes()
         return convert.log_settings_to_proto()
 
-    async def _infer(self, message: pb.ModelInferRequest, remaining_s: float | None) -> pb.ModelInferResponse:
+    async def _of_stream(self, message: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        """One request of a stream, observed like a call of its own: streams last for hours."""
+        if self._observer is None:
+            return await self._infer(message, context.time_remaining(), None)
+        exchange = begin(self._observer, SERVICE_NAME, "ModelStreamInfer", context, message.ByteSize())
+        try:
+            with exchange:
+                response = await self._infer(message, context.time_remaining(), exchange)
+        except asyncio.CancelledError:
+            exchange.end(CANCELLED)
+            raise
+        except Exception as error:
+            exchange.end(status_of(error).grpc.value[0], error=error)
+            raise
+        exchange.end(OK, bytes_out=response.ByteSize())
+        return response
+
+    async def _infer(
+        self, message: pb.ModelInferRequest, remaining_s: float | None, exchange: Exchange | None
+    ) -> pb.ModelInferResponse:
         request, wanted = convert.request_from_proto(message)
+        if exchange is not None:
+            exchange.asked(request.model, request.version, request.id)
+            request.started = exchange.started
         if wanted.timeout_us is not None:
             timeout_s = wanted.timeout_us * 1e-6
             remaining_s = timeout_s if remaining_s is None else min(timeout_s, remaining_s)
         if remaining_s is not None:
             request.deadline = self._inference.deadline(remaining_s)
-        return convert.result_to_proto(await self._inference.infer(request))
+        result = await self._inference.infer(request)
+        if exchange is not None:
+            exchange.version = str(result.version)
+        return convert.result_to_proto(result)
 
 
 async def _streamed(request_id: str, answer: _Answer, *, strict: bool) -> pb.ModelStreamInferResponse:

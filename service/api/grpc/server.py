@@ -16,6 +16,8 @@ from service.api.grpc.errors import Context, TolerantServer, guarded, tolerant
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc
 from service.api.grpc.inference import SERVICE_NAME, InferenceServicer
+from service.api.grpc.observing import ObservedCalls
+from service.api.observation import Observer
 from service.api.repository import ModelRepository
 from service.core.errors import NotFound
 from service.core.inference import InferenceService
@@ -23,6 +25,9 @@ from service.core.inference import InferenceService
 SECOND_REPOSITORY = "inference.model_repository.ModelRepositoryService"
 
 _HEALTH_POLL_S = 1.0
+
+_APART = frozenset({"ModelStreamInfer"})
+"""Whose every message is observed, not the call."""
 
 _BOUNDS = (
     # Beyond 1000 calls that wait to be taken up, gRPC cancels any of them at random: one client that opens and resets
@@ -53,11 +58,13 @@ def build_server(
     *,
     extra_servicers: Sequence[Servicer] = (),
     max_message_bytes: int,
+    observer: Observer | None = None,
 ) -> grpc.aio.Server:
     """A server without a port, to be built and started on the event loop of `inference`.
 
     Serves `inference.GRPCInferenceService`, `extra_servicers` (whose methods may raise the core's errors),
     `grpc.health.v1.Health` and reflection. Messages over `max_message_bytes` are refused with RESOURCE_EXHAUSTED.
+    `observer` is told of all calls but those of health and reflection.
     """
     server = grpc.aio.server(
         options=(
@@ -67,7 +74,7 @@ def build_server(
             *_BOUNDS,
         )
     )
-    protocol = InferenceServicer(inference, repository)
+    protocol = InferenceServicer(inference, repository, observer)
     servicers = [
         Servicer(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, protocol, SERVICE_NAME),
         *extra_servicers,
@@ -76,7 +83,10 @@ def build_server(
     health = HealthServicer(inference, frozenset(("", *names)), poll_s=_HEALTH_POLL_S)
     servicers.append(Servicer(health_pb2_grpc.add_HealthServicer_to_server, health, HEALTH_NAME))
     for each in servicers:
-        each.add(guarded(each.servicer), TolerantServer(server))
+        observed = None
+        if observer is not None and each.servicer is not health:
+            observed = ObservedCalls(observer, each.name, _APART)
+        each.add(guarded(each.servicer, observed), TolerantServer(server))
     _add_second_repository(server, protocol)
     reflection.enable_server_reflection((*names, HEALTH_NAME, reflection.SERVICE_NAME), server)
     return server
