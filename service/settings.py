@@ -124,6 +124,12 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(default=_SERVING.max_queue_bytes, ge=1)
     """Bytes of inputs that may wait for one version; more get 429."""
 
+    max_queue_wait_us: int = Field(default=_SERVING.max_queue_wait_us, ge=0)
+    """How long a prediction may be expected to wait in the queue of its version, in microseconds; more get 429."""
+
+    overload_wait_us: int = Field(default=_SERVING.overload_wait_us, ge=0)
+    """The same while a version is overloaded, that is until a second has passed without a 429, in microseconds."""
+
     default_timeout_us: int = Field(default=_SERVING.default_timeout_us, ge=1)
     """How long a prediction may take when the request does not say, in microseconds."""
 
@@ -208,6 +214,8 @@ class Settings(BaseSettings):
             max_queue_delay_us=self.max_queue_delay_us,
             max_queue_requests=self.max_queue_requests,
             max_queue_bytes=self.max_queue_bytes,
+            max_queue_wait_us=self.max_queue_wait_us,
+            overload_wait_us=self.overload_wait_us,
             default_timeout_us=self.default_timeout_us,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,16 @@ class Failure:
     retry_after_s: float | None = None
     request_id: str | None = None
     offset: int | None = None
+
+    @property
+    def retry_after_seconds(self) -> int:
+        """When a retry is useful in whole seconds, 1 at least: as HTTP wants it."""
+        return max(1, math.ceil(self.retry_after_s or 0.0))
+
+    @property
+    def retry_after_ms(self) -> int:
+        """The same in whole milliseconds, 1 at least."""
+        return max(1, math.ceil((self.retry_after_s or 0.0) * 1000))
 
 
 _STORAGE_RETRY_S = 10.0

@@ -92,7 +92,8 @@ class Batcher:
         self._ended = threading.Event()
         # Below: shared with the threads, under the lock.
         self._lock = threading.Lock()
-        self._queue = RequestQueue(config, self._limit, clock, label)
+        workers = config.instances * loaded.partitions
+        self._queue = RequestQueue(config, self._limit, clock, label, instances=workers)
         self._closing = False
         # Asleep: those that wait for any request, and the one that looks when the next batch is due. One is called at
         # a time, when so many rows of one key wait.
@@ -102,7 +103,7 @@ class Batcher:
         self._wanted_rows: float = math.inf
         self._instances = [
             _Instance(number % loaded.partitions, BatchBuffers(spec, self._open_sizes) if self._limit else None)
-            for number in range(config.instances * loaded.partitions)
+            for number in range(workers)
         ]
         self._alive = len(self._instances)
         self._threads = [
@@ -139,11 +140,26 @@ class Batcher:
         return 0.0 if since == math.inf else max(self._clock.monotonic() - since, 0.0)
 
     @property
+    def rows_per_s(self) -> float:
+        """What full batches get through, as measured; 0 before the first."""
+        return self._queue.rows_per_s
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether somebody was refused lately because of how long it would have waited."""
+        return self._queue.overloaded(self._clock.monotonic())
+
+    @property
     def buffer_bytes(self) -> int:
         """Host memory that batches are assembled in."""
         return sum([instance.buffers.size_bytes for instance in self._instances if instance.buffers is not None])
 
     # On the event loop
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` when a request of one row and no priority would be refused now, before it is decoded."""
+        if self._queue.requests:  # read without the lock: at worst one request is decoded for nothing
+            self._queue.check_room(1, self._default_level, self._clock.monotonic())
 
     def submit(
         self,
@@ -356,7 +372,11 @@ class Batcher:
     def _execute(self, instance: _Instance, requests: Sequence[Pending]) -> None:
         """Run a batch; when it fails, run its requests one by one, so that a poisoned one fails alone."""
         try:
-            self._post(self._deliver, self._compute(instance, requests))
+            done = self._compute(instance, requests)
+            if done.rows + done.padding >= self._limit:
+                with self._lock:
+                    self._queue.computed(done.times.split - done.times.taken)
+            self._post(self._deliver, done)
         except Exception as error:
             if len(requests) == 1:
                 self._post(self._fail, requests[0], self._failure(error), "execution")

@@ -1,4 +1,4 @@
-"""The requests of one model that wait: bounded, ordered by priority and arrival, apart by batch key."""
+"""The requests of one model that wait: bounded in number, bytes and time, ordered by priority and arrival, by key."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ Tensors = dict[str, np.ndarray]
 
 PRIORITY_LEVELS = 3
 """Queues served in turn: priority 1 first, then 2, then everything above."""
+
+CALM_S = 1.0
+"""A version is overloaded until it has refused nobody for so long."""
+
+_NEWEST = 1 / 8
+"""Weight of the newest full batch in the measured time of one."""
+
+_UNKNOWN_RETRY_S = 1.0
 
 
 @final
@@ -87,42 +95,107 @@ class Lane:
 
 @final
 class RequestQueue:
-    """What waits, bounded by `max_queue_requests` and `max_queue_bytes`; its owner's lock guards every method.
+    """What waits, bounded by `max_queue_requests`, `max_queue_bytes` and in time; its owner's lock guards every method.
 
-    `limit` is the number of rows in a full batch, 0 when every request is a batch of its own. `requests` and
-    `size_bytes` are those waiting now.
+    `limit` is the number of rows in a full batch, 0 when every request is a batch of its own; `instances` of them are
+    computed at the same time. `requests`, `rows` and `size_bytes` are those waiting now.
+
+    The bound in time. Once a full batch has been measured (`computed`), a request of priority p is expected to wait
+
+        wait_s = rows that wait with priority p or a more urgent one / (limit * instances) * time of a full batch
+
+    and is refused when that is more than `max_queue_wait_us`, or ends after its deadline. From the first refusal the
+    version is overloaded, and the bound is `overload_wait_us`, until it has refused nobody for `CALM_S`: a queue is for
+    bursts, and under a load that stays above what can be computed it only adds its length to every answer (CoDel, RFC
+    8289, tells the two apart by how long the queue stands). One batch per instance may always wait, so that none idles,
+    and two while the version is not overloaded, however long a batch takes.
     """
 
-    def __init__(self, config: ServingConfig, limit: int, clock: Clock, label: str) -> None:
+    def __init__(self, config: ServingConfig, limit: int, clock: Clock, label: str, *, instances: int = 1) -> None:
         self._max_requests = config.max_queue_requests
         self._max_bytes = config.max_queue_bytes
+        self._max_wait_s = config.max_queue_wait_us * 1e-6
+        self._overload_wait_s = min(config.overload_wait_us * 1e-6, self._max_wait_s)
         self._limit = limit
         self._clock = clock
         self._label = label
+        self._at_once = max(limit, 1) * instances
+        self._batch_s = self._row_s = 0.0
+        self._overloaded_until = -math.inf
         self._lanes: dict[Sizes, Lane] = {}
+        self._rows = [0] * PRIORITY_LEVELS
         self.requests = self.size_bytes = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows waiting."""
+        return sum(self._rows)
+
+    @property
+    def rows_per_s(self) -> float:
+        """What full batches get through, as measured; 0 before the first."""
+        return 1 / self._row_s if self._row_s else 0.0
+
+    def computed(self, seconds: float) -> None:
+        """Note how long a batch that was computed as a full one took, from when it was taken on."""
+        self._batch_s += (seconds - self._batch_s) * (_NEWEST if self._batch_s else 1.0)
+        self._row_s = self._batch_s / self._at_once
+
+    def overloaded(self, now: float) -> bool:
+        """Whether somebody was refused for the time it would have waited, within `CALM_S`."""
+        return now < self._overloaded_until
+
+    def check_room(self, rows: int, level: int, now: float, deadline: float = math.inf) -> None:
+        """Raise `Overloaded` when a request of so many rows is not to be let in, whatever its size in bytes."""
+        if self.requests >= self._max_requests:
+            self._overloaded_until = now + CALM_S
+            raise self._full()
+        row_s = self._row_s
+        if not row_s or not self.requests:
+            return
+        ahead = sum(self._rows[: level + 1])
+        wait_s = ahead * row_s
+        overloaded = now < self._overloaded_until
+        most_s = self._overload_wait_s if overloaded else self._max_wait_s
+        if wait_s > most_s and ahead + rows > (self._at_once if overloaded else 2 * self._at_once):
+            self._overloaded_until = now + CALM_S
+            raise Overloaded(
+                f"{self._label}: expected at most {most_s:.3g} s of waiting, {ahead} rows ahead take {wait_s:.3g} s",
+                retry_after_s=wait_s,
+            )
+        if now + wait_s > deadline:
+            raise Overloaded(
+                f"{self._label}: {ahead} rows ahead take {wait_s:.3g} s, the request's time is over before",
+                retry_after_s=wait_s,
+            )
 
     def add(self, pending: Pending) -> int:
         """Put a request behind those of its key and priority; returns the rows that wait with its key.
 
-        Raises `Overloaded` when the queue is full, `TooLarge` when the request could never fit.
+        Raises `Overloaded` when there is no room, `TooLarge` when the request could never fit.
         """
         size = pending.size_bytes
         if size > self._max_bytes:
             raise TooLarge(f"{self._label}: expected at most {self._max_bytes} bytes of inputs, got {size}")
-        if self.requests >= self._max_requests or self.size_bytes + size > self._max_bytes:
-            raise Overloaded(
-                f"{self._label}: the queue is full: {self.requests} requests (at most {self._max_requests}) "
-                f"of {self.size_bytes} bytes (at most {self._max_bytes}) are waiting"
-            )
+        self.check_room(pending.rows, pending.level, pending.arrived, pending.deadline)
+        if self.size_bytes + size > self._max_bytes:
+            raise self._full()
         lane = self._lanes.get(pending.key)
         if lane is None:
             lane = self._lanes[pending.key] = Lane(pending.key)
         lane.levels[pending.level][pending] = None
         lane.rows += pending.rows
+        self._rows[pending.level] += pending.rows
         self.requests += 1
         self.size_bytes += size
         return lane.rows
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"{self._label}: the queue is full: {self.requests} requests (at most {self._max_requests}) "
+            f"of {self.size_bytes} bytes (at most {self._max_bytes}) are waiting",
+            retry_after_s=self.rows * self._row_s if self._row_s else _UNKNOWN_RETRY_S,
+        )
 
     def remove(self, pending: Pending) -> bool:
         """Take a request out; False when it is no longer there."""
@@ -193,9 +266,14 @@ class RequestQueue:
         return taken, overdue
 
     def _forget(self, lane: Lane, requests: Sequence[Pending]) -> None:
-        lane.rows -= sum([pending.rows for pending in requests])
+        rows = size_bytes = 0
+        for pending in requests:
+            rows += pending.rows
+            size_bytes += pending.size_bytes
+            self._rows[pending.level] -= pending.rows
+        lane.rows -= rows
         self.requests -= len(requests)
-        self.size_bytes -= sum([pending.size_bytes for pending in requests])
+        self.size_bytes -= size_bytes
 
     def _drop_empty(self, lane: Lane) -> None:
         # The last one stays: a model without open sizes has no other.

@@ -100,6 +100,27 @@ class ServedModel:
         """Whether a request needs nothing around the model, so that `start` can answer it; else use `infer`."""
         return self._processor is None
 
+    @property
+    def rows_per_s(self) -> float:
+        """What full batches get through, as measured; 0 before the first."""
+        return self._batcher.rows_per_s
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether somebody was refused lately because of how long it would have waited."""
+        return self._batcher.overloaded
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` when a request of one row and no priority would be refused now; counts the refusal.
+
+        For wires: what is refused need not be decoded. A request that names a priority goes to `start` in any case.
+        """
+        try:
+            self._batcher.check_room()
+        except ServiceError as error:
+            self._refused(error)
+            raise
+
     def start(
         self,
         caller: Caller,

@@ -89,12 +89,17 @@ def open_size(value: Mapping[str, Json]) -> OpenSize:
 
 
 def most_of(settings: ServingConfig) -> dict[str, int]:
-    """The largest value of each field that is a number: the setting, for a delay what a request may take at all."""
+    """The largest value of each field that is a number: the setting, for a delay what a request may take at all.
+
+    While overloaded a version may let requests wait as long as otherwise.
+    """
     return {
         "max_batch_size": settings.max_batch_size,
         "max_queue_delay_us": max(settings.max_queue_delay_us, settings.default_timeout_us),
         "max_queue_requests": settings.max_queue_requests,
         "max_queue_bytes": settings.max_queue_bytes,
+        "max_queue_wait_us": settings.max_queue_wait_us,
+        "overload_wait_us": max(settings.overload_wait_us, settings.max_queue_wait_us),
         "default_timeout_us": settings.default_timeout_us,
     }
 
@@ -242,6 +247,8 @@ _FIELDS: Mapping[str, Check] = {
     "max_queue_delay_us": _whole(0),
     "max_queue_requests": _whole(1),
     "max_queue_bytes": _whole(1),
+    "max_queue_wait_us": _whole(0),
+    "overload_wait_us": _whole(0),
     "default_timeout_us": _whole(1),
     "expose_intermediate": _exposed,
     "batch_buckets": _sizes,

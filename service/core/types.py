@@ -76,12 +76,15 @@ class ServingConfig:
     `batch_buckets` are the batch sizes to compile, the largest of them `max_batch_size` (empty: powers of two up to
     it); `open_sizes` those besides the batch. `instances` batches are computed at the same time on each device.
     `precision` is a policy by name in place of the model's own; `default_priority` is what priority 0 means.
+    `max_queue_wait_us` and, while overloaded, `overload_wait_us` bound how long a request is expected to wait.
     """
 
     max_batch_size: int = 64
     max_queue_delay_us: int = 0
     max_queue_requests: int = 4096
     max_queue_bytes: int = 256 * 2**20
+    max_queue_wait_us: int = 100_000
+    overload_wait_us: int = 2_000
     default_timeout_us: int = 30_000_000
     expose_intermediate: bool | tuple[str, ...] = False
     batch_buckets: tuple[int, ...] = ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, final
@@ -143,5 +142,8 @@ async def abort(failure: Failure, context: Context) -> None:
     """End the call with a failure's status; raises `AbortError`."""
     trailing: tuple[tuple[str, str], ...] = ()
     if failure.retry_after_s is not None:
-        trailing = (("retry-after", str(max(1, math.ceil(failure.retry_after_s)))),)
+        trailing = (
+            ("retry-after", str(failure.retry_after_seconds)),
+            ("grpc-retry-pushback-ms", str(failure.retry_after_ms)),  # what gRPC's own retries go by
+        )
     await context.abort(failure.status.grpc, details(failure), trailing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from http import HTTPStatus
 from typing import Any
 
@@ -30,10 +29,14 @@ def error_body(failure: Failure) -> bytes:
 
 
 def error_headers(failure: Failure) -> Headers:
-    """Content-Type, Retry-After in whole seconds where a retry is useful, Upload-Offset where an upload goes on."""
+    """Content-Type, Retry-After where a retry is useful, Upload-Offset where an upload goes on.
+
+    HTTP wants whole seconds; several SDKs also read `retry-after-ms`, and rather.
+    """
     headers = [JSON_TYPE]
     if failure.retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(failure.retry_after_s))))
+        headers.append((b"retry-after", b"%d" % failure.retry_after_seconds))
+        headers.append((b"retry-after-ms", b"%d" % failure.retry_after_ms))
     if failure.offset is not None:
         headers.append((b"upload-offset", b"%d" % failure.offset))
     return headers

@@ -61,6 +61,9 @@ def test_unplanned_error_shows_no_details(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_retry_after_comes_with_the_error() -> None:
-    """Overload tells when to come back."""
-    assert failure_of(errors.Overloaded("full", retry_after_s=2.5)).retry_after_s == 2.5
+    """Overload tells when to come back: never at once."""
+    failure = failure_of(errors.Overloaded("full", retry_after_s=2.5))
+    assert (failure.retry_after_s, failure.retry_after_seconds, failure.retry_after_ms) == (2.5, 3, 2500)
+    failure = failure_of(errors.Overloaded("full", retry_after_s=0.0001))
+    assert (failure.retry_after_seconds, failure.retry_after_ms) == (1, 1)
     assert failure_of(errors.NotFound("gone")).retry_after_s is None

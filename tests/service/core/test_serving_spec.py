@@ -22,7 +22,9 @@ TEXT: dict[str, Any] = {
 
 def test_every_field_can_be_given():
     """What is read is what is served, null and absence meaning the settings'."""
-    numbers = ("max_queue_delay_us", "max_queue_requests", "default_timeout_us")
+    numbers = (
+        "max_queue_delay_us", "max_queue_requests", "max_queue_wait_us", "overload_wait_us", "default_timeout_us"
+    )  # fmt: skip
     given: dict[str, Any] = dict.fromkeys(numbers, 7) | {
         "max_batch_size": 16,
         "max_queue_bytes": None,
@@ -42,6 +44,8 @@ def test_every_field_can_be_given():
         max_batch_size=16,
         max_queue_delay_us=7,
         max_queue_requests=7,
+        max_queue_wait_us=7,
+        overload_wait_us=7,
         default_timeout_us=7,
         expose_intermediate=("a", "b"),
         batch_buckets=(1, 4, 16),
@@ -123,17 +127,25 @@ def test_wrong_values_are_told_at_their_place(value: Any, path: str, expected: s
 
 
 MOST = ServingConfig(
-    max_batch_size=8, max_queue_delay_us=0, max_queue_requests=16, max_queue_bytes=1000, default_timeout_us=500
+    max_batch_size=8,
+    max_queue_delay_us=0,
+    max_queue_requests=16,
+    max_queue_bytes=1000,
+    max_queue_wait_us=300,
+    overload_wait_us=200,
+    default_timeout_us=500,
 )
 
 
 def test_nothing_may_be_above_the_settings() -> None:
-    """One problem per field; a delay may be as long as a request may take."""
+    """One problem per field; a delay may be as long as a request may take, a wait in overload as long as any."""
     at_most = {
         "max_batch_size": 8,
         "max_queue_delay_us": 500,
         "max_queue_requests": 16,
         "max_queue_bytes": 1000,
+        "max_queue_wait_us": 300,
+        "overload_wait_us": 300,
         "default_timeout_us": 500,
     }
     assert above({**at_most, "expose_intermediate": True}, MOST, "serving.json") == []

@@ -114,11 +114,15 @@ async def test_metadata_leaves_the_disputed_number_empty(server: Server) -> None
 
 
 async def test_full_queue_is_not_unavailable(server: Server) -> None:
-    """Clients repeat UNAVAILABLE at once, which would make an overload worse."""
+    """Clients repeat UNAVAILABLE at once, which would make an overload worse; they are told when to."""
     server.served.append(serve(HeldModel(spec()), name="full", max_queue_requests=0))
     server.registry.add(server.served[-1])
-    code, details = await status_of(server.infer(raw(model_name="full")))
-    assert (code, "the queue is full" in details) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await server.infer(raw(model_name="full"))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "the queue is full" in str(refused.value.details())
+    trailing = dict(refused.value.trailing_metadata())
+    assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("1", "1000")
 
 
 async def test_message_that_cannot_be_read(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -120,7 +120,8 @@ async def test_every_error_has_the_protocols_body(
 
 
 async def test_details_and_retry_after_travel_with_the_error(server: Server) -> None:
-    """Each problem as an object; Retry-After in whole seconds; Allow on a wrong method."""
+    """Each problem as an object; Retry-After in whole seconds and in milliseconds; Allow on a wrong method."""
     assert (await server.get("/problems")).json["details"] == [{"path": "nodes[1]", "expected": "a name", "got": "3"}]
-    assert (await server.get("/full")).headers["retry-after"] == "2"
+    full = (await server.get("/full")).headers
+    assert (full["retry-after"], full["retry-after-ms"]) == ("2", "1500")
     assert (await server.get("/v2", "POST")).headers["allow"] == "GET"
