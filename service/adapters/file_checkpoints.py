@@ -46,11 +46,14 @@ class FileCheckpointStore:
 
     def get(self, pointer: Mapping[str, Json]) -> Path:
         """The checkpoint's folder, to be read only; raises `NotFound`."""
-        job_id, attempt, step = str(pointer["path"]).split("/")
-        path = self._job(job_id) / str(int(attempt)) / str(int(step))
+        path = self._path(pointer)
         if not path.is_dir():
-            raise NotFound(f"job {job_id}: there is no checkpoint {pointer['path']}")
+            raise no_checkpoint(pointer)
         return path
+
+    def exists(self, pointer: Mapping[str, Json]) -> bool:
+        """Whether it is there."""
+        return self._path(pointer).is_dir()
 
     def delete_older(self, job_id: str, keep: Mapping[str, Json]) -> None:
         """Remove the job's checkpoints that were written before `keep`, by its attempt or earlier ones."""
@@ -88,11 +91,21 @@ class FileCheckpointStore:
         """Ids of the jobs that have any."""
         return sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
 
+    def _path(self, pointer: Mapping[str, Json]) -> Path:
+        job_id, attempt, step = str(pointer["path"]).split("/")
+        return self._job(job_id) / str(int(attempt)) / str(int(step))
+
     def _expiry(self, job_id: str) -> Path:
         return self._root / f"{check_name(job_id, 'job')}.expires"
 
     def _job(self, job_id: str) -> Path:
         return self._root / check_name(job_id, "job")
+
+
+def no_checkpoint(pointer: Mapping[str, Json]) -> NotFound:
+    """The error for a checkpoint that is not there."""
+    path = str(pointer["path"])
+    return NotFound(f"job {path.split('/')[0]}: there is no checkpoint {path}")
 
 
 def _move_folder(source: Path, target: Path) -> None:

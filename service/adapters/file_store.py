@@ -76,6 +76,14 @@ class FileModelStore:
         """The desired state; raises `NotFound`. Costs one `stat` while nothing changes."""
         return self._document(name).state
 
+    def states(self) -> dict[str, ModelState]:
+        """The desired state of every model by name, sorted."""
+        found: dict[str, ModelState] = {}
+        for name in self.models():
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                found[name] = self.state(name)
+        return found
+
     def change(self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
         """Apply `change` under the model's lock; a version that it newly names must exist.
 
@@ -144,6 +152,10 @@ class FileModelStore:
             self._require()
             raise NotFound(f"model {name!r}: there is no version {version}")
         return self._stored(name, version)
+
+    def bundle(self, stored: StoredVersion) -> Path:
+        """Where it lies."""
+        return stored.path
 
     def delete(self, name: str, version: int | None) -> None:
         """Delete a version, or the whole model with its aliases; the numbers are never given again.
@@ -297,6 +309,10 @@ class FileDatasetStore:
             return _dataset_from_json(json.loads((folder / MANIFEST).read_bytes()), folder)
         except (FileNotFoundError, NotADirectoryError):
             raise _no_dataset(dataset_id) from None
+
+    def columns(self, dataset: Dataset) -> Path:
+        """Where they lie."""
+        return dataset.path
 
     def all(self) -> list[Dataset]:
         """All, oldest first."""

@@ -38,6 +38,8 @@ class FileUploadStore:
         self._uploads.mkdir(parents=True, exist_ok=True)
         self._scratch = Scratch(root / "tmp")
 
+    piece_bytes = 2**20
+
     def close(self) -> None:
         """Remove this process's scratch."""
         self._scratch.close()

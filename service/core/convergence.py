@@ -101,12 +101,11 @@ class Convergence:
     def _changed_states(self) -> dict[str, _Read]:
         """Runs in a thread: the models whose document has a new generation, None for the ones that are gone."""
         seen = {name: entry.desired.generation for name, entry in list(self.entries.items())}
-        names = self._store.models()
-        changed: dict[str, _Read] = dict.fromkeys(seen.keys() - set(names))
-        for name in names:
-            with contextlib.suppress(NotFound):
-                if self._store.state(name).generation != seen.get(name):
-                    changed[name] = self._read(name)
+        states = self._store.states()
+        changed: dict[str, _Read] = dict.fromkeys(seen.keys() - states.keys())
+        for name, state in states.items():
+            if state.generation != seen.get(name):
+                changed[name] = self._read(name)
         return changed
 
     def _read(self, name: str) -> _Read:
@@ -177,7 +176,7 @@ class Convergence:
             config = serving_config(self._defaults, stored.manifest, serving)
             self._check_wanted(entry, number)
             began = self._clock.monotonic()
-            loaded = await in_own_thread(partial(self._engine.load, stored.path, config))
+            loaded = await in_own_thread(lambda: self._engine.load(self._store.bundle(stored), config))
         try:
             served = ServedModel(name, number, loaded, config, self._clock, statistics)
         except BaseException:

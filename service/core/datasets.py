@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from service.core.limits import Limits
 from service.core.names import check_name
 from service.core.ports import Clock, DatasetStore
 from service.core.retry import Backoff
+from service.core.threads import held_by
 from service.core.types import Column, Dataset
 from service.core.uploads import UploadService, check_upload_id, receive
 
@@ -119,8 +121,7 @@ async def holding(store: DatasetStore, dataset_id: str, *, alone: bool = False) 
     """
     backoff = Backoff(_HOLD_PAUSE_S, _HOLD_PAUSE_S)
     for _ in range(_HOLD_TRIES):
-        # Neither waits: in a thread, the lock of a caller that is cancelled meanwhile would be nobody's.
-        release = store.hold(dataset_id, alone=alone)
+        release = await held_by(partial(store.hold, dataset_id, alone=alone), _let_go)
         if release is not None:
             break
         await asyncio.sleep(backoff.delay_s(1))
@@ -130,6 +131,11 @@ async def holding(store: DatasetStore, dataset_id: str, *, alone: bool = False) 
     try:
         yield
     finally:
+        await asyncio.to_thread(release)
+
+
+def _let_go(release: Callable[[], None] | None) -> None:
+    if release is not None:
         release()
 
 

@@ -292,7 +292,7 @@ class JobService:
         """The graph's JSON or the bundle that a job trains, and what the engine says of it."""
         stored = None if spec.start is None else self._starts.version(spec.start)
         if stored is not None:
-            return stored.path, stored_report(stored)
+            return self._starts.bundle(stored), stored_report(stored)
         where = "graph" if spec.start is None else "start.graph"
         graph = json.dumps(spec.graph if spec.start is None else spec.start.graph).encode()
         try:

@@ -171,6 +171,9 @@ class ModelStore(Protocol):
     def state(self, name: str) -> ModelState:
         """The desired state; raises `NotFound`."""
 
+    def states(self) -> dict[str, ModelState]:
+        """The desired state of every model by name, sorted; for whoever asks all the time."""
+
     def change(self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
         """Compare-and-swap: apply `change` until it wins; raises `NotFound` when absent and not `create`."""
 
@@ -188,6 +191,9 @@ class ModelStore(Protocol):
 
     def version(self, name: str, version: int) -> StoredVersion:
         """One version; raises `NotFound`."""
+
+    def bundle(self, stored: StoredVersion) -> Path:
+        """A version's bundle on this machine, to be opened at once and only read; raises `NotFound`."""
 
     def delete(self, name: str, version: int | None) -> None:
         """Delete a version, or the whole model; the numbers are never given again. Raises `NotFound`, `Conflict`."""
@@ -218,6 +224,9 @@ class DatasetStore(Protocol):
     def get(self, dataset_id: str) -> Dataset:
         """One data set; raises `NotFound`."""
 
+    def columns(self, dataset: Dataset) -> Path:
+        """The folder of its columns on this machine, to be opened at once and only read; raises `NotFound`."""
+
     def all(self) -> list[Dataset]:
         """All, oldest first."""
 
@@ -227,7 +236,8 @@ class DatasetStore(Protocol):
     def hold(self, dataset_id: str, *, alone: bool) -> Callable[[], None] | None:
         """Keep it from being deleted, or `alone` from being held by anyone, until the result is called.
 
-        None while another's hold forbids it; does not wait, and a process that dies holds nothing. Raises `NotFound`.
+        None while another's hold forbids it, which is not waited for; a process that dies holds nothing after a while.
+        Blocks, as the result does. Raises `NotFound`.
         """
 
 
@@ -344,7 +354,10 @@ class CheckpointStore(Protocol):
         """Move a complete local checkpoint in, atomically; returns the pointer to commit."""
 
     def get(self, pointer: Mapping[str, Json]) -> Path:
-        """The checkpoint's folder, to be read only; raises `NotFound`."""
+        """The checkpoint's folder on this machine, to be read only; raises `NotFound`."""
+
+    def exists(self, pointer: Mapping[str, Json]) -> bool:
+        """Whether `get` would find it."""
 
     def delete_older(self, job_id: str, keep: Mapping[str, Json]) -> None:
         """Remove the job's checkpoints that were written before `keep`, by its attempt or earlier ones."""

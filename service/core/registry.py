@@ -335,6 +335,10 @@ class Registry:
             await self._here.refresh(name)  # a worker may have published it a moment ago
         return await self._io.call(self._store.version, name, version)
 
+    async def bundle(self, name: str, version: int) -> Path:
+        """A stored version's bundle on this machine, to be opened at once; raises `NotFound`."""
+        return await self._checks.call(self._store.bundle, await self.stored_version(name, version))
+
     async def stored_names(self) -> list[str]:
         """All models that the store has, sorted."""
         return await self._io.call(self._store.models)
@@ -346,12 +350,12 @@ class Registry:
     async def describe(self, name: str, version: int) -> tuple[bytes, str]:
         """A stored version's graph JSON and summary table; raises `NotFound`."""
         stored = await self._io.call(self._store.version, name, version)
-        return await self._checks.call(self._engine.describe, stored.path)
+        return await self._checks.call(lambda: self._engine.describe(self._store.bundle(stored)))
 
     async def picture(self, name: str, version: int, form: GraphForm) -> str:
         """A stored version's graph as a picture; raises `NotFound`."""
         stored = await self._io.call(self._store.version, name, version)
-        return await self._checks.call(self._engine.picture, stored.path, form)
+        return await self._checks.call(lambda: self._engine.picture(self._store.bundle(stored), form))
 
     # Convergence
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
 from service.core.desired import heaviest
@@ -53,6 +54,10 @@ class Starts:
         except NotFound as error:
             _refuse("start", "a version that is stored", str(error))
 
+    def bundle(self, stored: StoredVersion) -> Path:
+        """A version's bundle on this machine. Blocking; raises `NotFound`."""
+        return self._models.bundle(stored)
+
     def _number(self, model: str, version: int | str | None) -> int:
         try:
             state = self._models.state(model)
@@ -74,10 +79,8 @@ class Starts:
     def _checkpoint(self, job: Job) -> Start:
         if job.checkpoint is None:
             _refuse("start.job", "a job that succeeded or has a checkpoint", f"one that {job.state} without")
-        try:
-            self._checkpoints.get(job.checkpoint)
-        except NotFound as error:
-            _refuse("start.job", "a job whose checkpoint is still there", str(error))
+        if not self._checkpoints.exists(job.checkpoint):
+            _refuse("start.job", "a job whose checkpoint is still there", f"one without {job.checkpoint['path']}")
         spec = stored_spec(job.spec)
         before = Start() if spec.start is None else spec.start
         return Start(

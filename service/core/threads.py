@@ -32,6 +32,21 @@ class Threads:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+async def held_by(function: Callable[[], T], let_go: Callable[[T], object]) -> T:
+    """What `function` gives, called in a thread: something held, which a caller that is cancelled lets go of."""
+    taking = asyncio.ensure_future(asyncio.to_thread(function))
+
+    def give_up(taken: asyncio.Future[T]) -> None:
+        if not taken.cancelled() and taken.exception() is None:
+            threading.Thread(target=let_go, args=(taken.result(),), daemon=True).start()
+
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        taking.add_done_callback(give_up)
+        raise
+
+
 async def in_own_thread(function: Callable[[], T]) -> T:
     """The result of `function`, called in a thread of its own, which does not keep the process from ending."""
     loop = asyncio.get_running_loop()

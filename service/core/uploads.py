@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, Protocol
 from service.core.errors import Conflict, InvalidRequest, NotFound, ServiceError, TooLarge, WrongOffset, shown
 from service.core.limits import Limits
 from service.core.ports import Clock
+from service.core.threads import held_by
 
 MAX_UPLOADS: Final = 1000
 """Unfinished uploads at a time, however small."""
@@ -56,7 +57,11 @@ class Taken(NamedTuple):
 
 
 class UploadStore(Protocol):
-    """Unfinished uploads, shared by every process that serves. All but `take` block: call them in a thread."""
+    """Unfinished uploads, shared by every process that serves. Every method blocks: call it in a thread."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """About how much one `append` shall bring."""
 
     def create(self, upload: Upload, *, max_bytes: int, max_uploads: int) -> None:
         """Store an empty one; raises `Overloaded` when there are too many, or all announce more than `max_bytes`."""
@@ -135,7 +140,7 @@ class UploadService:
                 _check_fits(upload, offset + size + len(chunk))
                 pending.append(chunk)
                 size += len(chunk)
-                if size >= _BUFFER:
+                if size >= self._store.piece_bytes:
                     await flush(durable=False)
         except ServiceError:
             if pending:
@@ -159,13 +164,13 @@ class UploadService:
         check_size(upload.length, limit_bytes=limit_bytes, what=what)
         if upload.offset < upload.length:
             raise Conflict(f"upload {upload_id}: expected all of its {upload.length} bytes, got {upload.offset} so far")
-        path, release = self._store.take(upload_id)
+        path, release = await held_by(lambda: self._store.take(upload_id), _let_go)
         try:
             if upload.sha256 is not None and (found := await asyncio.to_thread(_digest, path)) != upload.sha256:
                 raise InvalidRequest(f"upload {upload_id}: expected content with sha256 {upload.sha256}, got {found}")
             yield path
         finally:
-            release()
+            await asyncio.to_thread(release)
         with contextlib.suppress(NotFound):
             await self.delete(upload_id)
 
@@ -179,6 +184,10 @@ class UploadService:
     async def _clean(self) -> None:
         since = self._clock.time() - self._limits.upload_ttl_s
         await asyncio.to_thread(self._store.remove_unwritten, since)
+
+
+def _let_go(taken: Taken) -> None:
+    taken.release()
 
 
 def check_upload_id(upload_id: str) -> str:

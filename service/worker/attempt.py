@@ -19,6 +19,7 @@ from service.core.types import Job, JobState, Json, Lease
 from service.worker.child import TRAINER, Child, ended_by
 from service.worker.crew import Crew, Members
 from service.worker.faults import fault_point
+from service.worker.protocol import TrainerJob
 from service.worker.publish import promote, publish, published
 from service.worker.sweep import choose, discard
 from service.worker.task import Task, trainer_job
@@ -154,7 +155,7 @@ class Attempt:
 
     async def _version(self) -> Mapping[str, Json] | None:
         """The result of a job whose version is published, by an earlier attempt or by this one."""
-        result = await asyncio.to_thread(published, self._place.store, self._job)
+        result = await self._insist(lambda: asyncio.to_thread(published, self._place.store, self._job))
         return await self._conclude(await self._train()) if result is None else result
 
     async def _choose(self) -> Mapping[str, Json] | None:
@@ -165,8 +166,10 @@ class Attempt:
 
     async def _train(self) -> int:
         """Run the trainer to its end; returns its exit status."""
-        task = await self._task()
-        job = await trainer_job(self._place, task, self._folder)
+        prepared = await self._unless_stopped(self._prepared)
+        if prepared is None:
+            return 0
+        task, job = prepared
         limit_s = self._job.spec.get("time_limit_s")
         if limit_s is not None and self._job.ran_s >= limit_s:
             self._stop(Stop.TIME)
@@ -187,7 +190,7 @@ class Attempt:
         await asyncio.gather(*self._commits)
         return code
 
-    async def _task(self) -> Task:
+    async def _prepared(self) -> tuple[Task, TrainerJob]:
         """What is to be done; a checkpoint that is gone means the beginning, which gives the same parameters, later."""
         hosts, here = int(self._job.spec.get("hosts", 1)), 1 if self._place.crew is None else self._place.crew.hosts
         if hosts != here:
@@ -198,8 +201,8 @@ class Attempt:
                 await asyncio.to_thread(self._place.checkpoints.get, task.checkpoint)
             except NotFound as error:
                 self._tell("log", {"line": f"{error}; starting from the beginning"})
-                return replace(task, checkpoint=None)
-        return task
+                task = replace(task, checkpoint=None)
+        return task, await trainer_job(self._place, task, self._folder)
 
     @contextlib.asynccontextmanager
     async def _watching_members(self, child: Child) -> AsyncIterator[None]:
@@ -253,7 +256,7 @@ class Attempt:
                 await asyncio.to_thread(place.checkpoints.delete_older, self._job.id, pointer)
             except StaleLease:
                 self._lose()
-            except OSError as error:  # such as a full disk: training goes on, and tries again when the next one is due
+            except (OSError, NotReady) as error:  # a full disk, a store that is away: tried again when the next is due
                 self._tell("log", {"line": f"the checkpoint of step {step} could not be stored: {error}"})
             await child.acknowledge(step)
 
@@ -394,6 +397,17 @@ class Attempt:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(AWAY.delay_s(failures)):
                         await self._lost.wait()
+
+    async def _unless_stopped(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Repeat a call while a store is away; None once the job is to be stopped."""
+        failures = 0
+        while not self._to_be_stopped():
+            try:
+                return await call()
+            except NotReady:
+                failures += 1
+                await asyncio.sleep(AWAY.delay_s(failures))
+        return None
 
     def _tell(self, kind: str, data: Mapping[str, Json]) -> None:
         """Queue an event for the job; the oldest is dropped when too many wait for a server that is away."""

@@ -30,7 +30,7 @@ def find_start(store: ModelStore, checkpoints: CheckpointStore, spec: Mapping[st
     bundle = checkpoint = None
     try:
         if start.graph is None:
-            bundle = str(store.version(str(start.model), int(str(start.version))).path.absolute())
+            bundle = str(store.bundle(store.version(str(start.model), int(str(start.version)))).absolute())
         if start.checkpoint is not None and not resumes:
             checkpoint = str(checkpoints.get(start.checkpoint).absolute())
     except NotFound as error:

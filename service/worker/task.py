@@ -55,14 +55,16 @@ class Task:
 async def trainer_job(stores: Stores, task: Task, folder: Path) -> TrainerJob:
     """What a trainer needs, which works in `folder`, an absolute path.
 
-    Raises `NotFound` for what has been deleted since the job was submitted, `OSError` when a store fails.
+    Raises `NotFound` for what has been deleted since the job was submitted, `OSError` when a store fails, `NotReady`
+    when it is away.
     """
     spec = task.spec
     dataset = await asyncio.to_thread(stores.datasets.get, str(spec["dataset"]))
     found: dict[str, Any] = {}
     if (chosen := spec.get("validation_dataset")) is not None:
         validation = await asyncio.to_thread(stores.datasets.get, str(chosen))
-        found = {"validation": str(validation.path.absolute()), "validation_sha256": validation.sha256}
+        columns = await asyncio.to_thread(stores.datasets.columns, validation)
+        found = {"validation": str(columns.absolute()), "validation_sha256": validation.sha256}
     checkpoint = None
     if task.checkpoint is not None:
         checkpoint = str((await asyncio.to_thread(stores.checkpoints.get, task.checkpoint)).absolute())
@@ -71,7 +73,7 @@ async def trainer_job(stores: Stores, task: Task, folder: Path) -> TrainerJob:
         job=task.job,
         attempt=task.attempt,
         spec=spec,
-        dataset=str(dataset.path.absolute()),
+        dataset=str((await asyncio.to_thread(stores.datasets.columns, dataset)).absolute()),
         dataset_sha256=dataset.sha256,
         checkpoint=checkpoint,
         work=str(folder),

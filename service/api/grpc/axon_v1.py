@@ -155,9 +155,9 @@ class ModelsServicer(rpc.ModelsServicer):
         """A version's bundle or parameters in pieces."""
         if request.content not in _CONTENTS:
             raise InvalidRequest(f"content: expected 0 (bundle) or 1 (params), got {request.content}")
-        stored = await self._registry.stored_version(request.name, request.version)
+        bundle = await self._registry.bundle(request.name, request.version)
         member = _CONTENTS[request.content]
-        chunks = _file_chunks(stored.path) if member is None else member_chunks(stored.path, member)
+        chunks = _file_chunks(bundle) if member is None else member_chunks(bundle, member)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield pb.Chunk(data=chunk)
 

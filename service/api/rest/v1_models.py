@@ -186,19 +186,19 @@ async def get_summary(name: str, version: str, use: Use) -> str:
 @routes.get("/models/{name}/versions/{version}/params", response_class=StreamingResponse)
 async def get_params(name: str, version: str, use: Use) -> StreamingResponse:
     """The version's parameters as safetensors."""
-    stored = await use.registry.stored_version(name, parse_version(version))
-    size = await asyncio.to_thread(member_size, stored.path, "params.safetensors")
-    chunks = member_chunks(stored.path, "params.safetensors")
-    headers = {"content-length": str(size), **_attachment(f"{name}-{stored.version}.safetensors")}
+    bundle = await use.registry.bundle(name, parse_version(version))
+    size = await asyncio.to_thread(member_size, bundle, "params.safetensors")
+    chunks = member_chunks(bundle, "params.safetensors")
+    headers = {"content-length": str(size), **_attachment(f"{name}-{parse_version(version)}.safetensors")}
     return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
 
 
 @routes.get("/models/{name}/versions/{version}/bundle", response_class=FileResponse)
 async def get_bundle(name: str, version: str, use: Use) -> FileResponse:
     """The version's bundle file."""
-    stored = await use.registry.stored_version(name, parse_version(version))
-    filename = f"{name}-{stored.version}.axon"
-    return FileResponse(stored.path, media_type="application/octet-stream", filename=filename)
+    bundle = await use.registry.bundle(name, parse_version(version))
+    filename = f"{name}-{parse_version(version)}.axon"
+    return FileResponse(bundle, media_type="application/octet-stream", filename=filename)
 
 
 @routes.put("/models/{name}/aliases/{alias}", openapi_extra=described(AliasRequest), response_model_exclude_none=True)
