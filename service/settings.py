@@ -192,6 +192,17 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     """Logs for people, or one JSON object per line."""
 
+    access_log: bool = False
+    """Whether each request is logged when it has its answer; server errors are logged without it."""
+
+    tracing: bool = False
+    """Whether spans of requests and jobs go to an OpenTelemetry collector; needs the extra `otel`. Where it is and all
+    else is said by OpenTelemetry's own variables, such as `OTEL_EXPORTER_OTLP_ENDPOINT`."""
+
+    trace_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Share of the requests that are traced when their callers have not decided; `OTEL_TRACES_SAMPLER` says without
+    it, and all are when nothing does."""
+
     def limits(self) -> Limits:
         """The bounds on what clients may send."""
         return Limits(

@@ -7,10 +7,8 @@ Nothing of a tensor is among them, and what a client wrote is bounded.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, final
-
-from grpc import StatusCode
 
 from service.core.tracing import Attribute, Span, TraceContext
 
@@ -19,7 +17,13 @@ if TYPE_CHECKING:
     from service.core.statistics import BatchTimes
 
 _KEPT_BATCHES = 512
-_GRPC_NAMES: Mapping[int, str] = {code.value[0]: code.name for code in StatusCode}
+_GRPC_NAMES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+"""gRPC's codes from 0 on."""
+
 _GRPC_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Of gRPC's codes those that are an error of the server, as the conventions list them."""
 
@@ -101,7 +105,7 @@ def _http(exchange: Exchange) -> tuple[str, dict[str, Attribute], bool]:
 
 
 def _grpc(exchange: Exchange) -> tuple[str, dict[str, Attribute], bool]:
-    code = _GRPC_NAMES.get(exchange.status, str(exchange.status))
+    code = _GRPC_NAMES[exchange.status]
     attributes: dict[str, Attribute] = {
         "rpc.system.name": "grpc",
         "rpc.method": exchange.route,

@@ -15,6 +15,7 @@ from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.health_checks import checks
 from service.adapters.nvml import Nvml
+from service.bootstrap.observing import build_observer
 from service.core.errors import NotReady
 from service.core.health import HealthMonitor
 from service.core.ports import Clock, Engine, JobQueue
@@ -93,6 +94,7 @@ class Api:
             limits,
             self._stopping,
         )
+        self._observer = build_observer(settings, clock)
         self._metrics: Server | None = None
         self._http = self._build_http()
         self._grpc = self._build_grpc()
@@ -139,7 +141,8 @@ class Api:
             measured,
         )
         app = create_app(self._context, routers, version=version("axon-server"))
-        dispatcher = Dispatcher(app, self._inference, max_body_bytes=settings.max_request_bytes)
+        largest, observer = settings.max_request_bytes, self._observer
+        dispatcher = Dispatcher(app, self._inference, max_body_bytes=largest, observer=observer)
         return self._server(dispatcher)
 
     def _server(self, app: App) -> Server:
@@ -155,7 +158,13 @@ class Api:
         use = self._context
         servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
         largest = self._settings.max_request_bytes
-        return build_server(self._inference, self._repository, extra_servicers=servicers, max_message_bytes=largest)
+        return build_server(
+            self._inference,
+            self._repository,
+            extra_servicers=servicers,
+            max_message_bytes=largest,
+            observer=self._observer,
+        )
 
     async def start(self) -> Endpoints:
         """Listen on both ports and begin to load what shall be loaded; raises `OSError` for a port that is taken."""
@@ -173,6 +182,8 @@ class Api:
                 listener.close()
                 raise
             self._tasks.append(asyncio.create_task(self._metrics.serve(sockets=[measured])))
+        if self._observer is not None:
+            self._observer.start()
         await self._grpc.start()
         self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
         self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
@@ -201,6 +212,8 @@ class Api:
         await self._grpc.stop(self._settings.drain_s)
         ended = await self._end_tasks(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
         closed = await self.registry.close(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
+        if self._observer is not None:
+            await asyncio.to_thread(self._observer.close, _LEAST_CLOSE_S)
         if not ended:  # the data folder hangs, so what lies there is left to the next start
             return False
         self._models.close()
