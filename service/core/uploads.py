@@ -164,13 +164,13 @@ class UploadService:
         check_size(upload.length, limit_bytes=limit_bytes, what=what)
         if upload.offset < upload.length:
             raise Conflict(f"upload {upload_id}: expected all of its {upload.length} bytes, got {upload.offset} so far")
-        path, release = await held_by(lambda: self._store.take(upload_id), _let_go)
+        taken = await held_by(lambda: self._store.take(upload_id), _let_go)
         try:
-            if upload.sha256 is not None and (found := await asyncio.to_thread(_digest, path)) != upload.sha256:
+            if upload.sha256 is not None and (found := await asyncio.to_thread(_digest, taken.path)) != upload.sha256:
                 raise InvalidRequest(f"upload {upload_id}: expected content with sha256 {upload.sha256}, got {found}")
-            yield path
+            yield taken.path
         finally:
-            await asyncio.to_thread(release)
+            await asyncio.to_thread(taken.release)
         with contextlib.suppress(NotFound):
             await self.delete(upload_id)
 
