@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PROTOCOL, RAW, PLAIN, ROWS = "protocol", "raw", "plain", "rows"
-"""Forms of a request over HTTP: the Open Inference Protocol, an FP32 row's bytes, `{"image": row}`, `{"image": [row]}`."""
+"""Forms of a request over HTTP: the Open Inference Protocol, the bytes of an FP32 row, JSON of one, JSON of several."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Peer:
 
 
 _PROTOCOL_PATH = "/v2/models/{work}/infer"
-_TRITON = {"http-binary": PROTOCOL, "http-json": PROTOCOL, "grpc": PROTOCOL}
+_TRITON = {"http-binary": PROTOCOL, "http-json": PROTOCOL, "grpc": PROTOCOL, "grpc-stream": PROTOCOL}
 
 PEERS = (
     Peer("triton", "triton", _TRITON, _PROTOCOL_PATH, ("onnxruntime",), python=False),
