@@ -65,9 +65,9 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(default=256 * 2**20, ge=0)
     """Least room on the file system of the data folder; with less the server is not ready."""
 
-    stalled_s: float = Field(default=10.0, gt=0)
-    """How much longer than `default_timeout_us` one batch may compute before the server says that it hangs, in seconds;
-    a version's own, shorter timeout does not count."""
+    stalled_s: float = Field(default=3.0, gt=0)
+    """How long one batch may compute before the server says that it hangs, in seconds; where those before took long,
+    four times the longest of them."""
 
     device: str | None = None
     """JAX platform that serves (`cpu`, `cuda`); JAX's own choice without it."""

@@ -5,6 +5,7 @@ Calling never compiles: sizes without a program are an error.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -58,6 +59,7 @@ class Executable:
         open_sizes: the other sizes it was compiled for, in every combination.
         partitions: how many devices hold it.
         mixes_rows: why requests must not share a batch, None when they may.
+        warm_up_s: how long the longest of the first runs took, in seconds; 0 without a warm-up.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Executable:
                 self._place(jax.tree.leaves(state), device, call, keys) for device in devices or jax.local_devices()[:1]
             ]
         self.partitions = len(self._partitions)
-        self._warm_up(warm_up, keys)
+        self.warm_up_s = self._warm_up(warm_up, keys)
         self.mixes_rows = mixing_reason(model, open_sizes) or self._probe()
 
     def _place(self, leaves: Sequence[Any], device: jax.Device, call: Any, keys: Sequence[Key]) -> _Partition:
@@ -177,17 +179,21 @@ class Executable:
             leaves.clear()
             programs.clear()
 
-    def _warm_up(self, kind: WarmUp, keys: Sequence[Key]) -> None:
-        """Run every program once: what XLA and the device put off until then is done."""
+    def _warm_up(self, kind: WarmUp, keys: Sequence[Key]) -> float:
+        """Run every program once, so that what XLA and the device put off is done; returns the longest, in seconds."""
+        longest_s = 0.0
         if kind == "none":
-            return
+            return longest_s
         for key in keys:
             if kind == "zeros":
                 inputs = {s.name: np.zeros(self._shape(s, key), s.dtype) for s in self._arguments}
             else:
                 inputs = self._sample(key, seed=0)
             for partition in range(self.partitions):
+                began = time.perf_counter()
                 self(inputs, partition)
+                longest_s = max(longest_s, time.perf_counter() - began)
+        return longest_s
 
     def _probe(self) -> str | None:
         """Run two batches that agree in row 0 alone; a difference there means that rows mix.

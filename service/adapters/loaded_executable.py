@@ -42,6 +42,7 @@ class LoadedExecutable:
         self._run: Callable[[Mapping[str, np.ndarray], int], dict[str, np.ndarray]] = executable
         self._close = executable.close
         self._partitions = executable.partitions
+        self._warm_up_s = executable.warm_up_s
         reason = executable.mixes_rows
         results = (*executable.outputs, *executable.intermediates)
         self._spec = ModelSpec(
@@ -72,6 +73,11 @@ class LoadedExecutable:
     def partitions(self) -> int:
         """How many devices hold it."""
         return self._partitions
+
+    @property
+    def warm_up_s(self) -> float:
+        """How long its longest first run took, in seconds."""
+        return self._warm_up_s
 
     def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         """Compute one batch on a device and wait for it; raises `InvalidRequest` for a size that was not compiled."""

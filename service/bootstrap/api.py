@@ -79,8 +79,7 @@ class Api:
         self._unfinished = FileUploadStore(settings.data_dir)
         self.registry = self._build_registry(engine, clock)
         watched = checks(self._models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
-        stalled_s = settings.default_timeout_us * 1e-6 + settings.stalled_s
-        self._health = HealthMonitor(watched, clock, served=self.registry.served, stalled_s=stalled_s)
+        self._health = HealthMonitor(watched, clock, served=self.registry.served, stalled_s=settings.stalled_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
         self._repository = ModelRepository(self.registry, limits)
         self._stopping = asyncio.Event()

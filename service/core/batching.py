@@ -30,6 +30,9 @@ from service.core.types import ServingConfig
 _SWEEP_S = 0.001
 """Shortest time between two looks for overdue requests."""
 
+_REMEMBERED = 64
+"""Executions at least whose longest is remembered, and at most twice as many."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -106,6 +109,7 @@ class Batcher:
             for number in range(workers)
         ]
         self._alive = len(self._instances)
+        self._longest_s, self._longest_before_s, self._executions = loaded.warm_up_s, 0.0, 0
         self._threads = [
             threading.Thread(target=self._run, args=(instance,), name=f"batcher {label} {number}", daemon=True)
             for number, instance in enumerate(self._instances)
@@ -138,6 +142,11 @@ class Batcher:
         """For how many seconds the oldest running batch has been computing; 0 when none is."""
         since = min([instance.since for instance in self._instances])
         return 0.0 if since == math.inf else max(self._clock.monotonic() - since, 0.0)
+
+    @property
+    def longest_s(self) -> float:
+        """How long the longest of the last executions took, in seconds; at first that of the warm-up."""
+        return max(self._longest_s, self._longest_before_s)
 
     @property
     def rows_per_s(self) -> float:
@@ -373,9 +382,7 @@ class Batcher:
         """Run a batch; when it fails, run its requests one by one, so that a poisoned one fails alone."""
         try:
             done = self._compute(instance, requests)
-            if done.rows + done.padding >= self._limit:
-                with self._lock:
-                    self._queue.computed(done.times.split - done.times.taken)
+            self._measure(done)
             self._post(self._deliver, done)
         except Exception as error:
             if len(requests) == 1:
@@ -384,6 +391,17 @@ class Batcher:
             for pending in requests:
                 if not pending.settled:
                     self._execute(instance, [pending])
+
+    def _measure(self, done: _Done) -> None:
+        seconds = done.times.split - done.times.taken
+        with self._lock:
+            if done.rows + done.padding >= self._limit:
+                self._queue.computed(seconds)
+            self._executions += 1
+            if self._executions % _REMEMBERED == 0:  # one that hung for a minute shall not excuse the next for ever
+                self._longest_before_s, self._longest_s = self._longest_s, seconds
+            elif seconds > self._longest_s:
+                self._longest_s = seconds
 
     def _failure(self, error: Exception) -> ServiceError:
         if isinstance(error, ServiceError):

@@ -17,6 +17,9 @@ from typing import Protocol, final
 from service.core.errors import NotReady, ServiceError
 from service.core.ports import Clock
 
+SLOWER = 4.0
+"""How much longer than those before one execution may take before it counts as hung; others may use the cores too."""
+
 Ask = Callable[[], Awaitable[None]]
 
 _log = logging.getLogger(__name__)
@@ -60,6 +63,10 @@ class Computing(Protocol):
     def computing_s(self) -> float:
         """How long its oldest execution has been running, 0 while it is idle, in seconds."""
 
+    @property
+    def longest_s(self) -> float:
+        """How long the longest of its last executions took, in seconds."""
+
 
 class _State:
     """The answers of one check."""
@@ -86,9 +93,9 @@ class HealthMonitor:
     """Asks `checks` every `poll_s` seconds while it runs; belongs to one event loop.
 
     A required check that has not answered for `limit_s` counts as failed, so what breaks is told within
-    `poll_s + limit_s`. `served` gives the versions that serve: one whose execution lasts longer than `stalled_s` hangs,
-    for XLA does not stop what it has begun. A version's own timeout does not count: it may be shorter than one healthy
-    execution.
+    `poll_s + limit_s`. `served` gives the versions that serve: one whose execution lasts longer than `stalled_s`, and
+    than `SLOWER` times the longest of its last ones, hangs, for XLA does not stop what it has begun. Timeouts do not
+    count: a version's own may be shorter than one healthy execution.
     """
 
     def __init__(
@@ -97,7 +104,7 @@ class HealthMonitor:
         clock: Clock,
         *,
         served: Callable[[], Sequence[Computing]] = list,
-        stalled_s: float = 40.0,
+        stalled_s: float = 3.0,
         poll_s: float = 1.0,
         limit_s: float = 2.0,
     ) -> None:
@@ -155,12 +162,16 @@ class HealthMonitor:
         state.reason = reason
 
     def _runtime(self) -> Part:
-        computing = [(each.computing_s, each.label) for each in self._served()]
-        longest_s, label = max(computing, default=(0.0, ""))
-        if longest_s <= self._stalled_s:
+        over_s, computing_s, label = 0.0, 0.0, ""
+        for each in self._served():
+            lasted_s = each.computing_s
+            beyond_s = lasted_s - max(self._stalled_s, SLOWER * each.longest_s) if lasted_s else 0.0
+            if beyond_s > over_s:
+                over_s, computing_s, label = beyond_s, lasted_s, each.label
+        if not over_s:
             return Part("runtime", True, "", 0.0)
-        reason = f"{label} has been computing one batch for {longest_s:.0f} s; it seems to hang"
-        return Part("runtime", True, reason, longest_s - self._stalled_s)
+        reason = f"{label} has been computing one batch for {computing_s:.0f} s; it seems to hang"
+        return Part("runtime", True, reason, over_s)
 
 
 def in_thread(check: Callable[[], None]) -> Ask:

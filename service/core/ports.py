@@ -96,6 +96,10 @@ class LoadedModel(Protocol):
     def partitions(self) -> int:
         """How many devices hold the model; `run` may be called for each at the same time, and more than once."""
 
+    @property
+    def warm_up_s(self) -> float:
+        """How long the longest execution of its warm-up took, in seconds; 0 when there was none."""
+
     def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         """Compute one batch on a device and wait for it.
 

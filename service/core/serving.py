@@ -91,6 +91,11 @@ class ServedModel:
         return self._batcher.computing_s
 
     @property
+    def longest_s(self) -> float:
+        """How long the longest of the last executions took, in seconds; at first that of the warm-up."""
+        return self._batcher.longest_s
+
+    @property
     def buffer_bytes(self) -> int:
         """Host memory that batches are assembled in, all instances together."""
         return self._batcher.buffer_bytes

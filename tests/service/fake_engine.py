@@ -30,6 +30,11 @@ class FakeModel:
         """One device."""
         return 1
 
+    @property
+    def warm_up_s(self) -> float:
+        """No warm-up."""
+        return 0.0
+
     def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         assert not self.closed
         return {"y": inputs["x"] * np.float32(self.scale)}

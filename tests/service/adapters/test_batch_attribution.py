@@ -51,6 +51,10 @@ class Gated:
     def partitions(self) -> int:
         return self._loaded.partitions
 
+    @property
+    def warm_up_s(self) -> float:
+        return self._loaded.warm_up_s
+
     def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
         self.rows.append(next(iter(inputs.values())).shape[0])
         self.started.release()

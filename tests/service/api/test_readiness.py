@@ -40,7 +40,6 @@ FLIPS_WITHIN_S = 5.0
 NO_REDIS = "redis://127.0.0.1:1"
 FLOOR = 1000
 TIMEOUT_US = 1_000_000
-STALLED_S = 0.5
 
 
 class HangingModel(FakeModel):
@@ -117,7 +116,7 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
     made.engine, config = HangingEngine(made.gate), ServingConfig(default_timeout_us=TIMEOUT_US)
     made.registry = registry = Registry(models, made.engine, clock, config, poll_s=0.05)
     watched = checks(models, queue, tmp_path, min_free_bytes=FLOOR, free_bytes=lambda path: made.free)
-    monitor = HealthMonitor(watched, clock, served=registry.served, stalled_s=TIMEOUT_US * 1e-6 + STALLED_S)
+    monitor = HealthMonitor(watched, clock, served=registry.served)
     made.inference = InferenceService(registry, "axon", "1", clock, monitor)
     app = FastAPI()
     errors.install(app)
@@ -207,13 +206,13 @@ async def test_full_disk(wires: Wires):
 
 
 async def test_execution_that_hangs(wires: Wires):
-    """Its caller is told in time, and the server that it cannot go on; when it ends after all, the server can."""
+    """Its caller is told in time, and soon everybody that the server hangs; when it ends after all, it is ready."""
     wires.gate.clear()
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await wires.inference.infer(InferRequest("m", None, {"x": np.ones((1, 2), np.float32)}))
     await wait_until(wires.unready)
-    assert TIMEOUT_US * 1e-6 + STALLED_S <= time.monotonic() - began < TIMEOUT_US * 1e-6 + STALLED_S + FLIPS_WITHIN_S
+    assert TIMEOUT_US * 1e-6 < time.monotonic() - began < FLIPS_WITHIN_S
     status = (await wires.http.get("/v1/status")).json()
     assert status["reasons"][0].startswith("runtime: model 'm' version 1 has been computing one batch for")
     assert (await wires.http.get("/v2/health/live")).json() == {"live": True}

@@ -78,8 +78,10 @@ class HeldModel:
         *,
         held: bool = False,
         processing: Processing | None = None,
+        warm_up_s: float = 0.0,
     ) -> None:
         self._spec = spec
+        self.warm_up_s = warm_up_s
         self.processing = processing
         self._compute = compute
         self.gate = threading.Event()

@@ -33,6 +33,7 @@ class ExactModel:
     def __init__(self, spec: ModelSpec, partitions: int) -> None:
         self.spec = spec
         self.partitions = partitions
+        self.warm_up_s = 0.0
         self.processing: Processing | None = None
         self.gate = threading.Event()
         self.started = threading.Semaphore(0)

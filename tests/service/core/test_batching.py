@@ -442,3 +442,20 @@ async def test_too_many_rows_is_for_the_caller_of_the_model() -> None:
     with pytest.raises(InvalidRequest, match="at most 4 rows in one request, got 5"):
         await served.infer(rows(1, 2, 3, 4, 5))
     assert await served.close(WAIT_S)
+
+
+async def test_longest_execution_is_remembered_for_a_while() -> None:
+    """At first that of the warm-up; one that hung is forgotten after some more."""
+    clock, model = HeldClock(), HeldModel(spec(max_batch_size=4), held=True, warm_up_s=3.0)
+    async with batcher(model, clock) as (made, _):
+        assert made.longest_s == 3
+        hung = submit(made, rows(1))
+        await started(model)
+        clock.now += 20
+        assert made.computing_s == 20
+        model.gate.set()
+        await answer(hung)
+        assert made.longest_s == 20
+        for _ in range(128):
+            await answer(submit(made, rows(1)))
+        assert made.longest_s == 0

@@ -38,6 +38,7 @@ class Version:
     """A served version that computes."""
 
     computing_s: float
+    longest_s: float = 0.0
     label: str = "model 'm' version 1"
 
 
@@ -128,6 +129,18 @@ def test_execution_that_does_not_end_is_told(computing_s: float, told: bool):
     assert ("model 'm' version 1 has been computing one batch for 40 s" in found) == told
     versions[1].computing_s = 0
     assert reason(monitor.parts(), "runtime") == ""
+
+
+def test_model_known_to_be_slow_may_take_longer():
+    """Four times as long as before, and not for another version's sake."""
+    slow, quick = Version(39.9, longest_s=10.0, label="slow"), Version(0.0, longest_s=0.001, label="quick")
+    monitor = HealthMonitor([], HeldClock(), served=lambda: [slow, quick], stalled_s=4)
+    assert reason(monitor.parts(), "runtime") == ""
+    slow.computing_s = 40.5
+    assert reason(monitor.parts(), "runtime").startswith("slow has been")
+    slow.computing_s, quick.computing_s = 39.9, 4.1
+    assert reason(monitor.parts(), "runtime") == "quick has been computing one batch for 4 s; it seems to hang"
+    assert monitor.parts()[0].for_s == pytest.approx(0.1)
 
 
 def test_free_space_below_the_floor():

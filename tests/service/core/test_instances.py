@@ -29,6 +29,7 @@ class ManyModel:
     def __init__(self, spec: ModelSpec, *, partitions: int = 1) -> None:
         self.spec = spec
         self.partitions = partitions
+        self.warm_up_s = 0.0
         self.processing: Processing | None = None
         self.gates: dict[int, threading.Event] = {}
         self.running: set[int] = set()
