@@ -16,7 +16,7 @@ from service.core.limits import MAX_EVENT_BYTES, MAX_REASON_CHARS
 from service.core.names import check_event_id
 from service.core.ports import Clock
 from service.core.sweeps import child_id
-from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
+from service.core.types import CLAIM_ORDER, Job, JobCounts, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 _MIN_WAIT_S = 0.001
 
@@ -282,6 +282,14 @@ class MemoryJobQueue:
         now = self._clock.monotonic()
         self._workers = {key: value for key, value in self._workers.items() if value[1] > now}
         return sorted((info for info, _ in self._workers.values()), key=lambda info: info.id)
+
+    async def counts(self, tags: Sequence[str]) -> JobCounts:
+        """How many jobs there are, and how many wait."""
+        self._expire()
+        jobs = [entry.job for entry in self._entries.values()]
+        queued = [job.tag for job in jobs if job.state is JobState.QUEUED and not job.children]
+        states = {state: sum(job.state is state for job in jobs) for state in JobState}
+        return JobCounts(states, sum(job.dead for job in jobs), {tag: queued.count(tag) for tag in tags})
 
     async def ping(self) -> None:
         """Memory is always there."""

@@ -32,6 +32,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import FullJitterBackoff
+from redis.exceptions import ResponseError
 
 from service.adapters.redis_values import (
     Place,
@@ -52,7 +53,7 @@ from service.core.limits import MAX_EVENT_BYTES
 from service.core.names import check_event_id
 from service.core.ports import Clock
 from service.core.sweeps import child_id, parent_of
-from service.core.types import CLAIM_ORDER, Job, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
+from service.core.types import CLAIM_ORDER, Job, JobCounts, JobEvent, JobState, Json, Lease, Priority, WorkerInfo
 
 PREFIX: Final = "{axon}"
 _SCRIPTS: Final = (
@@ -73,8 +74,18 @@ _MAX_BLOCK_S = 5.0  # below the socket's time limit, so that a quiet stream does
 _LOOK_S = 1.0  # between two looks for lost leases: what a dead worker's job waits besides the lease itself
 _SOCKET_TIMEOUT_S = 10.0
 _PAGE = 200
+_GROUP: Final = "workers"  # as in common.lua
 _LEVELS: Final = tuple(Priority)
 _TURNS: Final = tuple(_LEVELS.index(level) + 1 for level in CLAIM_ORDER)
+
+
+def _count(reply: Any) -> int:
+    """A number, or that of the pending entries of a stream; a stream that is not there has none."""
+    if isinstance(reply, ResponseError) and str(reply).startswith("NOGROUP"):
+        return 0
+    if isinstance(reply, Exception):
+        raise reply
+    return int(reply["pending"] if isinstance(reply, dict) else reply)
 
 
 def connect(url: str, *, retries: int = 5) -> Redis:
@@ -340,6 +351,26 @@ class RedisJobQueue:
             found = await self._redis.mget([self._key("worker", worker) for worker in ids]) if ids else []
         infos = [json.loads(text) for text in found if text is not None]
         return [worker_of(info) for info in infos]
+
+    async def counts(self, tags: Sequence[str]) -> JobCounts:
+        """How many jobs there are, and how many wait: in the streams those that nobody has taken."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for name in (*JobState, "dead"):
+            pipeline.zcard(self._key("jobs", name))
+        for tag in tags:
+            pipeline.zcard(self._key("delayed", tag))
+            for level in _LEVELS:
+                pipeline.xlen(self._key("queue", tag, level))
+                pipeline.xpending(self._key("queue", tag, level), _GROUP)
+        with translated():
+            found = iter(await pipeline.execute(raise_on_error=False))
+            known = [_count(next(found)) for _ in (*JobState, "dead")]
+            waiting = {}
+            for tag in tags:
+                waiting[tag] = _count(next(found))
+                for _ in _LEVELS:
+                    waiting[tag] += _count(next(found)) - _count(next(found))
+        return JobCounts(dict(zip(JobState, known, strict=False)), known[-1], waiting)
 
     async def ping(self) -> None:
         """Raise `NotReady` when the server is away."""

@@ -15,6 +15,7 @@ from service.core.types import (
     Dataset,
     GraphForm,
     Job,
+    JobCounts,
     JobEvent,
     JobState,
     Json,
@@ -346,6 +347,9 @@ class JobQueue(Protocol):
 
     async def workers(self) -> list[WorkerInfo]:
         """Workers whose heartbeat is fresh."""
+
+    async def counts(self, tags: Sequence[str]) -> JobCounts:
+        """How many jobs there are now, and how many of them wait for a worker with each of `tags`."""
 
     async def ping(self) -> None:
         """Raise `NotReady` when the queue's server is away."""

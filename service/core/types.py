@@ -347,6 +347,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class JobCounts:
+    """How many jobs the queue knows by `states`, how many of the failed are `dead`, and how many wait by tag.
+
+    Those that wait after a failure are among the waiting, a sweep itself is not: its jobs are.
+    """
+
+    states: Mapping[JobState, int]
+    dead: int
+    waiting: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to work on a job: every write that matters carries `attempt` and `token`."""
 

@@ -149,6 +149,28 @@ async def test_workers_are_seen_while_their_heart_beats(harness):
     await wait_until(alone)
 
 
+async def test_jobs_are_counted_by_state_and_by_who_waits(queue):
+    """By state, dead ones too; those wait that nobody has taken, also after a failure."""
+    for number, tag in enumerate(("default", "default", "gpu", "other")):
+        await queue.submit(a_job(f"job-{number}", tag=tag))
+    lease = await claimed(queue)
+    counts = await queue.counts(["default", "gpu", "nobody"])
+    assert {state: count for state, count in counts.states.items() if count} == {
+        JobState.QUEUED: 3,
+        JobState.RUNNING: 1,
+    }
+    assert counts.waiting == {"default": 1, "gpu": 1, "nobody": 0}
+    await queue.release(lease, reason="crashed", counts=True, delay_s=60)
+    await queue.settle(await claimed(queue), JobState.SUCCEEDED)
+    counts = await queue.counts(["default"])
+    assert counts.waiting == {"default": 1}
+    assert (counts.states[JobState.SUCCEEDED], counts.dead) == (1, 0)
+    dying = await running(queue, name="dying", tag="last", max_attempts=1)
+    await queue.release(dying, reason="crashed", counts=True)
+    counts = await queue.counts(["last"])
+    assert (counts.states[JobState.FAILED], counts.dead, counts.waiting) == (1, 1, {"last": 0})
+
+
 async def test_ping_answers(queue):
     """A queue that is there says nothing."""
     await queue.ping()
