@@ -52,12 +52,13 @@ conformance-short: $(STAMP)  ## a real inference client, tritonclient, against t
 conformance: $(STAMP)  ## every inference client, each in an environment of its own; prints the table (minutes)
 	$(BIN)/python -m tests.conformance
 
-check: $(STAMP)  ## lint, types, import contracts, generated code
+check: $(STAMP)  ## lint, types, import contracts, generated code, the Helm chart
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.generated_protobuf
+	$(BIN)/python -m tests.chart
 
 format: $(STAMP)  ## format the code
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
