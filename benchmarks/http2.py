@@ -53,6 +53,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, answers: Answers) -> None:
         self.ready = asyncio.Event()
         self.streams = 0
+        self.goodbye = b""
+        """The error code and the words with which the server sent us away."""
         self._answers = answers
         self._buffer = b""
         self._window = FIRST_WINDOW
@@ -61,9 +63,8 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[tuple[int, bytes, int]] = deque()
         self._out: list[bytes] = []
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Say hello, and that answers may be as long as they like."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         settings = struct.pack(">HIHIHI", HEADER_TABLE_SIZE, 0, ENABLE_PUSH, 0, INITIAL_WINDOW_SIZE, LARGEST_WINDOW)
         opened = frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", LARGEST_WINDOW - FIRST_WINDOW))
@@ -142,6 +143,7 @@ class Connection(asyncio.Protocol):
             self._windows.pop(stream, None)
             self._answers.lost(stream)
         elif kind == GOAWAY:
+            self.goodbye = payload[4:]
             self._transport.close()
 
     def _settings(self, flags: int, payload: bytes) -> None:

@@ -22,6 +22,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RPC = "/inference.GRPCInferenceService/ModelInfer"
 CONNECTIONS = 8
+_WHOLE = 0.995
+"""Share of the data that must have come: what is in flight at the end counts on one side only."""
 
 
 class LoadFailed(Exception):
@@ -64,20 +66,36 @@ def wrk(url: str, body: Path, headers: Sequence[str], concurrency: int, seconds:
 
 
 def h2load(address: str, body: Path, concurrency: int, seconds: int) -> Figures:
-    """Load over HTTP/2: up to 8 connections that share the requests in flight, as gRPC's channels do."""
+    """Load over HTTP/2: up to 8 connections that share the requests in flight, as gRPC's channels do.
+
+    It does not see gRPC's status; but an answer that is none has no data, so the amount of data tells.
+    """
     connections = min(concurrency, CONNECTIONS)
     streams = concurrency // connections
-    with tempfile.NamedTemporaryFile() as log:
-        command = [need("h2load"), "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}", f"-d{body}"]
-        command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"--log-file={log.name}"]
-        run = subprocess.run([*command, f"http://{address}{RPC}"], capture_output=True, text=True, check=True)
-        lines = [line.split() for line in Path(log.name).read_text().splitlines()]
+    one = _data_bytes(_h2load(address, body, "-n1", "-c1")[0])
+    said, lines = _h2load(address, body, f"-c{connections}", f"-m{streams}", f"-D{seconds}")
     failed = sum(status != "200" for _, status, _ in lines)
-    if failed or not lines:
-        raise LoadFailed(f"{address}: {failed} of {len(lines)} requests failed\n{run.stdout}")
+    if failed or not lines or not one or _data_bytes(said) < _WHOLE * one * len(lines):
+        raise LoadFailed(f"{address}: {failed} of {len(lines)} requests failed\n{said}")
     microseconds = np.array([int(taken) for _, _, taken in lines])
     p50, p99 = np.percentile(microseconds, [50, 99]) / 1e3
     return Figures(len(lines) / seconds, float(p50), float(p99))
+
+
+def _h2load(address: str, body: Path, *how: str) -> tuple[str, list[list[str]]]:
+    """What it said, and for each request when it began, its status, and how long it took in us."""
+    with tempfile.NamedTemporaryFile() as log:
+        command = [need("h2load"), "-t1", *how, f"-d{body}", f"--log-file={log.name}"]
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{RPC}"]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        return run.stdout, [line.split() for line in Path(log.name).read_text().splitlines()]
+
+
+def _data_bytes(said: str) -> int:
+    found = re.search(r"^traffic:.* \((\d+)\) data$", said, re.MULTILINE)
+    if found is None:
+        raise LoadFailed(f"h2load said nothing of use:\n{said}")
+    return int(found[1])
 
 
 def stream(address: str, body: Path, concurrency: int, seconds: int) -> Figures:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.catalogue import PLAIN, PROTOCOL, RAW, ROWS
+from benchmarks.serve_loads import RPC
 from benchmarks.serve_works import Work
 
 BINARY, JSON, GRPC, STREAM = WIRES = ("http-binary", "http-json", "grpc", "grpc-stream")
-RPC = "/inference.GRPCInferenceService/ModelInfer"
 STREAM_RPC = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OCTETS, _JSON = "Content-Type=application/octet-stream", "Content-Type=application/json"
 _LENGTH = "Inference-Header-Content-Length"

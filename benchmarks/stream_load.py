@@ -76,7 +76,7 @@ class Streams:
     def lost(self, stream: int) -> None:
         """Nor be reset."""
         if not self._stopped:
-            self.problem = self.problem or f"stream {stream} ended early"
+            self.problem = self.problem or f"stream {stream} ended early {self.connection.goodbye!r}"
 
 
 async def run(address: str, message: bytes, streams: int, seconds: float) -> dict[str, float]:
