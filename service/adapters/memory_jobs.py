@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import math
 import secrets
@@ -62,6 +63,9 @@ class MemoryJobQueue:
         self._max_unfinished = max_unfinished
         self._max_kept = max_kept
         self._entries: dict[str, _Entry] = {}
+        self._unfinished: dict[str, dict[str, _Entry]] = {}
+        self._ended: list[tuple[float, str]] = []
+        self._held_back = 0
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._keys: dict[str, tuple[str, str]] = {}
         self._turns: dict[tuple[str, ...], int] = {}
@@ -100,17 +104,18 @@ class MemoryJobQueue:
         self._check_room(job.tag, len(children))
         for each in (job, *children):
             entry = self._entries[each.id] = _Entry(each, self._next_order(), unfinished=each.children)
+            self._unfinished.setdefault(each.tag, {})[each.id] = entry
             self._record(entry, "state", {"state": str(each.state)})
 
     def _check_room(self, tag: str, children: int) -> None:
-        entries, queueing = self._entries.values(), max(children, 1)
-        unfinished = sum(e.job.tag == tag and not e.job.state.final and not e.unfinished for e in entries)
+        queueing = max(children, 1)
+        unfinished = sum(not entry.unfinished for entry in self._unfinished.get(tag, {}).values())
         if unfinished + queueing > self._max_jobs:
             raise Overloaded(
                 f"jobs: expected at most {self._max_jobs} unfinished ones with this tag, "
                 f"got {queueing} beside {unfinished}"
             )
-        unfinished = sum(not e.job.state.final or self._kept_until(e.job) == math.inf for e in entries)
+        unfinished = sum(map(len, self._unfinished.values())) + self._held_back
         if unfinished + 1 + children > self._max_unfinished:
             raise Overloaded(
                 f"jobs: expected at most {self._max_unfinished} unfinished ones of all tags, "
@@ -269,9 +274,9 @@ class MemoryJobQueue:
 
     async def using(self, dataset_id: str) -> list[str]:
         """Ids of the jobs that train on a data set and have not ended."""
-        jobs = [entry.job for entry in self._entries.values()]
+        jobs = [entry.job for unfinished in self._unfinished.values() for entry in unfinished.values()]
         names = ("dataset", "validation_dataset")
-        return [j.id for j in jobs if not j.state.final and dataset_id in [j.spec.get(name) for name in names]]
+        return [job.id for job in jobs if dataset_id in [job.spec.get(name) for name in names]]
 
     async def beat(self, worker: WorkerInfo, *, ttl_s: float) -> None:
         """Show a worker as alive for `ttl_s`."""
@@ -295,7 +300,7 @@ class MemoryJobQueue:
         """Memory is always there."""
 
     def _take(self, worker: str, tags: Sequence[str]) -> Lease | None:
-        mine = sorted((e for e in self._entries.values() if e.job.tag in tags), key=lambda e: e.order)
+        mine = sorted((e for tag in set(tags) for e in self._unfinished.get(tag, {}).values()), key=lambda e: e.order)
         for entry in mine:
             lost = entry.job.state is JobState.RUNNING and entry.lease_until <= self._clock.monotonic()
             if lost and self._recover(entry):
@@ -357,7 +362,8 @@ class MemoryJobQueue:
 
     def _next_due_s(self, tags: Sequence[str]) -> float:
         """Seconds until the first delayed job, at least a little."""
-        due = [e.job.not_before for e in self._entries.values() if e.job.tag in tags and e.job.not_before is not None]
+        mine = (e.job for tag in set(tags) for e in self._unfinished.get(tag, {}).values())
+        due = [job.not_before for job in mine if job.not_before is not None]
         return max(min(due, default=math.inf) - self._clock.time(), _MIN_WAIT_S)
 
     def _bury(self, entry: _Entry, reason: str) -> None:
@@ -390,6 +396,7 @@ class MemoryJobQueue:
         if error is not None:
             data["error"] = error
         self._record(entry, "state", data)
+        self._forget_later(entry)
         if (sweep := self._entries.get(entry.job.parent or "")) is not None:
             self._record(sweep, "child", {"child": entry.job.id, **data})
             sweep.unfinished -= 1
@@ -413,17 +420,29 @@ class MemoryJobQueue:
             raise StaleLease(f"job {lease.job.id}: attempt {lease.attempt} no longer holds the lease")
         return entry
 
+    def _forget_later(self, entry: _Entry) -> None:
+        """Note when a job that has ended may be forgotten; a sweep's jobs are held back until the sweep has ended."""
+        del self._unfinished[entry.job.tag][entry.job.id]
+        if entry.job.parent in self._entries:
+            self._held_back += 1
+            return
+        children = self._children(entry.job)
+        self._held_back -= len(children)
+        for each in (entry, *children):
+            heapq.heappush(self._ended, (self._kept_until(each.job), each.job.id))
+
     def _expire(self) -> None:
-        now = self._clock.time()
-        until = {job_id: self._kept_until(e.job) for job_id, e in self._entries.items() if e.job.state.final}
-        for job_id in [job_id for job_id, end in until.items() if end <= now]:
-            del self._entries[job_id], until[job_id]
-        kept = sorted((job_id for job_id, end in until.items() if end < math.inf), key=until.__getitem__)
-        for job_id in kept[: -self._max_kept]:
-            if job_id in self._entries:
-                for child in self._children(self._entries.pop(job_id).job):
+        """Forget those whose time is over, and the oldest ones of too many, a sweep's jobs with the sweep."""
+        now, before = self._clock.time(), len(self._entries)
+        while self._ended and (self._ended[0][0] <= now or len(self._ended) > self._max_kept):
+            entry = self._entries.pop(heapq.heappop(self._ended)[1])
+            if children := self._children(entry.job):
+                for child in children:
                     del self._entries[child.job.id]
-        self._keys = {key: value for key, value in self._keys.items() if value[0] in self._entries}
+                self._ended = [each for each in self._ended if each[1] in self._entries]
+                heapq.heapify(self._ended)
+        if len(self._entries) < before:
+            self._keys = {key: value for key, value in self._keys.items() if value[0] in self._entries}
 
     def _kept_until(self, job: Job) -> float:
         """When an ended job may be forgotten: a sweep's jobs with the sweep, so not before it has ended."""
