@@ -5,9 +5,9 @@ Nothing is observed per request, so metrics cost a request nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import final
+from typing import Final, final
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
@@ -20,9 +20,51 @@ from prometheus_client.registry import Collector
 from service.api.nv_metrics import NvMetrics
 from service.api.rest.errors import install
 from service.core.serving import ServedModel
-from service.core.statistics import LATENCY_BOUNDS_S, Duration
+from service.core.statistics import LATENCY_BOUNDS_S, Statistics
 
 _LABELS = ("model", "version")
+
+_Value = Callable[[ServedModel], float]
+_COUNTERS: Final[Sequence[tuple[str, str, _Value]]] = (
+    ("axon_inference_rows", "Rows computed, padding not counted", lambda model: model.statistics.inferences),
+    ("axon_padding_rows", "Rows added to fill buckets", lambda model: model.statistics.padding),
+    ("axon_batches", "Batches computed", lambda model: model.statistics.executions),
+)
+_GAUGES: Final[Sequence[tuple[str, str, _Value]]] = (
+    ("axon_queue_depth", "Requests waiting for a batch", lambda model: model.queue_depth),
+    ("axon_queue_max_depth", "Requests that may wait", lambda model: model.config.max_queue_requests),
+    ("axon_queue_bytes", "Bytes of inputs waiting for a batch", lambda model: model.queue_bytes),
+    ("axon_queue_max_bytes", "Bytes of inputs that may wait", lambda model: model.config.max_queue_bytes),
+    ("axon_queue_wait_seconds", "How long what waits now will take, as measured", lambda model: model.queue_wait_s),
+    ("axon_overloaded", "1 while requests are refused for the time they would wait", lambda model: model.overloaded),
+    ("axon_in_flight", "Requests waiting or being computed", lambda model: model.in_flight),
+    ("axon_computing_seconds", "For how long the oldest running batch has been", lambda model: model.computing_s),
+    ("axon_parameter_bytes", "Bytes of parameters", lambda model: model.spec.parameter_bytes),
+    ("axon_batch_buffer_bytes", "Bytes of memory that batches are put together in", lambda model: model.buffer_bytes),
+    ("axon_model_load_seconds", "How long loading took", lambda model: model.load_s),
+)
+_Counts = Callable[[Statistics], Sequence[int]]
+_TotalNs = Callable[[Statistics], int]
+_HISTOGRAMS: Final[Sequence[tuple[str, str, _Counts, _TotalNs]]] = (
+    (
+        "axon_inference_duration_seconds",
+        "From a request's arrival to its answer",
+        lambda statistics: statistics.latency,
+        lambda statistics: statistics.success.ns,
+    ),
+    (
+        "axon_inference_queue_duration_seconds",
+        "How long answered requests waited for a batch",
+        lambda statistics: statistics.waiting,
+        lambda statistics: statistics.queue.ns,
+    ),
+    (
+        "axon_batch_compute_duration_seconds",
+        "How long batches were computed",
+        lambda statistics: statistics.computing,
+        lambda statistics: sum(batch.compute.ns for batch in statistics.batches.values()),
+    ),
+)
 
 
 @final
@@ -36,23 +78,29 @@ class InferenceCollector(Collector):
         """The families as they stand now."""
         served = list(self._served())
         yield _requests(served)
-        yield _counter("axon_inference_rows", "Rows computed", served, lambda model: model.statistics.inferences)
-        yield _counter("axon_padding_rows", "Rows added to fill buckets", served, lambda m: m.statistics.padding)
-        yield _counter("axon_batches", "Batches computed", served, lambda model: model.statistics.executions)
         yield _stages(served)
-        yield _latency(served)
+        for name, text, value in _COUNTERS:
+            yield _counter(name, text, served, value)
+        for name, text, value in _GAUGES:
+            yield _gauge(name, text, served, value)
+        for name, text, counts, total_ns in _HISTOGRAMS:
+            yield _histogram(name, text, served, counts, total_ns)
         yield _batch_size(served)
-        yield _gauge("axon_queue_depth", "Requests waiting for a batch", served, lambda model: model.queue_depth)
-        yield _gauge("axon_in_flight", "Requests waiting or being computed", served, lambda model: model.in_flight)
-        yield _gauge("axon_parameter_bytes", "Bytes of parameters", served, lambda m: m.spec.parameter_bytes)
 
 
-def router(registry: CollectorRegistry, compatible: NvMetrics) -> APIRouter:
-    """`GET /metrics`: everything in `registry` as Prometheus text, and the same under the names of `compatible`."""
+def router(
+    registry: CollectorRegistry, compatible: NvMetrics, refresh: Callable[[], Awaitable[None]] | None = None
+) -> APIRouter:
+    """`GET /metrics`: everything in `registry` as Prometheus text, and the same under the names of `compatible`.
+
+    `refresh` is awaited first, for collectors that must ask others.
+    """
     routes = APIRouter(tags=["operation"])
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
+        if refresh is not None:
+            await refresh()
         # On the event loop on purpose: the counters belong to it.
         text = generate_latest(registry) + (await compatible.text()).encode()
         return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
@@ -72,18 +120,14 @@ def _labels(model: ServedModel) -> list[str]:
     return [model.name, str(model.version)]
 
 
-def _counter(
-    name: str, text: str, served: Sequence[ServedModel], value: Callable[[ServedModel], float]
-) -> CounterMetricFamily:
+def _counter(name: str, text: str, served: Sequence[ServedModel], value: _Value) -> CounterMetricFamily:
     family = CounterMetricFamily(name, text, labels=_LABELS)
     for model in served:
         family.add_metric(_labels(model), value(model))
     return family
 
 
-def _gauge(
-    name: str, text: str, served: Sequence[ServedModel], value: Callable[[ServedModel], float]
-) -> GaugeMetricFamily:
+def _gauge(name: str, text: str, served: Sequence[ServedModel], value: _Value) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=_LABELS)
     for model in served:
         family.add_metric(_labels(model), value(model))
@@ -104,26 +148,23 @@ def _stages(served: Sequence[ServedModel]) -> CounterMetricFamily:
         "axon_inference_stage_seconds", "Time that answered requests spent in each stage", labels=(*_LABELS, "stage")
     )
     for model in served:
-        stages: tuple[tuple[str, Duration], ...] = (
-            ("queue", model.statistics.queue),
-            ("assemble", model.statistics.assemble),
-            ("compute", model.statistics.compute),
-            ("split", model.statistics.split),
-        )
-        for name, duration in stages:
+        for name, duration in model.statistics.stages():
             family.add_metric([*_labels(model), name], duration.ns * 1e-9)
     return family
 
 
-def _latency(served: Sequence[ServedModel]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(
-        "axon_inference_duration_seconds", "From a request's arrival to its answer", labels=_LABELS
-    )
+def _histogram(
+    name: str,
+    text: str,
+    served: Sequence[ServedModel],
+    counts: _Counts,
+    total_ns: _TotalNs,
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=_LABELS)
     bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
     for model in served:
-        statistics = model.statistics
-        buckets = list(zip(bounds, accumulate(statistics.latency), strict=True))
-        family.add_metric(_labels(model), buckets, statistics.success.ns * 1e-9)
+        buckets = list(zip(bounds, accumulate(counts(model.statistics)), strict=True))
+        family.add_metric(_labels(model), buckets, total_ns(model.statistics) * 1e-9)
     return family
 
 

@@ -201,6 +201,10 @@ class Observer:
             else:
                 self.dropped += 1
 
+    def span_counts(self) -> Mapping[str, int]:
+        """Spans so far by what became of them; none without a tracer."""
+        return {} if self._tracer is None else self._tracer.counts()
+
     def start(self) -> None:
         """Begin to work off what ended; call it once."""
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)

@@ -154,6 +154,17 @@ class Batcher:
         return self._queue.rows_per_s
 
     @property
+    def wait_s(self) -> float:
+        """How long the rows that wait will take, as measured, in seconds; 0 before the first measurement."""
+        rate = self._queue.rows_per_s
+        return self._queue.rows / rate if rate else 0.0
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes of inputs that wait."""
+        return self._queue.size_bytes
+
+    @property
     def overloaded(self) -> bool:
         """Whether somebody was refused lately because of how long it would have waited."""
         return self._queue.overloaded(self._clock.monotonic())

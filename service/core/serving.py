@@ -111,6 +111,16 @@ class ServedModel:
         return self._batcher.rows_per_s
 
     @property
+    def queue_wait_s(self) -> float:
+        """How long what waits will take, as measured, in seconds; 0 before the first measurement."""
+        return self._batcher.wait_s
+
+    @property
+    def queue_bytes(self) -> int:
+        """Bytes of inputs that wait for a batch."""
+        return self._batcher.queue_bytes
+
+    @property
     def overloaded(self) -> bool:
         """Whether somebody was refused lately because of how long it would have waited."""
         return self._batcher.overloaded

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 LATENCY_BOUNDS_S: tuple[float, ...] = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0
 )  # fmt: skip
-"""Upper bounds of the latency histogram in seconds."""
+"""Upper bounds of the histograms in seconds."""
 
 
 @dataclass(slots=True)
@@ -65,7 +65,8 @@ class Statistics:
     batch, `hop` until the event loop has its answers, `encode` of its own answer, written included. All but `encode`,
     which is its share, count what every request of a batch waits for, as the statistics extension wants. `failures`
     counts by reason: `invalid`, `overloaded`, `deadline`, `cancelled`, `execution`, `not_ready`. `padding` counts
-    rows added.
+    rows added. By `LATENCY_BOUNDS_S`: `latency` counts requests by `success`, `waiting` by `queue`, `computing`
+    batches.
     """
 
     success: Duration = field(default_factory=Duration)
@@ -83,6 +84,8 @@ class Statistics:
     padding: int = 0
     last_inference: float = 0.0
     latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    waiting: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
+    computing: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS_S) + 1))
     batches: dict[int, BatchStatistics] = field(default_factory=dict)
 
     def record_batch(
@@ -94,12 +97,16 @@ class Statistics:
         """
         count = len(came)
         decoding = waited = served = 0.0
+        taken, delivered = times.taken, times.delivered
+        latencies, waits, bounds = self.latency, self.waiting, LATENCY_BOUNDS_S
         for received, arrived in came:
-            latency = times.delivered - received
+            latency = delivered - received
+            wait = taken - arrived
             decoding += arrived - received
-            waited += times.taken - arrived
+            waited += wait
             served += latency
-            self.latency[bisect_left(LATENCY_BOUNDS_S, latency)] += 1
+            latencies[bisect_left(bounds, latency)] += 1
+            waits[bisect_left(bounds, wait)] += 1
         self.success.add(served, count)
         self.decode.add(decoding, count)
         self.queue.add(waited, count)
@@ -113,6 +120,7 @@ class Statistics:
         self.assemble.add(assemble * count, count)
         self.compute.add(compute * count, count)
         self.split.add(split * count, count)
+        self.computing[bisect_left(LATENCY_BOUNDS_S, compute)] += 1
         self.inferences += rows
         self.executions += 1
         self.padding += padding
@@ -123,6 +131,18 @@ class Statistics:
         batch.assemble.add(assemble)
         batch.compute.add(compute)
         batch.split.add(split)
+
+    def stages(self) -> tuple[tuple[str, Duration], ...]:
+        """What answered requests went through, by name and in order."""
+        return (
+            ("decode", self.decode),
+            ("queue", self.queue),
+            ("assemble", self.assemble),
+            ("compute", self.compute),
+            ("split", self.split),
+            ("hop", self.hop),
+            ("encode", self.encode),
+        )
 
     def record_failure(self, reason: str, seconds: float) -> None:
         """Count one request that got no answer after `seconds`."""
