@@ -14,8 +14,7 @@ from service.adapters.file_replicas import FileReplicaBoard
 from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.adapters.file_uploads import FileUploadStore
 from service.adapters.health_checks import checks
-from service.adapters.nvml import Nvml
-from service.bootstrap.observing import build_observer
+from service.bootstrap.observing import build_metrics, build_observer
 from service.core.errors import NotReady
 from service.core.health import HealthMonitor
 from service.core.ports import Clock, Engine, JobQueue
@@ -94,6 +93,7 @@ class Api:
             self._stopping,
         )
         self._observer = build_observer(settings, clock)
+        self._measured = build_metrics(self._inference, self.registry, queue, self._observer)
         self._metrics: Server | None = None
         self._http = self._build_http()
         self._grpc = self._build_grpc()
@@ -114,30 +114,21 @@ class Api:
         )
 
     def _build_http(self) -> Server:
-        from prometheus_client import CollectorRegistry, ProcessCollector
-
         from service.api import metrics
-        from service.api.nv_metrics import NvMetrics
         from service.api.rest import v1_status, v2, v2_operation, v2_repository
         from service.api.rest.app import create_app
         from service.api.rest.dispatch import Dispatcher
 
-        collectors = CollectorRegistry()
-        collectors.register(metrics.InferenceCollector(self._inference.served))
-        ProcessCollector(registry=collectors)
-        nvml = Nvml()
-        compatible = NvMetrics(self._inference.served, nvml.read if nvml.available else None)
-        measured = metrics.router(collectors, compatible)
         settings = self._settings
         if settings.metrics_port is not None:
-            alone = metrics.alone(measured)
+            alone = metrics.alone(self._measured.routes)
             self._metrics = self._server(alone)
         routers = (
             v2.router(self._inference),
             v2_repository.router(self._repository, max_body_bytes=settings.max_request_bytes),
             v2_operation.router(self._inference),
             v1_status.router(self._inference),
-            measured,
+            self._measured.routes,
         )
         app = create_app(self._context, routers, version=version("axon-server"))
         largest, observer = settings.max_request_bytes, self._observer
@@ -188,6 +179,7 @@ class Api:
         self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
         self._tasks.append(asyncio.create_task(self._uploads.run(self._stopping)))
         self._tasks.append(asyncio.create_task(self._health.run(self._stopping)))
+        self._tasks.append(asyncio.create_task(self._measured.lag.run(self._stopping)))
         return Endpoints(settings.host, listener.getsockname()[1], grpc_port)
 
     async def wait_ready(self) -> None:
