@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from service.adapters.clock import SystemClock
 from service.adapters.file_checkpoints import FileCheckpointStore
@@ -18,10 +18,11 @@ from service.bootstrap.observing import build_metrics, build_observer
 from service.core.errors import NotReady
 from service.core.health import HealthMonitor
 from service.core.ports import Clock, Engine, JobQueue
-from service.listening import Endpoints, bracketed, listen
+from service.listening import Endpoints, listen
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from service.api.grpc.transport.server import GrpcServer
     from service.api.rest.asgi import App
     from service.api.rest.server import Server
     from service.core.datasets import DatasetUses
@@ -141,7 +142,7 @@ class Api:
         use = self._settings
         return build_server(app, backlog=use.backlog, drain_s=use.drain_s, patience_s=use.client_patience_s)
 
-    def _build_grpc(self) -> Any:
+    def _build_grpc(self) -> GrpcServer:
         from service.api.grpc import axon_v1
         from service.api.grpc.server import build_server
 
@@ -153,6 +154,7 @@ class Api:
             self._repository,
             extra_servicers=servicers,
             max_message_bytes=largest,
+            patience_s=self._settings.client_patience_s,
             observer=self._observer,
         )
 
@@ -161,26 +163,27 @@ class Api:
         settings = self._settings
         listener = listen("REST", settings.host, settings.http_port, settings.backlog)
         try:
-            grpc_port = self._grpc.add_insecure_port(f"{bracketed(settings.host)}:{settings.grpc_port}")
-        except RuntimeError as error:
+            grpc_listener = listen("gRPC", settings.host, settings.grpc_port, settings.backlog)
+        except OSError:
             listener.close()
-            raise OSError(f"gRPC cannot listen on {settings.host}:{settings.grpc_port}: {error}") from None
+            raise
         if self._metrics is not None and settings.metrics_port is not None:
             try:
                 measured = listen("metrics", settings.host, settings.metrics_port, settings.backlog)
             except OSError:
                 listener.close()
+                grpc_listener.close()
                 raise
             self._tasks.append(asyncio.create_task(self._metrics.serve(sockets=[measured])))
         if self._observer is not None:
             self._observer.start()
-        await self._grpc.start()
+        await self._grpc.start(grpc_listener)
         self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
         self._tasks.append(asyncio.create_task(self.registry.run(self._stopping)))
         self._tasks.append(asyncio.create_task(self._uploads.run(self._stopping)))
         self._tasks.append(asyncio.create_task(self._health.run(self._stopping)))
         self._tasks.append(asyncio.create_task(self._measured.lag.run(self._stopping)))
-        return Endpoints(settings.host, listener.getsockname()[1], grpc_port)
+        return Endpoints(settings.host, listener.getsockname()[1], grpc_listener.getsockname()[1])
 
     async def wait_ready(self) -> None:
         """Return when both wires answer and everything that shall be loaded is, or has failed."""

@@ -176,7 +176,10 @@ class InferenceService:
 
     async def infer(self, request: InferRequest) -> InferResult:
         """Answer `request`; raises `NotFound`, `NotReady` and what `ServedModel.infer` raises."""
-        served = self._registry.resolve(request.model, request.version)
+        return await self.infer_by(self._registry.resolve(request.model, request.version), request)
+
+    async def infer_by(self, served: ServedModel, request: InferRequest) -> InferResult:
+        """Answer `request` by the version that `route` gave; raises what `ServedModel.infer` raises."""
         outputs = await served.infer(
             request.inputs, request.outputs, request.deadline, request.priority, request.received, request.started
         )

@@ -102,7 +102,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("serving", "batch_size"): "service.core.types:ServingConfig.max_batch_size",
     ("serving", "client_preprocessing"): "service.core.processing:Processor.before",
     ("serving", "client_postprocessing"): "service.core.processing:Processor.after",
-    ("serving", "streaming"): "service.api.grpc.inference:InferenceServicer.ModelStreamInfer",
+    ("serving", "streaming"): "service.api.grpc.inference_calls:InferenceCalls",
     ("serving", "process_options"): "service.core.types:ServingConfig",
     ("serving", "defn_options"): "service.adapters.engine_runtime:EngineRuntime",
     ("serving", "run"): "engine.runtime:Executable.__call__",

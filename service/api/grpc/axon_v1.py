@@ -13,10 +13,10 @@ import orjson
 from service.api.curve import drawn
 from service.api.following import follow
 from service.api.grpc import axon_v1_convert as convert
-from service.api.grpc.errors import Context
 from service.api.grpc.generated import axon_v1_pb2 as pb
 from service.api.grpc.generated import axon_v1_pb2_grpc as rpc
 from service.api.grpc.server import Servicer
+from service.api.grpc.transport.calls import Context
 from service.core.bundle_files import member_chunks
 from service.core.datasets import DatasetOptions, DatasetService
 from service.core.errors import InvalidRequest, NotFound, shown

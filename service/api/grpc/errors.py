@@ -6,16 +6,15 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, NoReturn, Protocol, TypeVar, final
 
-import grpc
 from google.protobuf.message import DecodeError
 
+from service.api.grpc.transport.calls import Aborted, Context
+from service.api.grpc.transport.metadata import Status
+from service.api.grpc.transport.server import GrpcServer
 from service.api.status import Failure, failure_of
 from service.core.errors import InvalidRequest
-
-Context = Any
-"""`grpc.aio.ServicerContext`, whose types are not published."""
 
 Unary = Callable[[Any, Context], Awaitable[Any]]
 Streaming = Callable[[Any, Context], AsyncIterator[Any]]
@@ -28,7 +27,7 @@ MAX_DETAILS = 2000
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """Stands for a message that is none of the method's; gRPC would log a traceback and answer UNKNOWN."""
+    """Stands for a message that is none of the method's."""
 
     reason: str
 
@@ -49,7 +48,7 @@ def tolerant(deserializer: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 class TolerantServer:
     """What a generated `add_..._to_server` gets in place of `server`: methods of one message are made `tolerant`."""
 
-    def __init__(self, server: grpc.aio.Server) -> None:
+    def __init__(self, server: GrpcServer) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
@@ -63,7 +62,7 @@ class TolerantServer:
             else handler._replace(request_deserializer=tolerant(handler.request_deserializer))
             for name, handler in handlers.items()
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, made),))
+        self._server.add_registered_method_handlers(service, made)
 
 
 class Observed(Protocol):
@@ -102,10 +101,10 @@ def _unary(method: Unary) -> Unary:
     async def call(request: Any, context: Context) -> Any:
         try:
             return await method(read(request), context)
-        except grpc.aio.AbortError:
+        except Aborted:
             raise
         except Exception as error:
-            await abort(failure_of_call(error), context)
+            abort(failure_of_call(error))
 
     return call
 
@@ -116,10 +115,10 @@ def _streaming(method: Streaming) -> Streaming:
         try:
             async for response in method(read(request), context):
                 yield response
-        except grpc.aio.AbortError:
+        except Aborted:
             raise
         except Exception as error:
-            await abort(failure_of_call(error), context)
+            abort(failure_of_call(error))
 
     return call
 
@@ -131,19 +130,28 @@ def read(request: Any) -> Any:
     return request
 
 
-def failure_of_call(error: Exception) -> Failure:
+def failure_of_call(error: BaseException) -> Failure:
     """What to tell the caller of what a method raised."""
     if isinstance(error, DecodeError):  # a message of a stream
         error = InvalidRequest(f"message: {error}")
     return failure_of(error)
 
 
-async def abort(failure: Failure, context: Context) -> None:
-    """End the call with a failure's status; raises `AbortError`."""
+def abort(failure: Failure) -> NoReturn:
+    """End the call with a failure's status: raises `Aborted`."""
+    raise Aborted(_status(failure))
+
+
+def call_status(error: BaseException) -> Status:
+    """How a call ends whose method raised `error`."""
+    return _status(failure_of_call(error))
+
+
+def _status(failure: Failure) -> Status:
     trailing: tuple[tuple[str, str], ...] = ()
     if failure.retry_after_s is not None:
         trailing = (
             ("retry-after", str(failure.retry_after_seconds)),
             ("grpc-retry-pushback-ms", str(failure.retry_after_ms)),  # what gRPC's own retries go by
         )
-    await context.abort(failure.status.grpc, details(failure), trailing)
+    return Status(failure.status.grpc, details(failure), trailing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -10,13 +11,18 @@ from typing import Any, final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from service.api.grpc.errors import Context, TolerantServer, guarded, tolerant
+from service.api.admission import Admission
+from service.api.grpc.errors import TolerantServer, call_status, guarded
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc
-from service.api.grpc.inference import SERVICE_NAME, InferenceServicer
+from service.api.grpc.inference import InferenceServicer
+from service.api.grpc.inference_calls import SERVICE_NAME, InferenceCalls
 from service.api.grpc.observing import ObservedCalls
+from service.api.grpc.transport.calls import Context
+from service.api.grpc.transport.limits import TransportLimits
+from service.api.grpc.transport.server import GrpcServer
 from service.api.observation import Observer
 from service.api.repository import ModelRepository
 from service.core.errors import NotFound
@@ -26,21 +32,8 @@ SECOND_REPOSITORY = "inference.model_repository.ModelRepositoryService"
 
 _HEALTH_POLL_S = 1.0
 
-_APART = frozenset({"ModelStreamInfer"})
-"""Whose every message is observed, not the call."""
-
-_BOUNDS = (
-    # Beyond 1000 calls that wait to be taken up, gRPC cancels any of them at random: one client that opens and resets
-    # streams in a row would have the calls of all others cancelled.
-    ("grpc.server.max_pending_requests", 16_384),
-    ("grpc.server.max_pending_requests_hard_limit", 32_768),
-    # Each connection's share of those: a call that is reset counts until it is gone, at about 60 KiB.
-    ("grpc.max_concurrent_streams", 256),
-    # A client that vanished without a word is found and its connection closed.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+_LEAST_ROOM_BYTES = 2**24
+_UNREAD_MESSAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +51,23 @@ def build_server(
     *,
     extra_servicers: Sequence[Servicer] = (),
     max_message_bytes: int,
+    admission: Admission | None = None,
+    patience_s: float = 60.0,
     observer: Observer | None = None,
-) -> grpc.aio.Server:
-    """A server without a port, to be built and started on the event loop of `inference`.
+) -> GrpcServer:
+    """A server without a socket, to be started on the event loop of `inference`.
 
     Serves `inference.GRPCInferenceService`, `extra_servicers` (whose methods may raise the core's errors),
     `grpc.health.v1.Health` and reflection. Messages over `max_message_bytes` are refused with RESOURCE_EXHAUSTED.
-    `observer` is told of all calls but those of health and reflection.
+    `admission` bounds what all clients hold together (None: nothing does), `patience_s` is how long one may leave a
+    message unfinished or an answer unread. `observer` is told of all calls but those of health and reflection.
     """
-    server = grpc.aio.server(
-        options=(
-            ("grpc.max_receive_message_length", max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),
-            *_BOUNDS,
-        )
-    )
-    protocol = InferenceServicer(inference, repository, observer)
+    room = max(_LEAST_ROOM_BYTES, 2 * max_message_bytes)
+    limits = TransportLimits(max_message_bytes, room, _UNREAD_MESSAGES * room, patience_s)
+    unbounded = Admission(max_connections=sys.maxsize, max_bodies_bytes=sys.maxsize)
+    server = GrpcServer(limits, admission or unbounded, call_status)
+    InferenceCalls(inference, observer).add_to(server)
+    protocol = InferenceServicer(inference, repository)
     servicers = [
         Servicer(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, protocol, SERVICE_NAME),
         *extra_servicers,
@@ -85,14 +78,15 @@ def build_server(
     for each in servicers:
         observed = None
         if observer is not None and each.servicer is not health:
-            observed = ObservedCalls(observer, each.name, _APART)
+            observed = ObservedCalls(observer, each.name)
         each.add(guarded(each.servicer, observed), TolerantServer(server))
     _add_second_repository(server, protocol)
-    reflection.enable_server_reflection((*names, HEALTH_NAME, reflection.SERVICE_NAME), server)
+    described = reflection.aio.ReflectionServicer((*names, HEALTH_NAME, reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)
     return server
 
 
-def _add_second_repository(server: grpc.aio.Server, protocol: InferenceServicer) -> None:
+def _add_second_repository(server: GrpcServer, protocol: InferenceServicer) -> None:
     """Serve the model repository under the name that MLServer's clients call too; the messages are the same."""
     calls: dict[str, tuple[Any, Any]] = {
         "RepositoryIndex": (protocol.RepositoryIndex, pb.RepositoryIndexRequest),
@@ -101,11 +95,11 @@ def _add_second_repository(server: grpc.aio.Server, protocol: InferenceServicer)
     }
     handlers: dict[str, Any] = {
         name: grpc.unary_unary_rpc_method_handler(
-            call, request_deserializer=tolerant(kind.FromString), response_serializer=_serialized
+            call, request_deserializer=kind.FromString, response_serializer=_serialized
         )
         for name, (call, kind) in calls.items()
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SECOND_REPOSITORY, handlers),))
+    TolerantServer(server).add_registered_method_handlers(SECOND_REPOSITORY, handlers)
 
 
 def _serialized(reply: Any) -> bytes:

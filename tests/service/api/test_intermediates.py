@@ -30,6 +30,7 @@ from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
 from tests.service.api.asgi import call
+from tests.service.api.grpc.listening import started
 from tests.service.waiting import WAIT_S
 
 X = np.array([[1, -2, 3]], np.float32)
@@ -125,14 +126,13 @@ async def test_without_the_option_a_layer_is_an_unknown_output(server: Server) -
 async def test_the_same_over_grpc(server: Server) -> None:
     """Raw bytes of the layer, and INVALID_ARGUMENT where it is not exposed."""
     running = build_server(server.inference, ModelRepository(server.registry, Limits()), max_message_bytes=10_000)
-    port = running.add_insecure_port("127.0.0.1:0")
-    await running.start()
+    port = await started(running)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
         reply = await asyncio.wait_for(stub.ModelInfer(_request("some")), WAIT_S)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await asyncio.wait_for(stub.ModelInfer(_request("plain")), WAIT_S)
-    await running.stop(None)
+    await running.stop(0)
     assert [(o.name, list(o.shape)) for o in reply.outputs] == [("tanh_0", [1, 4])]
     np.testing.assert_allclose(np.frombuffer(reply.raw_output_contents[0], np.float32), server.hidden()[0], rtol=1e-5)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT

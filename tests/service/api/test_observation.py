@@ -26,6 +26,7 @@ from service.core.inference import InferenceService
 from service.core.limits import Limits
 from service.core.tracing import Span, TraceContext
 from tests.service.api.asgi import call
+from tests.service.api.grpc.listening import started
 from tests.service.api.rest.dispatching import INFER, X, request
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldClock, HeldModel, RealClock, serve, spec
 
@@ -85,15 +86,14 @@ class Served:
         self.grpc = build_server(inference, repository, max_message_bytes=100_000, observer=self.observer)
 
     async def start(self) -> None:
-        port = self.grpc.add_insecure_port("127.0.0.1:0")
-        await self.grpc.start()
+        port = await started(self.grpc)
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self.stub = pb_grpc.GRPCInferenceServiceStub(self.channel)
 
     async def stop(self) -> None:
         self.model.gate.set()
         await self.channel.close()
-        await self.grpc.stop(None)
+        await self.grpc.stop(0)
         assert await self.served.close(WAIT_S)
 
     async def post(self, body: Any = None, headers: Mapping[str, str] | None = None, path: str = INFER) -> int:

@@ -32,6 +32,7 @@ from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import ServingConfig
 from tests.service.api.asgi import call
+from tests.service.api.grpc.listening import started
 from tests.service.waiting import WAIT_S
 
 WORDS = Vocabulary(("<unk>", "<pad>", "good", "bad", "film", "!"), 0, length=4, padding=1)
@@ -146,8 +147,7 @@ async def test_the_same_over_grpc(server: Server) -> None:
         ],
     )
     running = build_server(server.inference, ModelRepository(server.registry, Limits()), max_message_bytes=10_000)
-    port = running.add_insecure_port("127.0.0.1:0")
-    await running.start()
+    port = await started(running)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)
         metadata = await asyncio.wait_for(stub.ModelMetadata(pb.ModelMetadataRequest(name="text")), WAIT_S)
@@ -156,7 +156,7 @@ async def test_the_same_over_grpc(server: Server) -> None:
         request.inputs[0].contents.bytes_contents[1] = b"\xff"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await asyncio.wait_for(stub.ModelInfer(request), WAIT_S)
-    await running.stop(None)
+    await running.stop(0)
     assert orjson.loads(config.parameters["labels.scores"].string_value) == list(LABELS)
     told = [(o.name, o.datatype, list(o.shape)) for o in metadata.outputs]
     assert told == [("scores_scores", "FP32", [-1, 2]), ("scores_labels", "BYTES", [-1, 2])]

@@ -33,6 +33,7 @@ from service.core.inference import InferenceService
 from service.core.limits import Limits
 from service.core.registry import Registry
 from service.core.types import InferRequest, ServingConfig
+from tests.service.api.grpc.listening import started
 from tests.service.fake_engine import FakeEngine, FakeModel, bundle_bytes
 from tests.service.waiting import wait_until
 
@@ -123,8 +124,7 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
     for router in (v2.router(made.inference), v1_status.router(made.inference)):
         app.include_router(router)
     server = build_server(made.inference, ModelRepository(registry, Limits()), max_message_bytes=2**20)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    port = await started(server)
     tasks = [asyncio.create_task(registry.run(stop)), asyncio.create_task(monitor.run(stop))]
     await wait_until(registry.ready)
     async with (

@@ -20,6 +20,7 @@ from service.api.repository import ModelRepository
 from service.core.errors import NotReady
 from service.core.inference import InferenceService
 from service.core.types import JobState, WorkerInfo
+from tests.service.api.grpc.listening import started
 from tests.service.core.served import RealClock
 from tests.service.fake_engine import bundle_bytes
 from tests.service.waiting import WAIT_S
@@ -54,11 +55,10 @@ async def stubs(server) -> AsyncIterator[Stubs]:
     servicers = axon_v1.servicers(use.registry, use.datasets, use.jobs, use.uploads, use.limits, use.stopping)
     repository = ModelRepository(use.registry, use.limits)
     running = build_server(inference, repository, extra_servicers=servicers, max_message_bytes=2**20)
-    port = running.add_insecure_port("127.0.0.1:0")
-    await running.start()
+    port = await started(running)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield Stubs(channel)
-    await running.stop(None)
+    await running.stop(0)
 
 
 async def within(call: Awaitable[Any]) -> Any:

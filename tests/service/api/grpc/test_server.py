@@ -24,6 +24,7 @@ from service.core.errors import InvalidRequest
 from service.core.inference import InferenceService
 from service.core.limits import Limits
 from service.core.types import ModelSpec, TensorSpec
+from tests.service.api.grpc.listening import started
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
 
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
@@ -48,15 +49,14 @@ class Server:
         self.server = build_server(
             self.inference, ModelRepository(self.registry, Limits()), max_message_bytes=MAX_MESSAGE
         )
-        port = self.server.add_insecure_port("127.0.0.1:0")
-        await self.server.start()
+        port = await started(self.server)
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self.stub = pb_grpc.GRPCInferenceServiceStub(self.channel)
 
     async def stop(self) -> None:
         self.model.gate.set()
         await self.channel.close()
-        await self.server.stop(None)
+        await self.server.stop(0)
         for served in self.served:
             assert await served.close(WAIT_S)
 
@@ -203,10 +203,10 @@ async def test_statuses_of_other_failures(server: Server, monkeypatch: pytest.Mo
     shared.inputs[0].parameters["shared_memory_region"].string_param = "r"
     assert (await status_of(server.infer(shared)))[0] is grpc.StatusCode.UNIMPLEMENTED
 
-    async def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise KeyError("/secret")
 
-    monkeypatch.setattr(server.served[0].__class__, "infer", broken)
+    monkeypatch.setattr(server.served[0].__class__, "start", broken)
     code, details = await status_of(server.infer(raw()))
     assert code is grpc.StatusCode.INTERNAL
     assert "secret" not in details
@@ -215,10 +215,10 @@ async def test_statuses_of_other_failures(server: Server, monkeypatch: pytest.Mo
 async def test_long_message_fits_into_a_header(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client must not lose the status because the text is longer than it accepts."""
 
-    async def wordy(*_: object) -> None:
+    def wordy(*_: object, **__: object) -> None:
         raise InvalidRequest("x" * 100_000)
 
-    monkeypatch.setattr(server.served[0].__class__, "infer", wordy)
+    monkeypatch.setattr(server.served[0].__class__, "start", wordy)
     code, details = await status_of(server.infer(raw()))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert details == "x" * MAX_DETAILS

@@ -26,6 +26,7 @@ from service.api.rest.errors import install
 from service.core.inference import InferenceService
 from tests.service.api.asgi import Reply, call
 from tests.service.api.conftest import Server
+from tests.service.api.grpc.listening import started
 from tests.service.core.served import WAIT_S, RealClock
 from tests.service.fake_engine import bundle_bytes
 
@@ -73,11 +74,10 @@ async def wires(server: Server) -> Wires:
 @pytest.fixture
 async def channel(wires: Wires) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to the gRPC side."""
-    port = wires.grpc.add_insecure_port("127.0.0.1:0")
-    await wires.grpc.start()
+    port = await started(wires.grpc)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel
-    await wires.grpc.stop(None)
+    await wires.grpc.stop(0)
 
 
 async def test_index_has_every_version_and_its_state(wires: Wires) -> None:
