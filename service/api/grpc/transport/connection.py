@@ -60,9 +60,8 @@ class Connection(asyncio.Protocol):
 
     # asyncio's protocol
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or say that there are too many."""
-        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.outbox = Outbox(self.loop, transport, self.limits.max_unread_bytes)
         self._server.opened(self, transport)
