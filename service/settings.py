@@ -25,7 +25,16 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path("axon-data")
-    """Folder of models, data sets, checkpoints and the compile cache; shared by the API and its workers."""
+    """Folder of models, data sets, checkpoints and the compile cache; shared by the API and its workers, which with
+    `store_url` have one of their own each."""
+
+    store_url: str | None = None
+    """Bucket of models, data sets, checkpoints and uploads in the place of the data folder, such as `s3://bucket/prefix`,
+    `gs://bucket/prefix`, `az://account/container/prefix`; credentials are those of the cloud's own variables."""
+
+    store_cache_bytes: int = Field(default=20 * 2**30, ge=0)
+    """Most room that copies of what the bucket has take in the data folder, besides what was used in the last ten
+    minutes."""
 
     redis_url: str | None = Field(default=None, validation_alias=AliasChoices("AXON_REDIS_URL", "REDIS_URL"))
     """URL of the queue's Redis or Valkey (`redis://`, `rediss://`, `unix://`); without one `axon up` starts its own."""

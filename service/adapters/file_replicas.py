@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
-from service.adapters.state_document import targets_from_json, targets_to_json
+from service.adapters.replica_document import note_from_json, note_to_json
 from service.core.names import check_name, is_name
 from service.core.ports import Clock
-from service.core.types import Json, Replica, ReplicaModel, VersionState, VersionStatus
+from service.core.types import Replica, ReplicaModel
 
 _SUFFIX = ".json"
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class FileReplicaBoard:
         self._folder.mkdir(parents=True, exist_ok=True)
         draft = self._folder / f".{check_name(replica, 'replica')}.{secrets.token_hex(4)}"
         try:
-            draft.write_text(json.dumps({"format": 1, "models": {name: _to_json(m) for name, m in models.items()}}))
+            draft.write_text(json.dumps(note_to_json(models)))
             os.replace(draft, self._path(replica))
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -67,27 +67,10 @@ class FileReplicaBoard:
                 return None
             if not (name.endswith(_SUFFIX) and is_name(name)) or name.startswith("."):
                 return None
-            said = json.loads(path.read_bytes())["models"]
-            models = {model: _from_json(value) for model, value in said.items()}
+            models = note_from_json(path.read_bytes())
         except OSError:  # withdrawn, or removed by another process
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):  # of a later server, or not ours
+        if models is None:
             _log.warning("%s cannot be read: it is passed over", path)
             return None
         return Replica(name.removesuffix(_SUFFIX), age_s, models)
-
-
-def _to_json(model: ReplicaModel) -> dict[str, Json]:
-    return {
-        "generation": model.generation,
-        "versions": {str(status.version): [status.state.value, status.reason] for status in model.versions},
-        "aliases": targets_to_json(model.aliases),
-    }
-
-
-def _from_json(value: Mapping[str, Json]) -> ReplicaModel:
-    versions = tuple(
-        VersionStatus(int(version), VersionState(state), reason)
-        for version, (state, reason) in value["versions"].items()
-    )
-    return ReplicaModel(value["generation"], versions, targets_from_json(value["aliases"]))

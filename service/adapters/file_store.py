@@ -19,17 +19,19 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from service.adapters.dataset_document import dataset_from_json, dataset_to_json, no_dataset
 from service.adapters.files import Scratch, locked, move, replace_json, sync, write_json
+from service.adapters.model_rules import check_change, lineage_job, no_model, no_version, refuse_in_use
 from service.adapters.state_document import StateDocument
-from service.core.desired import forgotten, versions_of
+from service.core.desired import forgotten
 from service.core.errors import Conflict, NotFound, NotReady
 from service.core.names import check_name, is_name
 from service.core.ports import Clock
-from service.core.types import Column, ColumnStatistics, Dataset, Json, ModelState, StoredVersion
+from service.core.types import Dataset, Json, ModelState, StoredVersion
 
 BUNDLE = "bundle.axon"
 MANIFEST = "manifest.json"
@@ -97,11 +99,13 @@ class FileModelStore:
         with locked(folder / "lock"):
             old = self._read(name) or StateDocument(ModelState(name))
             if not create and (old.deleted or not (folder / STATE).exists()):
-                raise _no_model(name)
+                raise no_model(name)
             new = change(old.state)
             if new == old.state and not old.deleted and (folder / STATE).exists():
                 return new
-            return self._write(replace(old, state=self._checked(old, new), deleted=False)).state
+            return self._write(
+                replace(old, state=check_change(old, new, partial(self._exists, old)), deleted=False)
+            ).state
 
     def allocate(self, name: str) -> int:
         """Take the next version number for ever, creating the model when absent."""
@@ -150,7 +154,7 @@ class FileModelStore:
         """One version; raises `NotFound`."""
         if not self._exists(self._document(name), version):
             self._require()
-            raise NotFound(f"model {name!r}: there is no version {version}")
+            raise no_version(name, version)
         return self._stored(name, version)
 
     def bundle(self, stored: StoredVersion) -> Path:
@@ -166,12 +170,12 @@ class FileModelStore:
         with locked(self._folder(name) / "lock"):
             document = self._document(name)
             state = document.state
-            _refuse_in_use(state, version)
+            refuse_in_use(state, version)
             if version is None:
                 state = ModelState(name, state.generation, state.next_version)
                 self._write(StateDocument(state, deleted=True, floor=state.next_version))
             elif not self._exists(document, version):
-                raise NotFound(f"model {name!r}: there is no version {version}")
+                raise no_version(name, version)
             else:
                 removed = document.removed | {version}
                 self._write(replace(document, state=forgotten(state, version), removed=removed))
@@ -210,7 +214,7 @@ class FileModelStore:
         document = self._read(name)
         if document is None or document.deleted:
             self._require()
-            raise _no_model(name)
+            raise no_model(name)
         return document
 
     def _write(self, document: StateDocument) -> StateDocument:
@@ -218,14 +222,6 @@ class FileModelStore:
         document = replace(document, state=state)
         replace_json(self._folder(state.name) / STATE, document.to_json())
         return document
-
-    def _checked(self, old: StateDocument, new: ModelState) -> ModelState:
-        for version in sorted(_named(new) - _named(old.state)):
-            if not self._exists(old, version):
-                raise NotFound(f"model {new.name!r}: there is no version {version}")
-        if new.name != old.state.name or new.next_version < old.state.next_version:
-            raise ValueError(f"model {old.state.name!r}: a change must keep the name and never lower next_version")
-        return replace(new, generation=old.state.generation)
 
     def _exists(self, document: StateDocument, version: int) -> bool:
         folder = self._folder(document.state.name) / "versions" / str(version)
@@ -237,7 +233,7 @@ class FileModelStore:
             content = json.loads((folder / MANIFEST).read_bytes())
         except FileNotFoundError:  # deleted since it was listed
             self._require()
-            raise NotFound(f"model {name!r}: there is no version {version}") from None
+            raise no_version(name, version) from None
         return StoredVersion(name, version, folder / BUNDLE, content["manifest"], content["created_at"])
 
     def _repeated(self, name: str, version: int, manifest: Mapping[str, Json]) -> StoredVersion | None:
@@ -250,8 +246,8 @@ class FileModelStore:
         if not self._exists(document, version):
             return None
         stored = self._stored(name, version)
-        job = _lineage_job(manifest)
-        if job is None or job != _lineage_job(stored.manifest):
+        job = lineage_job(manifest)
+        if job is None or job != lineage_job(stored.manifest):
             raise Conflict(f"model {name!r}: version {version} exists already and versions are immutable")
         return stored
 
@@ -291,7 +287,7 @@ class FileDatasetStore:
         self._share(folder, dataset)
         for column in dataset.columns:
             sync(folder / f"{check_name(column.name, 'column')}.npy")
-        write_json(folder / MANIFEST, _dataset_to_json(dataset))
+        write_json(folder / MANIFEST, dataset_to_json(dataset))
         sync(folder)
         try:
             os.rename(folder, target)
@@ -306,9 +302,9 @@ class FileDatasetStore:
         """One data set; raises `NotFound`."""
         folder = self._datasets / check_name(dataset_id, "data set")
         try:
-            return _dataset_from_json(json.loads((folder / MANIFEST).read_bytes()), folder)
+            return dataset_from_json(json.loads((folder / MANIFEST).read_bytes()), folder)
         except (FileNotFoundError, NotADirectoryError):
-            raise _no_dataset(dataset_id) from None
+            raise no_dataset(dataset_id) from None
 
     def columns(self, dataset: Dataset) -> Path:
         """Where they lie."""
@@ -337,7 +333,7 @@ class FileDatasetStore:
             (folder / MANIFEST).stat()
             descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except (FileNotFoundError, NotADirectoryError):
-            raise _no_dataset(dataset_id) from None
+            raise no_dataset(dataset_id) from None
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             (folder / MANIFEST).stat()  # it may have gone before the lock was had
@@ -346,7 +342,7 @@ class FileDatasetStore:
             return None
         except FileNotFoundError:
             os.close(descriptor)
-            raise _no_dataset(dataset_id) from None
+            raise no_dataset(dataset_id) from None
         return lambda: os.close(descriptor)
 
     def _share(self, folder: Path, dataset: Dataset) -> None:
@@ -363,80 +359,3 @@ class FileDatasetStore:
                     os.link(other.path / file, folder / f"{file}.link")
                     os.replace(folder / f"{file}.link", folder / file)
             return
-
-
-def _no_dataset(dataset_id: str) -> NotFound:
-    return NotFound(f"there is no data set {dataset_id!r}")
-
-
-def _no_model(name: str) -> NotFound:
-    return NotFound(f"there is no model {name!r}")
-
-
-def _lineage_job(manifest: Mapping[str, Json]) -> str | None:
-    lineage = manifest.get("lineage") or {}
-    job = lineage.get("job")
-    return None if job is None else str(job)
-
-
-def _named(state: ModelState) -> frozenset[int]:
-    """The versions that a state wants something of."""
-    return state.loaded.union(state.pinned, *map(versions_of, (*state.aliases.values(), *state.previous.values())))
-
-
-def _refuse_in_use(state: ModelState, version: int | None) -> None:
-    loaded = sorted(state.loaded if version is None else state.loaded & {version})
-    if loaded:
-        numbers = ", ".join(map(str, loaded))
-        raise Conflict(f"model {state.name!r}: version {numbers} is to be loaded; unload it before deleting it")
-    aliases = sorted(alias for alias, target in state.aliases.items() if version in versions_of(target))
-    if aliases:
-        raise Conflict(f"model {state.name!r}: alias {', '.join(aliases)} points at version {version}; move it first")
-
-
-def _dataset_to_json(dataset: Dataset) -> dict[str, Json]:
-    return {
-        "format": 1,
-        "id": dataset.id,
-        "name": dataset.name,
-        "rows": dataset.rows,
-        "columns": [_column_to_json(column) for column in dataset.columns],
-        "sha256": dataset.sha256,
-        "size_bytes": dataset.size_bytes,
-        "created_at": dataset.created_at,
-    }
-
-
-def _column_to_json(column: Column) -> dict[str, Json]:
-    entry: dict[str, Json] = {"name": column.name, "datatype": column.datatype, "shape": list(column.shape)}
-    if column.labels:
-        entry["labels"] = list(column.labels)
-    if column.statistics is not None:
-        classes = column.statistics.classes
-        # JSON's objects have texts as keys.
-        pairs = None if classes is None else [list(pair) for pair in classes.items()]
-        entry["statistics"] = {**asdict(column.statistics), "classes": pairs}
-    return entry
-
-
-def _column_from_json(value: Mapping[str, Any]) -> Column:
-    known = value.get("statistics")
-    statistics = None
-    if known is not None:
-        classes = None if known["classes"] is None else dict(known["classes"])
-        statistics = ColumnStatistics(**{**known, "classes": classes})
-    return Column(value["name"], value["datatype"], tuple(value["shape"]), tuple(value.get("labels", ())), statistics)
-
-
-def _dataset_from_json(value: Mapping[str, Any], folder: Path) -> Dataset:
-    columns = tuple(map(_column_from_json, value["columns"]))
-    return Dataset(
-        value["id"],
-        value["name"],
-        value["rows"],
-        columns,
-        value["sha256"],
-        value["size_bytes"],
-        value["created_at"],
-        folder,
-    )

@@ -5,14 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from service.adapters.file_store import FileModelStore
 from service.core.health import Check, free_space, in_thread
 from service.core.ports import JobQueue
 
 
+class Store(Protocol):
+    """A store of models, as far as it can be away."""
+
+    def check(self) -> None:
+        """Raise `NotReady` when it is."""
+
+
 def checks(
-    models: FileModelStore,
+    models: Store,
     queue: JobQueue,
     data_dir: Path,
     *,
@@ -23,7 +30,7 @@ def checks(
 
     Predictions need no queue: without it only jobs wait, so it is told and not required.
     """
-    folders = (data_dir / "models", data_dir / "compile-cache")
+    folders = (data_dir / "models", data_dir / "compile-cache", data_dir / "cache")
     free = free_space(lambda: least_free_bytes(folders, free_bytes), floor_bytes=min_free_bytes)
     return [
         Check("store", in_thread(models.check)),

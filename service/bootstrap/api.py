@@ -9,12 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from service.adapters.clock import SystemClock
-from service.adapters.file_checkpoints import FileCheckpointStore
-from service.adapters.file_replicas import FileReplicaBoard
-from service.adapters.file_store import FileDatasetStore, FileModelStore
-from service.adapters.file_uploads import FileUploadStore
 from service.adapters.health_checks import checks
 from service.bootstrap.observing import build_metrics, build_observer
+from service.bootstrap.stores import build_stores
 from service.core.errors import NotReady
 from service.core.health import HealthMonitor
 from service.core.ports import Clock, Engine, JobQueue
@@ -74,21 +71,19 @@ class Api:
         self._settings = settings
         clock, limits = SystemClock(), settings.limits()
         reader = FileDatasetReader(timeout_s=settings.convert_s, memory_bytes=settings.max_convert_bytes)
-        self._models = FileModelStore(settings.data_dir, clock)
-        self._datasets = FileDatasetStore(settings.data_dir)
-        self._unfinished = FileUploadStore(settings.data_dir)
+        self._stores = stores = build_stores(settings, clock)
         self.registry = self._build_registry(engine, clock)
-        watched = checks(self._models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
+        watched = checks(stores.models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
         self._health = HealthMonitor(watched, clock, served=self.registry.served, stalled_s=settings.stalled_s)
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
         self._repository = ModelRepository(self.registry, limits)
         self._stopping = asyncio.Event()
-        starts = Starts(self._models, FileCheckpointStore(settings.data_dir), queue)
-        self._uploads = UploadService(self._unfinished, clock, limits)
+        starts = Starts(stores.models, stores.checkpoints, queue)
+        self._uploads = UploadService(stores.uploads, clock, limits)
         self._context = Context(
             self.registry,
-            DatasetService(self._datasets, self._datasets.scratch, reader, clock, limits, uses, self._uploads),
-            JobService(queue, self._datasets, engine, clock, limits, webhooks, starts=starts),
+            DatasetService(stores.datasets, stores.datasets.scratch, reader, clock, limits, uses, self._uploads),
+            JobService(queue, stores.datasets, engine, clock, limits, webhooks, starts=starts),
             self._uploads,
             limits,
             self._stopping,
@@ -105,13 +100,13 @@ class Api:
 
         settings = self._settings
         return Registry(
-            self._models,
+            self._stores.models,
             engine,
             clock,
             settings.serving(),
             poll_s=settings.registry_poll_s,
             max_loaded_bytes=settings.max_loaded_bytes,
-            board=FileReplicaBoard(settings.data_dir, clock),
+            board=self._stores.board,
         )
 
     def _build_http(self) -> Server:
@@ -208,11 +203,9 @@ class Api:
         closed = await self.registry.close(max(_LEAST_CLOSE_S, self._settings.drain_s - (time.monotonic() - began)))
         if self._observer is not None:
             await asyncio.to_thread(self._observer.close, _LEAST_CLOSE_S)
-        if not ended:  # the data folder hangs, so what lies there is left to the next start
+        if not ended:  # the store hangs, so what lies there is left to the next start
             return False
-        self._models.close()
-        self._datasets.close()
-        self._unfinished.close()
+        self._stores.close()
         return closed
 
     async def _end_tasks(self, within_s: float) -> bool:

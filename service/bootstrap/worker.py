@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from service.adapters.clock import SystemClock
-from service.adapters.file_checkpoints import FileCheckpointStore
-from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.bootstrap.queue import build_queue, redis_url
+from service.bootstrap.stores import build_stores
 from service.core.errors import InvalidRequest
 from service.core.retry import Backoff
 from service.settings import Settings
@@ -34,12 +33,12 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
     devices = Devices(settings.worker_device, settings.worker_slots, os.environ)
     clock = SystemClock()
     queue = build_queue(settings, redis_url(settings))
-    models, datasets = FileModelStore(settings.data_dir, clock), FileDatasetStore(settings.data_dir)
+    stores = build_stores(settings, clock)
     supervisor = Supervisor(
         queue=queue,
-        store=models,
-        datasets=datasets,
-        checkpoints=FileCheckpointStore(settings.data_dir),
+        store=stores.models,
+        datasets=stores.datasets,
+        checkpoints=stores.checkpoints,
         worker_id=f"{socket.gethostname()[:64]}-{os.getpid()}-{secrets.token_hex(3)}",
         tags=tags,
         work_dir=settings.data_dir / "work",
@@ -55,8 +54,7 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
     try:
         await supervisor.run(stop)
     finally:
-        models.close()
-        datasets.close()
+        stores.close()
         await queue.close()
 
 
@@ -66,15 +64,15 @@ async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
     from service.worker.member import Member
 
     clock = SystemClock()
-    models, datasets = FileModelStore(settings.data_dir, clock), FileDatasetStore(settings.data_dir)
+    stores = build_stores(settings, clock)
     member = Member(
         number=settings.worker_number,
         hosts=settings.worker_hosts,
         leader=settings.worker_leader or "",
         version=version("axon-server"),
-        store=models,
-        datasets=datasets,
-        checkpoints=FileCheckpointStore(settings.data_dir),
+        store=stores.models,
+        datasets=stores.datasets,
+        checkpoints=stores.checkpoints,
         work_dir=settings.data_dir / "work",
         clock=clock,
         grace_s=settings.job_grace_s,
@@ -83,8 +81,7 @@ async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
     try:
         await member.run(stop)
     finally:
-        models.close()
-        datasets.close()
+        stores.close()
 
 
 def _crew(settings: Settings) -> Crew | None:

@@ -1,21 +1,21 @@
-"""What every `CheckpointStore` keeps, run on the file store."""
+"""What every `CheckpointStore` keeps, in files and in buckets."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from service.adapters import file_checkpoints
-from service.adapters.file_checkpoints import FileCheckpointStore
 from service.core.errors import InvalidRequest, NotFound
+from service.core.ports import CheckpointStore
+from tests.service.adapters.places import Place
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileCheckpointStore:
+def store(place: Place) -> CheckpointStore:
     """An empty store."""
-    return FileCheckpointStore(tmp_path / "store")
+    place.root /= "store"
+    return place.checkpoints()
 
 
 def local(tmp_path: Path, content: str) -> Path:
@@ -32,6 +32,7 @@ def test_stored_checkpoint_reads_back(store, tmp_path):
     pointer = store.put("job", 2, 30, source)
     assert pointer == {"attempt": 2, "step": 30, "path": "job/2/30"}
     assert (store.get(pointer) / "arrays" / "0").read_text() == "a"
+    assert store.exists(pointer)
     assert not source.exists()
     assert store.jobs() == ["job"]
 
@@ -57,44 +58,13 @@ def test_repeated_put_keeps_the_first(store, tmp_path):
     assert (store.get(first) / "arrays" / "0").read_text() == "a"
 
 
-def test_checkpoint_from_another_file_system_is_copied(store, tmp_path, monkeypatch):
-    """Where renaming is impossible the folder is copied, and then renamed into place."""
-    rename = os.rename
-
-    def across(source: Path, target: Path) -> None:
-        if "local" in str(source):
-            raise OSError(18, "Invalid cross-device link")
-        rename(source, target)
-
-    monkeypatch.setattr(file_checkpoints.os, "rename", across)
-    pointer = store.put("job", 1, 1, local(tmp_path, "a"))
-    assert (store.get(pointer) / "arrays" / "0").read_text() == "a"
-    assert not (tmp_path / "local" / "a").exists()
-
-
-def test_broken_put_leaves_nothing(store, tmp_path, monkeypatch):
-    """A checkpoint appears whole or not at all."""
-
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(file_checkpoints, "sync", full)
-    with pytest.raises(OSError, match="space"):
-        store.put("job", 1, 1, local(tmp_path, "a"))
-    assert list((tmp_path / "store" / "checkpoints" / "job" / "1").iterdir()) == []
-
-
 def test_older_ones_go(store, tmp_path):
     """Only the kept one stays, whichever attempt wrote the others."""
-    store.put("job", 1, 5, local(tmp_path, "a"))
-    store.put("job", 2, 6, local(tmp_path, "b"))
+    older = store.put("job", 1, 5, local(tmp_path, "a")), store.put("job", 2, 6, local(tmp_path, "b"))
     kept = store.put("job", 2, 9, local(tmp_path, "c"))
     other = store.put("other", 1, 1, local(tmp_path, "d"))
     store.delete_older("job", kept)
-    found = sorted(
-        str(p.relative_to(tmp_path / "store/checkpoints")) for p in tmp_path.glob("store/checkpoints/job/*/*")
-    )
-    assert found == ["job/2/9"]
+    assert [pointer["path"] for pointer in (*older, kept) if store.exists(pointer)] == ["job/2/9"]
     assert store.get(other).is_dir()
 
 
@@ -111,6 +81,7 @@ def test_deleted_checkpoints_are_not_found(store, tmp_path):
     pointer = store.put("job", 1, 1, local(tmp_path, "a"))
     store.delete("job")
     store.delete("job")
+    assert not store.exists(pointer)
     with pytest.raises(NotFound, match="job/1/1"):
         store.get(pointer)
     assert store.jobs() == []

@@ -1,7 +1,8 @@
-"""What every `ReplicaBoard` keeps, run on the file board and on the fake that tests of the core use."""
+"""What every `ReplicaBoard` keeps, in files, in buckets, and in the fake that tests of the core use."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from service.adapters.file_replicas import FileReplicaBoard
 from service.core.errors import InvalidRequest
 from service.core.ports import ReplicaBoard
 from service.core.types import ReplicaModel, VersionState, VersionStatus
+from tests.service.adapters.places import Place
 from tests.service.core.boards import FakeReplicaBoard
 from tests.service.waiting import FakeClock
 
@@ -24,18 +26,26 @@ MODEL = ReplicaModel(
 Age = Callable[[str, float], None]
 
 
-@pytest.fixture(params=["file", "fake"])
-def kept(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ReplicaBoard, Age]:
+@pytest.fixture(params=["real", "fake"])
+def kept(request: pytest.FixtureRequest, place: Place) -> tuple[ReplicaBoard, Age]:
     """An empty board, and what makes a replica's last word older."""
     if request.param == "fake":
+        if place.kind != "file":
+            pytest.skip("it has no place")
         fake = FakeReplicaBoard(FakeClock())
         return fake, fake.age
     clock = FakeClock()
 
     def age(replica: str, seconds: float) -> None:
-        os.utime(tmp_path / "replicas" / f"{replica}.json", (clock.now - seconds, clock.now - seconds))
+        if place.kind == "file":
+            os.utime(place.root / "replicas" / f"{replica}.json", (clock.now - seconds, clock.now - seconds))
+            return
+        note = place.objects.read(f"replicas/{replica}.json")
+        assert note is not None
+        said = json.loads(note.content) | {"said_at": clock.now - seconds}
+        place.objects.write(f"replicas/{replica}.json", json.dumps(said).encode())
 
-    return FileReplicaBoard(tmp_path, clock), age
+    return place.board(clock), age
 
 
 def test_published_is_read_back_by_id(kept: tuple[ReplicaBoard, Age]):

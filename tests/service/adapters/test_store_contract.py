@@ -1,41 +1,39 @@
-"""What every `ModelStore` and `DatasetStore` keeps, run on the file store; with real processes where they race."""
+"""What every `ModelStore` and `DatasetStore` keeps, in files and in buckets; with real processes where they race."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
+import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.adapters import files
-from service.adapters.clock import SystemClock
-from service.adapters.file_store import FileDatasetStore, FileModelStore
 from service.core.errors import Conflict, InvalidRequest, NotFound
 from service.core.types import Column, Dataset, ModelState
+from tests.service.adapters.places import LEASE_S, Place
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(place: Place):
     """An empty store of models."""
-    store = FileModelStore(tmp_path, SystemClock())
-    yield store
-    store.close()
+    return place.models()
 
 
-def put(store: FileModelStore, name: str = "m", content: bytes = b"bundle", job: str | None = None) -> int:
+def put(store: Any, name: str = "m", content: bytes = b"bundle", job: str | None = None) -> int:
     """Publish a new version with this content."""
     version = store.allocate(name)
     folder = store.scratch()
     (folder / "b").write_bytes(content)
     store.publish(name, version, folder / "b", manifest={"lineage": {"job": job}})
-    folder.rmdir()
+    shutil.rmtree(folder)
     return version
 
 
@@ -46,16 +44,11 @@ def bundle_in(folder: Path, content: bytes = b"bundle") -> Path:
     return path
 
 
-def visible(root: Path) -> list[str]:
-    """All scratch folders."""
-    return sorted(str(path.relative_to(root)) for path in (root / "tmp").rglob("*") if path.is_dir())
-
-
 def test_published_version_reads_back_whole(store):
     """Content, manifest and number of a version are those published."""
     version = put(store, content=b"123", job="j1")
     stored = store.version("m", version)
-    assert (stored.version, stored.path.read_bytes()) == (1, b"123")
+    assert (stored.version, store.bundle(stored).read_bytes()) == (1, b"123")
     assert stored.manifest == {"lineage": {"job": "j1"}}
     assert [v.version for v in store.versions("m")] == [1]
     assert store.models() == ["m"]
@@ -88,19 +81,7 @@ def test_absent_things_are_not_found(store):
     assert not (store.state("m").loaded)
 
 
-def test_foreign_files_in_the_folder_are_no_models(tmp_path, store, datasets):
-    """What a file system or a person leaves between our folders is passed over."""
-    for place in ("models", "datasets"):
-        for name in ("lost+found", "empty"):
-            (tmp_path / place / name).mkdir()
-        (tmp_path / place / "notes.txt").write_text("hello")
-    put(store)
-    assert store.models() == ["m"]
-    assert datasets.all() == []
-    FileModelStore(tmp_path, SystemClock()).close()
-
-
-def test_change_counts_generations_and_persists(tmp_path, store):
+def test_change_counts_generations_and_persists(place, store):
     """A change is seen by another store on the same folder; a change to the same value writes nothing."""
     put(store)
     assert store.state("m").generation == 2, "allocation and publication"
@@ -108,9 +89,11 @@ def test_change_counts_generations_and_persists(tmp_path, store):
     after = store.change("m", lambda s: replace(s, aliases={"prod": 1}, loaded=frozenset({1})))
     assert after.generation == before + 1
     assert store.change("m", lambda s: s).generation == after.generation
-    other = FileModelStore(tmp_path, SystemClock())
+    other = place.models()
     assert other.state("m") == after == ModelState("m", after.generation, 2, frozenset({1}), {"prod": 1})
-    other.close()
+    assert other.states() == {"m": after}
+    put(store, "a")
+    assert list(other.states()) == other.models() == ["a", "m"]
 
 
 def test_number_is_never_given_twice(store):
@@ -131,7 +114,7 @@ def test_publish_repeats_only_for_the_same_job(store):
     """A repeated finish of one job finds its own version; anyone else is refused and changes nothing."""
     version = put(store, content=b"first", job="j1")
     again = store.publish("m", version, bundle_in(store.scratch(), b"second"), manifest={"lineage": {"job": "j1"}})
-    assert again.path.read_bytes() == b"first"
+    assert store.bundle(again).read_bytes() == b"first"
     for manifest in ({"lineage": {"job": "j2"}}, {}, {"lineage": {}}):
         with pytest.raises(Conflict, match="immutable"):
             store.publish("m", version, bundle_in(store.scratch()), manifest=manifest)
@@ -139,10 +122,9 @@ def test_publish_repeats_only_for_the_same_job(store):
         store.publish("m", 9, bundle_in(store.scratch()), manifest={})
 
 
-def test_delete_refuses_what_is_in_use(store):
+def test_delete_refuses_what_is_in_use(place, store):
     """A loaded version, or one with an alias, stays; once free it goes with its files."""
-    version = put(store)
-    path = store.version("m", version).path
+    stored = store.version("m", put(store))
     store.change("m", lambda s: replace(s, loaded=frozenset({1}), aliases={"prod": 1}))
     with pytest.raises(Conflict, match="unload it"):
         store.delete("m", 1)
@@ -153,29 +135,16 @@ def test_delete_refuses_what_is_in_use(store):
         store.delete("m", 1)
     store.change("m", lambda s: replace(s, aliases={}))
     store.delete("m", 1)
-    assert not path.parent.exists()
+    with pytest.raises(NotFound, match="no version 1"):
+        store.version("m", 1)
+    with pytest.raises(NotFound, match="no version 1"):
+        place.models().version("m", 1)
+    assert store.versions("m") == []
+    assert stored.manifest == {"lineage": {"job": None}}
 
 
-def test_abandoned_scratch_goes_at_the_next_start_and_a_live_ones_stays(tmp_path, store):
-    """Scratch belongs to a process; only a dead one's is removed."""
-    mine = store.scratch()
-    child = SPAWN.Process(target=_leave_scratch, args=(tmp_path,))
-    child.start()
-    child.join(30)
-    assert child.exitcode == -signal.SIGKILL
-    assert len(visible(tmp_path)) == 4
-    FileModelStore(tmp_path, SystemClock()).close()
-    assert mine.is_dir()
-    assert len(visible(tmp_path)) == 2
-
-
-def _leave_scratch(root: Path) -> None:
-    FileModelStore(root, SystemClock()).scratch()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _race(root: Path, barrier, results) -> None:
-    store = FileModelStore(root, SystemClock())
+def _race(place: Place, barrier, results) -> None:
+    store = place.models()
     barrier.wait()
     versions = []
     for _ in range(10):
@@ -184,17 +153,19 @@ def _race(root: Path, barrier, results) -> None:
     shared = bundle_in(store.scratch(), str(os.getpid()).encode())
     try:
         stored = store.publish("shared", 1, shared, manifest={"lineage": {"job": "one"}})
-        results.put((versions, stored.path.read_bytes()))
+        results.put((versions, store.bundle(stored).read_bytes()))
     finally:
-        store.close()
+        place.close()
 
 
-def test_racing_processes_lose_nothing(tmp_path, store):
+def test_racing_processes_lose_nothing(place, store):
     """Numbers are unique, no change is lost, and one of several publications of a number wins for all."""
+    if not place.shared:
+        pytest.skip("a bucket in memory is one process's")
     put(store)
     store.allocate("shared")
     barrier, results = SPAWN.Barrier(3), SPAWN.Queue()
-    processes = [SPAWN.Process(target=_race, args=(tmp_path, barrier, results)) for _ in range(3)]
+    processes = [SPAWN.Process(target=_race, args=(place, barrier, results)) for _ in range(3)]
     for process in processes:
         process.start()
     answers = [results.get(timeout=60) for _ in processes]
@@ -219,79 +190,13 @@ def test_racing_threads_lose_nothing(store):
     assert sorted(numbers) == list(range(2, 22))
 
 
-def _publish_and_die(root: Path, step: int) -> None:
-    """Publish, killed at the `step`-th durable operation."""
-    store = FileModelStore(root, SystemClock())
-    calls = 0
-
-    def counted(function):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    os.rename, os.fsync, files.write_json = counted(os.rename), counted(os.fsync), counted(files.write_json)
-    store.publish("m", 1, root / "upload", manifest={"lineage": {"job": "j"}})
-
-
-def test_kill_in_mid_publish_leaves_all_or_nothing(tmp_path):
-    """Killed before any of its steps, a publication is absent or whole; a later one with the same job succeeds."""
-    outcomes = []
-    for step in range(1, 12):
-        root = tmp_path / str(step)
-        root.mkdir()
-        store = FileModelStore(root, SystemClock())
-        store.allocate("m")
-        bundle_in(root, b"x" * 100_000)
-        child = SPAWN.Process(target=_publish_and_die, args=(root, step))
-        child.start()
-        child.join(30)
-        found = store.versions("m")
-        assert [v.path.stat().st_size for v in found] in ([], [100_000])
-        outcomes.append((child.exitcode, len(found)))
-        bundle_in(root, b"y" * 100_000)
-        assert store.publish("m", 1, root / "upload", manifest={"lineage": {"job": "j"}}).version == 1
-        store.close()
-        FileModelStore(root, SystemClock()).close()
-        assert visible(root) == []
-    assert (-signal.SIGKILL, 0) in outcomes
-    assert (-signal.SIGKILL, 1) in outcomes
-    assert outcomes[-1] == (0, 1)
-
-
-def test_kill_in_mid_deletion_is_finished_at_the_next_start(tmp_path, store):
-    """What `state.json` calls removed is invisible at once and gone after the next start."""
-    put(store)
-    path = store.version("m", 1).path
-    child = SPAWN.Process(target=_delete_and_die, args=(tmp_path,))
-    child.start()
-    child.join(30)
-    assert child.exitcode == -signal.SIGKILL
-    assert path.exists()
-    assert store.versions("m") == []
-    FileModelStore(tmp_path, SystemClock()).close()
-    assert not path.exists()
-
-
-def _delete_and_die(root: Path) -> None:
-    store = FileModelStore(root, SystemClock())
-    store._scratch.discard = lambda path: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-    store.delete("m", 1)
-
-
 # Data sets
 
 
 @pytest.fixture
-def datasets(tmp_path: Path):
+def datasets(place: Place):
     """An empty store of data sets."""
-    store = FileDatasetStore(tmp_path)
-    yield store
-    store.close()
+    return place.datasets()
 
 
 def dataset_in(folder: Path, dataset_id: str = "ds-1", created_at: float = 1.0) -> Dataset:
@@ -306,7 +211,7 @@ def test_dataset_reads_back(datasets):
     added = datasets.add(folder, dataset_in(folder))
     assert not folder.exists()
     assert datasets.get("ds-1") == added
-    np.testing.assert_array_equal(np.load(added.path / "x.npy"), [[0, 1], [2, 3], [4, 5]])
+    np.testing.assert_array_equal(np.load(datasets.columns(added) / "x.npy"), [[0, 1], [2, 3], [4, 5]])
 
 
 def test_dataset_added_twice_is_the_stored_one(datasets):
@@ -332,18 +237,24 @@ def test_datasets_are_listed_oldest_first_and_deleted(datasets):
             call("../models")
 
 
-def test_data_sets_of_the_same_content_share_their_files(datasets):
+def test_data_sets_of_the_same_content_share_their_files(place, datasets):
     """Two ids, one stored content; whichever goes first, the other keeps all of it."""
     for number in (1, 2, 3):
         folder = datasets.scratch()
         datasets.add(folder, dataset_in(folder, f"ds-{number}"))
-    files = [datasets.get(f"ds-{number}").path / "x.npy" for number in (1, 2, 3)]
+    files = [datasets.columns(datasets.get(f"ds-{number}")) / "x.npy" for number in (1, 2, 3)]
     assert all(file.samefile(files[0]) for file in files)
     datasets.delete("ds-1")
     datasets.delete("ds-3")
-    np.testing.assert_array_equal(np.load(files[1]), [[0, 1], [2, 3], [4, 5]])
-    assert files[1].stat().st_nlink == 1
-    assert sorted(path.name for path in files[1].parent.iterdir()) == ["manifest.json", "x.npy"]
+    kept = datasets.columns(datasets.get("ds-2")) / "x.npy"
+    np.testing.assert_array_equal(np.load(kept), [[0, 1], [2, 3], [4, 5]])
+    if place.kind == "file":
+        assert kept.stat().st_nlink == 1
+        assert sorted(path.name for path in kept.parent.iterdir()) == ["manifest.json", "x.npy"]
+    else:
+        assert [entry.size for entry in place.objects.entries("columns")] == [kept.stat().st_size]
+        datasets.delete("ds-2")
+        assert place.objects.entries("columns") == place.objects.entries("datasets") == []
 
 
 def test_data_sets_of_other_content_share_nothing(datasets):
@@ -351,14 +262,15 @@ def test_data_sets_of_other_content_share_nothing(datasets):
     folder, other = datasets.scratch(), datasets.scratch()
     datasets.add(folder, dataset_in(folder))
     datasets.add(other, replace(dataset_in(other, "ds-2"), sha256="11"))
-    assert not (datasets.get("ds-1").path / "x.npy").samefile(datasets.get("ds-2").path / "x.npy")
+    first, second = (datasets.columns(datasets.get(name)) / "x.npy" for name in ("ds-1", "ds-2"))
+    assert not first.samefile(second)
 
 
-def test_holds_share_or_are_alone(tmp_path, datasets):
+def test_holds_share_or_are_alone(place, datasets):
     """Many hold at once, one alone; the stores of two processes agree."""
     folder = datasets.scratch()
     datasets.add(folder, dataset_in(folder))
-    other = FileDatasetStore(tmp_path)
+    other = place.datasets()
     holds = [store.hold("ds-1", alone=False) for store in (datasets, other, datasets)]
     assert other.hold("ds-1", alone=True) is None
     for release in holds:
@@ -370,27 +282,31 @@ def test_holds_share_or_are_alone(tmp_path, datasets):
     for kind in (True, False):
         with pytest.raises(NotFound, match="no data set 'ds-1'"):
             datasets.hold("ds-1", alone=kind)
-    other.close()
 
 
-def _hold(root: str, held) -> None:
+def _hold(place: Place, held) -> None:
     """A process that holds a data set until it is killed."""
-    assert FileDatasetStore(Path(root)).hold("ds-1", alone=True) is not None
+    assert place.datasets().hold("ds-1", alone=True) is not None
     held.set()
     threading.Event().wait()
 
 
-def test_hold_of_a_killed_process_is_free(tmp_path, datasets):
-    """Nothing stays locked."""
+def test_hold_of_a_killed_process_is_free(place, datasets):
+    """Nothing stays locked; in a bucket, once its lease is over."""
+    if not place.shared:
+        pytest.skip("a bucket in memory is one process's")
     folder = datasets.scratch()
     datasets.add(folder, dataset_in(folder))
     held = SPAWN.Event()
-    process = SPAWN.Process(target=_hold, args=(str(tmp_path), held))
+    process = SPAWN.Process(target=_hold, args=(place, held))
     process.start()
     assert held.wait(30)
     assert datasets.hold("ds-1", alone=False) is None
     process.kill()
     process.join(30)
-    release = datasets.hold("ds-1", alone=True)
+    deadline = time.monotonic() + 5 * LEASE_S
+    while (release := datasets.hold("ds-1", alone=True)) is None and place.kind != "file":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert release is not None
     release()
