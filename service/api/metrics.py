@@ -22,6 +22,9 @@ from service.api.rest.errors import install
 from service.core.serving import ServedModel
 from service.core.statistics import LATENCY_BOUNDS_S, Statistics
 
+OUTCOMES: Final = ("invalid", "overloaded", "deadline", "cancelled", "execution", "not_ready", "other")
+"""Why requests got no answer; all are there from the start, so that the first of a kind is a rise."""
+
 _LABELS = ("model", "version")
 
 _Value = Callable[[ServedModel], float]
@@ -138,7 +141,7 @@ def _requests(served: Sequence[ServedModel]) -> CounterMetricFamily:
     family = CounterMetricFamily("axon_inference_requests", "Requests by outcome", labels=(*_LABELS, "outcome"))
     for model in served:
         family.add_metric([*_labels(model), "success"], model.statistics.success.count)
-        for reason, count in sorted(model.statistics.failures.items()):
+        for reason, count in (dict.fromkeys(OUTCOMES, 0) | model.statistics.failures).items():
             family.add_metric([*_labels(model), reason], count)
     return family
 
