@@ -4,6 +4,12 @@
 # image, which only copies what the stages below have installed.
 ARG PYTHON_IMAGE=python:3.11-slim
 
+# What a change of pyproject.toml rebuilds at once; the stages behind it only when these lists are others.
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /build
+COPY pyproject.toml deploy/docker/requirements.py ./
+RUN python requirements.py serving pyproject.toml > serving.txt && python requirements.py training pyproject.toml > training.txt
+
 FROM ${PYTHON_IMAGE} AS installer
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 ARG PIP_INDEX_URL
@@ -11,21 +17,21 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
 WORKDIR /build
-COPY pyproject.toml constraints.txt deploy/docker/requirements.py deploy/docker/trim.sh ./
+COPY constraints.txt deploy/docker/trim.sh ./
 
 # What every process imports. SciPy is a dependency of JAX for functions that a server never calls.
 FROM installer AS serving-packages
+COPY --from=requirements /build/serving.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python requirements.py serving pyproject.toml > serving.txt \
-    && pip install --prefix=/packages -c constraints.txt -r serving.txt \
+    pip install --prefix=/packages -c constraints.txt -r serving.txt \
     && rm -rf /packages/lib/python3.11/site-packages/scipy* \
     && sh trim.sh /packages/lib/python3.11/site-packages
 
 # What a trainer imports besides: pip finds the packages above, and adds what is missing.
 FROM serving-packages AS training-packages
+COPY --from=requirements /build/training.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python requirements.py training pyproject.toml > training.txt \
-    && PYTHONPATH=/packages/lib/python3.11/site-packages \
+    PYTHONPATH=/packages/lib/python3.11/site-packages \
        pip install --prefix=/more -c constraints.txt -r training.txt \
     && sh trim.sh /more/lib/python3.11/site-packages
 
@@ -36,7 +42,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --prefix=/cuda -c constraints.txt "jax[${CUDA}]"
 
 FROM installer AS code
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY engine engine
 COPY service service
 RUN --mount=type=cache,target=/root/.cache/pip PIP_ONLY_BINARY= pip install --no-deps --prefix=/code .

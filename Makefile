@@ -7,7 +7,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
+.PHONY: help install demo test compose-test soak faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ conformance-short: $(STAMP)  ## a real inference client, tritonclient, against t
 
 conformance: $(STAMP)  ## every inference client, each in an environment of its own; prints the table (minutes)
 	$(BIN)/python -m tests.conformance
+
+compose-test: $(STAMP)  ## build the images, run docker-compose.yml and restart or kill each part (minutes; needs a Docker engine)
+	COMPOSE=whole $(BIN)/python -m pytest -q -s tests/e2e/test_compose.py
 
 check: $(STAMP)  ## lint, types, import contracts, generated code, the Helm chart
 	$(BIN)/ruff check .
