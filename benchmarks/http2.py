@@ -17,7 +17,7 @@ from hpack import Decoder
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, END_HEADERS, ACK, PADDED = 0x1, 0x4, 0x1, 0x8
-HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE = 1, 2, 4
+HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 1, 2, 3, 4
 LARGEST_WINDOW, FIRST_WINDOW, LARGEST_FRAME = 2**31 - 1, 65_535, 16_384
 
 
@@ -53,6 +53,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, answers: Answers) -> None:
         self.ready = asyncio.Event()
         self.streams = 0
+        self.most = LARGEST_WINDOW
+        """How many streams the server allows at once."""
         self.goodbye = b""
         """The error code and the words with which the server sent us away."""
         self._answers = answers
@@ -151,7 +153,9 @@ class Connection(asyncio.Protocol):
             self.ready.set()
             return
         for name, value in struct.iter_unpack(">HI", payload):
-            if name == INITIAL_WINDOW_SIZE:
+            if name == MAX_CONCURRENT_STREAMS:
+                self.most = value
+            elif name == INITIAL_WINDOW_SIZE:
                 self._windows = {stream: left + value - self._initial for stream, left in self._windows.items()}
                 self._initial = value
         self._out.append(frame(SETTINGS, ACK, 0, b""))

@@ -35,7 +35,7 @@ class NotRunning(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """A running server: the leader of its process group, its addresses, and its form of a request on each wire."""
+    """A running server: the leader of its session, its addresses, and its form of a request on each wire."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -60,15 +60,19 @@ class Side:
 
     def cpu_s(self) -> float:
         """What its processes have computed so far; 0 where there is no /proc."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == self.process.pid:
-                ticks += int(fields[11]) + int(fields[12])
+        ticks = sum(ticks for _, ticks in _session(self.process.pid))
         return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _session(leader: int) -> Iterator[tuple[int, int]]:
+    """Each process that a side's first process started, wherever it put itself, and its CPU time in clock ticks."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if int(fields[3]) == leader:
+            yield int(stat.parent.name), int(fields[11]) + int(fields[12])
 
 
 def free_port() -> int:
@@ -80,7 +84,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group of its own, ended with the block; what it says goes to `log`."""
+    """A session of its own, ended with the block; what it says goes to `log`."""
     variables = os.environ | environment
     with log.open("ab") as file:
         child = subprocess.Popen(
@@ -99,6 +103,9 @@ def running(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
+    for pid, _ in _session(child.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -27,17 +27,17 @@ class Peer:
     def __init__(self) -> None:
         self._models = {path.stem: forward.onnxruntime(path) for path in Path(os.environ["PEER_FOLDER"]).glob("*.onnx")}
 
-    @bentoml.api(route="/mlp", batchable=True, max_batch_size=64, max_latency_ms=100)
+    @bentoml.api(route="/mlp", batchable=True, max_batch_size=64, max_latency_ms=10_000)
     def mlp(self, image: Rows) -> Rows:
         """784-128-10."""
         return self._models["mlp"](image)
 
-    @bentoml.api(route="/wide", batchable=True, max_batch_size=64, max_latency_ms=100)
+    @bentoml.api(route="/wide", batchable=True, max_batch_size=64, max_latency_ms=10_000)
     def wide(self, image: Rows) -> Rows:
         """784-2048-2048-10."""
         return self._models["wide"](image)
 
-    @bentoml.api(route="/cnn", batchable=True, max_batch_size=64, max_latency_ms=100)
+    @bentoml.api(route="/cnn", batchable=True, max_batch_size=64, max_latency_ms=10_000)
     def cnn(self, image: Rows) -> Rows:
         """Two convolutions."""
         return self._models["cnn"](image)
