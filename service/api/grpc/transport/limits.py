@@ -29,7 +29,7 @@ class TransportLimits:
     that the client does not take. `max_resets` and `max_noise` are for calls cancelled and for frames that ask for
     nothing, of which `resets_per_s` and `noise_per_s` come back. A client that sends nothing for `keepalive_s` is asked
     whether it lives, and has `keepalive_timeout_s` to say so; one that leaves a message unfinished, or does not take
-    its answers, is given up after `patience_s`.
+    its answers, is given up after `patience_s`. The server looks for those every `look_s`.
     """
 
     max_message_bytes: int
@@ -46,6 +46,7 @@ class TransportLimits:
     noise_per_s: float = 2000.0
     keepalive_s: float = 60.0
     keepalive_timeout_s: float = 20.0
+    look_s: float = 0.5
 
 
 _NOISE_PER_FRAME = 4

@@ -21,7 +21,8 @@ from service.api.grpc.transport.limits import TransportLimits
 from service.api.grpc.transport.metadata import Status
 from service.api.grpc.transport.stream import Opener, Stream
 
-_LOOK_S: Final = 0.5
+_CLOSE_S: Final = 0.5
+"""How long connections have to close that were told to."""
 _INFLATING: Final = 2
 """Messages inflated at the same time: each may take as much memory as the largest message."""
 
@@ -92,10 +93,10 @@ class GrpcServer:
         ended = Status(StatusCode.UNAVAILABLE, "the server stops")
         for connection in list(self._connections):
             connection.stop(ended)
-        await self._emptied(_LOOK_S)
+        await self._emptied(_CLOSE_S)
         for connection in list(self._connections):
             connection.abort()
-        await self._emptied(_LOOK_S)
+        await self._emptied(_CLOSE_S)
         if self._looking is not None:
             self._looking.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -110,10 +111,11 @@ class GrpcServer:
 
     def _look(self) -> None:
         limits = self.limits
-        looks = [math.ceil(s / _LOOK_S) for s in (limits.patience_s, limits.keepalive_s, limits.keepalive_timeout_s)]
+        waits_s = (limits.patience_s, limits.keepalive_s, limits.keepalive_timeout_s)
+        looks = [math.ceil(wait_s / limits.look_s) for wait_s in waits_s]
         for connection in list(self._connections):
             connection.look(*looks)
-        self._looking = self.loop.call_later(_LOOK_S, self._look)
+        self._looking = self.loop.call_later(limits.look_s, self._look)
 
     # What connections call
 
