@@ -93,6 +93,7 @@ def job_of(job_id: str, found: Any) -> Job:
         ran_s=int(one.get("ran_ms", 0)) / 1000,
         parent=one.get("parent"),
         children=int(one.get("children", 0)),
+        trace=one.get("trace", ""),
     )
 
 
@@ -112,6 +113,8 @@ def fields_of(job: Job) -> list[str]:
         found["requeued_from"] = job.requeued_from
     if job.parent is not None:
         found["parent"] = job.parent
+    if job.trace:
+        found["trace"] = job.trace
     if job.children:
         found |= {"children": str(job.children), "open": str(job.children)}
     return [part for pair in found.items() for part in pair]

@@ -146,6 +146,12 @@ def current() -> Exchange | None:
     return _current.get()
 
 
+def current_traceparent() -> str:
+    """The header that makes spans children of the request that is being handled; '' where it is in no trace."""
+    exchange = _current.get()
+    return "" if exchange is None or exchange.context is None else exchange.context.traceparent
+
+
 @final
 class Observer:
     """Makes spans for `tracer` (None: none) and, with `access_log`, a line per request.

@@ -60,6 +60,7 @@ class Api:
         uses: DatasetUses,
     ) -> None:
         from service.adapters.dataset_files import FileDatasetReader  # imports JAX
+        from service.api.observation import current_traceparent
         from service.api.repository import ModelRepository
         from service.api.rest.context import Context
         from service.core.datasets import DatasetService
@@ -83,7 +84,9 @@ class Api:
         self._context = Context(
             self.registry,
             DatasetService(stores.datasets, stores.datasets.scratch, reader, clock, limits, uses, self._uploads),
-            JobService(queue, stores.datasets, engine, clock, limits, webhooks, starts=starts),
+            JobService(
+                queue, stores.datasets, engine, clock, limits, webhooks, starts=starts, trace=current_traceparent
+            ),
             self._uploads,
             limits,
             self._stopping,

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from service.adapters.clock import SystemClock
+from service.bootstrap.observing import build_tracer
 from service.bootstrap.queue import build_queue, redis_url
 from service.bootstrap.stores import build_stores
 from service.core.errors import InvalidRequest
 from service.core.retry import Backoff
 from service.settings import Settings
 from service.worker.crew import Crew, host_and_port
+
+_SPANS_S = 2.0
 
 
 async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> None:
@@ -34,6 +37,7 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
     clock = SystemClock()
     queue = build_queue(settings, redis_url(settings))
     stores = build_stores(settings, clock)
+    tracer = build_tracer(settings)
     supervisor = Supervisor(
         queue=queue,
         store=stores.models,
@@ -50,10 +54,13 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
         keep_s=settings.keep_jobs_s,
         crew=_crew(settings),
         idle_s=settings.worker_idle_s,
+        tracer=tracer,
     )
     try:
         await supervisor.run(stop)
     finally:
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close, _SPANS_S)
         stores.close()
         await queue.close()
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -101,8 +101,10 @@ class JobService:
         webhooks: WebhookStore | None = None,
         *,
         starts: Starts,
+        trace: Callable[[], str] = str,
     ) -> None:
-        """`webhooks` is needed where the limits name hosts for them."""
+        """`webhooks` is needed where the limits name hosts for them; `trace` gives a request's `traceparent` or ''."""
+        self._trace = trace
         self._starts = starts
         self._webhooks = webhooks
         self._queue = queue
@@ -205,6 +207,7 @@ class JobService:
             owner=parsed.owner,
             idempotency_key=key,
             ttl_s=parsed.ttl_s,
+            trace=self._trace(),
         )
         return job, size
 

@@ -315,6 +315,7 @@ class Job:
     attempts have run that have ended.
     A sweep is a job with `children`, so many jobs of their own that each name it as their `parent`; it stays queued,
     and nobody can claim it, until the last of them has ended.
+    `trace` is the W3C `traceparent` of the request that submitted it, '' where nobody traced that.
     """
 
     id: str
@@ -344,6 +345,7 @@ class Job:
     ran_s: float = 0.0
     parent: str | None = None
     children: int = 0
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,10 @@ from service.core.errors import NotFound, NotReady
 from service.core.job_spec import tag_of
 from service.core.ports import CheckpointStore, Clock, DatasetStore, JobQueue, ModelStore
 from service.core.retry import AWAY, DEFAULT_BACKOFF, Backoff
+from service.core.tracing import Tracer
 from service.core.types import Lease, WorkerInfo
 from service.worker.attempt import Attempt, Workplace, end
+from service.worker.attempt_span import traced
 from service.worker.child import TRAINER
 from service.worker.crew import Crew
 from service.worker.devices import Devices, Slot
@@ -51,6 +53,7 @@ class Supervisor:
         keep_s: how long checkpoints stay of jobs that failed or were cancelled.
         crew: the other hosts of a worker that trains on several; it then takes jobs for so many hosts, one at a time.
         idle_s: how long to wait for a job before the worker ends; None waits for ever.
+        tracer: takes a span of each attempt, in the trace of the request that submitted the job.
     """
 
     def __init__(
@@ -72,12 +75,14 @@ class Supervisor:
         keep_s: float = 7 * 86_400.0,
         crew: Crew | None = None,
         idle_s: float | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._place = Workplace(
             queue, store, datasets, checkpoints, clock, lease_s, grace_s, tuple(command), backoff, keep_s, crew
         )
         self._crew = crew
         self._idle_s = idle_s
+        self._tracer = tracer
         self._devices = devices
         self._worker_id = worker_id
         self._tags = tuple(tags) if crew is None else tuple(tag_of(tag, crew.hosts) for tag in tags)
@@ -184,7 +189,10 @@ class Supervisor:
     async def _attempt(self, slot: Slot, lease: Lease, stop: asyncio.Event) -> None:
         fault_point("claimed")
         try:
-            with private_folder(self._work_dir.absolute(), f"{lease.job.id}-{lease.attempt}") as folder:
+            with (
+                private_folder(self._work_dir.absolute(), f"{lease.job.id}-{lease.attempt}") as folder,
+                traced(self._tracer, self._place.clock, lease),
+            ):
                 attempt = self._current[slot.number] = Attempt(self._place, lease, folder, slot.environment)
                 self._changed.set()
                 await attempt.run(stop)

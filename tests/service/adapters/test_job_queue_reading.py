@@ -171,6 +171,14 @@ async def test_jobs_are_counted_by_state_and_by_who_waits(queue):
     assert (counts.states[JobState.FAILED], counts.dead, counts.waiting) == (1, 1, {"last": 0})
 
 
+async def test_a_job_keeps_the_trace_of_its_request(queue):
+    """Whoever claims it can go on with the same trace."""
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    assert (await running(queue, trace=trace)).job.trace == trace
+    await queue.submit(a_job("untraced"))
+    assert (await queue.get("untraced")).trace == ""
+
+
 async def test_ping_answers(queue):
     """A queue that is there says nothing."""
     await queue.ping()

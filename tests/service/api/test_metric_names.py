@@ -24,8 +24,8 @@ from service.core.errors import NotReady
 from service.core.inference import InferenceService
 from service.core.types import JobCounts, JobState, WorkerInfo
 from tests.service.adapters.job_queues import a_job
-from tests.service.api.test_observation import FakeTracer
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve, spec
+from tests.service.fake_tracer import FakeTracer
 from tests.service.waiting import FakeClock
 
 BASE_UNITS = {"seconds", "bytes", "ratio", "info"}

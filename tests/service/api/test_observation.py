@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -29,35 +28,10 @@ from tests.service.api.asgi import call
 from tests.service.api.grpc.listening import started
 from tests.service.api.rest.dispatching import INFER, X, request
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldClock, HeldModel, RealClock, serve, spec
+from tests.service.fake_tracer import FakeTracer
 
 PARENT = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", True, "rojo=1")
 STAGES = ["decode", "queue", "assemble", "compute", "split", "hop", "encode"]
-
-
-class FakeTracer:
-    """Keeps spans; samples what its parent says, and new traces as told. Ids count upwards."""
-
-    def __init__(self, *, sampled: bool = True) -> None:
-        self.spans: list[Span] = []
-        self.sampled = sampled
-        self._ids = itertools.count(1)
-
-    def begin(self, parent: TraceContext | None) -> TraceContext:
-        if parent is None:
-            return TraceContext(f"{next(self._ids):032x}", f"{next(self._ids):016x}", self.sampled)
-        return self.child(parent)
-
-    def child(self, parent: TraceContext) -> TraceContext:
-        return TraceContext(parent.trace_id, f"{next(self._ids):016x}", parent.sampled, parent.state)
-
-    def record(self, spans: Sequence[Span]) -> None:
-        self.spans += spans
-
-    def counts(self) -> Mapping[str, int]:
-        return {}
-
-    def close(self, timeout_s: float) -> None:
-        pass
 
 
 class Served:
