@@ -1,11 +1,10 @@
-"""For the contract suites: queues in memory and on a real server, in keys of its own; stores in files and buckets."""
+"""Queues for the contract suite: one in memory, one on a real server in keys of its own."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
@@ -15,9 +14,7 @@ from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.memory_jobs import MemoryJobQueue
 from service.adapters.redis_jobs import RedisJobQueue, connect
 from service.core.ports import JobQueue
-from tests.s3 import S3, running
 from tests.service.adapters.job_queues import DOCUMENTED_KEYS, LEASE_S, Harness
-from tests.service.adapters.places import Place, places
 from tests.service.waiting import FakeClock
 
 
@@ -61,22 +58,3 @@ async def harness(request: pytest.FixtureRequest, redis_harness: Harness) -> Har
 def queue(harness: Harness) -> JobQueue:
     """Each queue in turn."""
     return harness.queue
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[S3]:
-    """A real S3-compatible server."""
-    with running() as server:
-        yield server
-
-
-@pytest.fixture(params=["file", "memory", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """Every place for stores in turn, empty."""
-    yield from places(request.param, tmp_path, lambda: request.getfixturevalue("s3"), monkeypatch.setenv)
-
-
-@pytest.fixture
-def bucket(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """An empty bucket on the real server."""
-    yield from places("s3", tmp_path, lambda: s3, monkeypatch.setenv)

@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.adapters.file_uploads import FileUploadStore
 from service.core.errors import (
     Cancelled,
     Conflict,
@@ -27,7 +27,8 @@ from service.core.errors import (
     WrongOffset,
 )
 from service.core.limits import Limits
-from service.core.uploads import MAX_UPLOADS, UploadService, link
+from service.core.uploads import MAX_UPLOADS, Upload, UploadService, link
+from tests.service.adapters.places import Place
 from tests.service.waiting import WAIT_S, FakeClock
 
 MIB = 2**20
@@ -38,10 +39,11 @@ SPAWN = multiprocessing.get_context("spawn")
 class Parts:
     """The service with what it stands on."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.root = place.root
         self.clock = FakeClock()
-        self.store = FileUploadStore(root)
+        self.store = place.uploads()
         self.service = UploadService(self.store, self.clock, LIMITS)
 
     async def here(self, length: int, **options: str) -> str:
@@ -52,7 +54,8 @@ class Parts:
 
     def touch(self, upload_id: str) -> None:
         """Let the last byte have come now, by the clock."""
-        os.utime(self.root / "uploads" / upload_id / "content", (self.clock.now, self.clock.now))
+        if self.place.kind == "file":
+            os.utime(self.root / "uploads" / upload_id / "content", (self.clock.now, self.clock.now))
 
     async def content(self, upload_id: str) -> bytes:
         """Use a whole upload."""
@@ -61,11 +64,17 @@ class Parts:
 
 
 @pytest.fixture
-def parts(tmp_path: Path):
+def parts(place: Place):
     """An empty store and its service."""
-    parts = Parts(tmp_path)
+    return Parts(place)
+
+
+@pytest.fixture
+def files(tmp_path: Path):
+    """The same in files, whose times can be set."""
+    parts = Parts(Place("file", tmp_path))
     yield parts
-    parts.store.close()
+    parts.place.close()
 
 
 async def body(*pieces: bytes, error: Exception | None = None) -> AsyncIterator[bytes]:
@@ -89,7 +98,10 @@ async def test_upload_in_pieces_is_used_once(parts):
     assert await parts.content(upload_id) == data
     with pytest.raises(NotFound, match="no upload"):
         await parts.service.get(upload_id)
-    assert [path for path in (parts.root / "uploads").iterdir() if path.is_dir()] == []
+    if parts.place.kind == "file":
+        assert [path for path in (parts.root / "uploads").iterdir() if path.is_dir()] == []
+    else:
+        assert parts.place.objects.entries("uploads") == parts.place.objects.entries("holds") == []
 
 
 async def test_what_came_before_a_broken_connection_stays(parts):
@@ -194,8 +206,6 @@ async def test_all_together_are_bounded(parts):
 
 def test_their_number_is_bounded(parts):
     """However small they are."""
-    from service.core.uploads import Upload
-
     for number in range(3):
         parts.store.create(Upload(f"up-{number:016x}", 1, 0.0), max_bytes=10, max_uploads=3)
     with pytest.raises(Overloaded, match="expected at most 3 unfinished ones"):
@@ -203,28 +213,46 @@ def test_their_number_is_bounded(parts):
     assert MAX_UPLOADS == 1000
 
 
-async def test_silent_uploads_go_and_others_stay(parts):
+async def test_silent_uploads_go_and_others_stay(files):
     """The time counts from the last byte; one that is being used stays."""
-    ids = [await parts.here(2) for _ in range(3)]
-    assert parts.service.expires_at(await parts.service.get(ids[0])) == parts.clock.now + 100
-    parts.clock.advance(60)
-    await parts.service.append(ids[1], 0, body(b"x"))
-    parts.touch(ids[1])
-    taken = parts.store.take(ids[2])
-    parts.clock.advance(60)
-    await parts.here(1)  # to make one is to look
+    ids = [await files.here(2) for _ in range(3)]
+    assert files.service.expires_at(await files.service.get(ids[0])) == files.clock.now + 100
+    files.clock.advance(60)
+    await files.service.append(ids[1], 0, body(b"x"))
+    files.touch(ids[1])
+    taken = files.store.take(ids[2])
+    files.clock.advance(60)
+    await files.here(1)  # to make one is to look
     with pytest.raises(NotFound):
-        await parts.service.get(ids[0])
-    assert (await parts.service.get(ids[1])).offset == 1
-    assert (await parts.service.get(ids[2])).offset == 0
+        await files.service.get(ids[0])
+    assert (await files.service.get(ids[1])).offset == 1
+    assert (await files.service.get(ids[2])).offset == 0
     taken.release()
     stopping = asyncio.Event()
-    running = asyncio.create_task(parts.service.run(stopping))
+    running = asyncio.create_task(files.service.run(stopping))
     async with asyncio.timeout(WAIT_S):
-        while (parts.root / "uploads" / ids[2]).exists():
+        while (files.root / "uploads" / ids[2]).exists():
             await asyncio.sleep(0.01)
     stopping.set()
     await running
+
+
+def test_silent_uploads_go_from_a_bucket(bucket):
+    """By the bucket's own times; one that is used stays, and so do bytes that came to a deleted one a moment ago."""
+    store = bucket.uploads()
+    ids = [f"up-{number:016x}" for number in range(3)]
+    for upload_id in ids:
+        store.create(Upload(upload_id, 2, 0.0), max_bytes=10, max_uploads=3)
+        store.append(upload_id, 0, [b"x"], durable=True)
+    bucket.objects.delete([f"uploads/{ids[2]}/upload.json"])
+    store.remove_unwritten(time.time() - 60)
+    assert [store.get(upload_id).offset for upload_id in ids[:2]] == [1, 1]
+    taken = store.take(ids[1])
+    store.remove_unwritten(time.time() + 60)
+    assert bucket.objects.folders("uploads") == [ids[1]]
+    assert taken.path.read_bytes() == b"x"
+    taken.release()
+    assert not taken.path.exists()
 
 
 async def test_wrong_content_is_told_by_its_digest(parts):
@@ -267,7 +295,7 @@ def test_any_pieces_make_the_same_whole(sizes: list[int], drawn: st.DataObject):
     data = os.urandom(sum(sizes))
 
     async def send(root: Path) -> bytes:
-        parts = Parts(root)
+        parts = Parts(Place("file", root))
         upload_id = await parts.here(len(data), sha256=hashlib.sha256(data).hexdigest())
         offset = 0
         for size in sizes:
@@ -281,15 +309,15 @@ def test_any_pieces_make_the_same_whole(sizes: list[int], drawn: st.DataObject):
         try:
             return await parts.content(upload_id)
         finally:
-            parts.store.close()
+            parts.place.close()
 
     with tempfile.TemporaryDirectory() as folder:
         assert asyncio.run(send(Path(folder))) == data
 
 
-def _append_all(root: str, upload_id: str, byte: int, size: int, count: int) -> None:
+def _append_all(place: Place, upload_id: str, byte: int, size: int, count: int) -> None:
     """A process that appends blocks of one byte wherever the upload ends, as often as it gets the chance."""
-    store = FileUploadStore(Path(root))
+    store = place.uploads()
     written = 0
     while written < count:
         offset = store.get(upload_id).offset
@@ -298,16 +326,16 @@ def _append_all(root: str, upload_id: str, byte: int, size: int, count: int) -> 
             written += 1
         except WrongOffset:
             continue
-    store.close()
+    place.close()
 
 
 async def test_blocks_of_several_processes_never_mix(parts):
     """Every block is whole, none is lost: the offset is compared and the block written in one step."""
-    size, count = 1000, 50
+    if not parts.place.shared:
+        pytest.skip("a bucket in memory is one process's")
+    size, count = 1000, 50 if parts.place.kind == "file" else 15
     upload_id = await parts.here(2 * size * count)
-    racing = [
-        SPAWN.Process(target=_append_all, args=(str(parts.root), upload_id, byte, size, count)) for byte in (1, 2)
-    ]
+    racing = [SPAWN.Process(target=_append_all, args=(parts.place, upload_id, byte, size, count)) for byte in (1, 2)]
     for process in racing:
         process.start()
     for process in racing:
