@@ -42,8 +42,6 @@ _PARTS_AT_ONCE = 4
 _TRIES = 4
 _RETRY = Backoff(base_s=0.1, cap_s=2.0)
 _CONNECT_S = 3.0
-_DOCUMENT_S = 5.0
-_PART_S = 120.0
 _log = logging.getLogger(__name__)
 
 
@@ -86,8 +84,11 @@ class Objects:
         self._parts = parts
 
     @classmethod
-    def at(cls, url: str) -> Objects:
-        """Those below `url`, such as `s3://bucket/prefix`; raises `InvalidRequest`."""
+    def at(cls, url: str, *, document_s: float = 5.0, part_s: float = 120.0) -> Objects:
+        """Those below `url`, such as `s3://bucket/prefix`; raises `InvalidRequest`.
+
+        `document_s` and `part_s` bound a request for a small object and for a part of a large one, in seconds.
+        """
         check_url(url)
         try:
             from obstore.exceptions import BaseError
@@ -95,9 +96,9 @@ class Objects:
         except ImportError:
             raise InvalidRequest(f"store {url!r}: expected the package obstore; install axon-server[s3]") from None
 
-        retry: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(seconds=_PART_S)}
+        retry: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(seconds=part_s)}
         made = []
-        for seconds in (_DOCUMENT_S, _PART_S):
+        for seconds in (document_s, part_s):
             client: ClientConfig = {
                 "timeout": timedelta(seconds=seconds),
                 "connect_timeout": timedelta(seconds=_CONNECT_S),
@@ -164,6 +165,8 @@ class Objects:
             except NotReady:
                 lost = True
                 if turn == _TRIES:
+                    if (tag := self._ours(key, content)) is not None:
+                        return tag
                     raise
                 time.sleep(_RETRY.delay_s(turn))
         raise AssertionError("unreachable")
