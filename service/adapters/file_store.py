@@ -68,23 +68,19 @@ class FileModelStore:
 
     def models(self) -> list[str]:
         """Names of all models, sorted; raises `NotReady` for a store that has gone, whose models have not."""
-        self._require()
-        names = filter(is_name, os.listdir(self._models))  # whatever else lies there is none of ours
-        known = [name for name in sorted(names) if (found := self._read(name)) is not None and not found.deleted]
-        self._require()  # it may have gone since
-        return known
+        return [*self.states()]
 
     def state(self, name: str) -> ModelState:
         """The desired state; raises `NotFound`. Costs one `stat` while nothing changes."""
         return self._document(name).state
 
     def states(self) -> dict[str, ModelState]:
-        """The desired state of every model by name, sorted."""
-        found: dict[str, ModelState] = {}
-        for name in self.models():
-            with contextlib.suppress(NotFound):  # deleted meanwhile
-                found[name] = self.state(name)
-        return found
+        """The desired state of every model by name, sorted; raises as `models`. Costs one `stat` of each."""
+        self._require()
+        names = filter(is_name, os.listdir(self._models))  # whatever else lies there is none of ours
+        documents = {name: self._read(name) for name in sorted(names)}
+        self._require()  # it may have gone since
+        return {name: found.state for name, found in documents.items() if found is not None and not found.deleted}
 
     def change(self, name: str, change: Callable[[ModelState], ModelState], *, create: bool = False) -> ModelState:
         """Apply `change` under the model's lock; a version that it newly names must exist.
