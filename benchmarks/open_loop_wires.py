@@ -13,8 +13,8 @@ OK, SHED, FAILED = "ok", "shed", "failed"
 FIRST_HTTP, MOST_HTTP = 64, 2048
 GRPC_CONNECTIONS = 16
 _HTTP_OUTCOMES = {200: OK, 429: SHED, 503: SHED, 504: SHED}
-_GRPC_OUTCOMES = {"0": OK, "4": SHED, "8": SHED, "14": SHED}
-"""OK; DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNAVAILABLE."""
+_GRPC_OUTCOMES = {"0": OK, "1": SHED, "4": SHED, "8": SHED, "14": SHED}
+"""OK; CANCELLED (what grpc.aio's server makes of too many), DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNAVAILABLE."""
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 Done = Callable[[int, str], None]
