@@ -21,6 +21,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.api.grpc.transport.server import GrpcServer
     from service.api.rest.asgi import App
+    from service.api.rest.fast_lane import FastLane
     from service.api.rest.server import Server
     from service.core.datasets import DatasetUses
     from service.core.registry import Registry
@@ -117,6 +118,7 @@ class Api:
         from service.api.rest import v1_status, v2, v2_operation, v2_repository
         from service.api.rest.app import create_app
         from service.api.rest.dispatch import Dispatcher
+        from service.api.rest.fast_lane import FastLane
 
         settings = self._settings
         if settings.metrics_port is not None:
@@ -132,13 +134,14 @@ class Api:
         app = create_app(self._context, routers, version=version("axon-server"))
         largest, observer = settings.max_request_bytes, self._observer
         dispatcher = Dispatcher(app, self._inference, max_body_bytes=largest, observer=observer)
-        return self._server(dispatcher)
+        lane = FastLane(self._inference, SystemClock(), max_body_bytes=largest, observer=observer)
+        return self._server(dispatcher, lane)
 
-    def _server(self, app: App) -> Server:
+    def _server(self, app: App, lane: FastLane | None = None) -> Server:
         from service.api.rest.server import build_server
 
         use = self._settings
-        return build_server(app, backlog=use.backlog, drain_s=use.drain_s, patience_s=use.client_patience_s)
+        return build_server(app, backlog=use.backlog, drain_s=use.drain_s, patience_s=use.client_patience_s, lane=lane)
 
     def _build_grpc(self) -> GrpcServer:
         from service.api.grpc import axon_v1

@@ -14,19 +14,25 @@ from typing import Any, final
 
 from service.api.observation import INFER_ROUTE, VERSION_INFER_ROUTE, Exchange, Observer
 from service.api.rest.asgi import App, ObservedApp, Receive, Scope, Send, method_of, observed_call
+from service.api.rest.body_chunks import BodyChunks
 from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_headers
-from service.api.rest.tensors import WireRequest, decode_raw_request, decode_request, encode_result
+from service.api.rest.infer_wire import (
+    CONTENT_ENCODING,
+    HEADER_LENGTH,
+    ONCE,
+    WINDOW_BITS,
+    decode,
+    header_length_of,
+    reply_headers,
+    target_of,
+    to_core,
+)
+from service.api.rest.tensors import encode_result
 from service.api.status import failure_of
 from service.core.errors import InvalidRequest, TooLarge
 from service.core.inference import InferenceService
-from service.core.types import InferRequest
 
-_PREFIX, _SUFFIX = "/v2/models/", "/infer"
-_BINARY_TYPE = (b"content-type", b"application/octet-stream")
-_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
-_ONCE = (b"inference-header-content-length", b"content-encoding")
 _LOOK_EVERY_S = 0.025
-_SMALL_BYTES = 4096
 _INFLATED_AT_ONCE = 1024  # a thousand times as much at most, in some milliseconds; a thread does not hold up others
 _DEFLATED_AT_ONCE = 65_536
 
@@ -54,14 +60,11 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""
         if scope["type"] == "http":
-            path = scope["path"]
-            if path.endswith(_SUFFIX) and path.startswith(_PREFIX):
-                parts = path[len(_PREFIX) : -len(_SUFFIX)].split("/")
-                version = parts[2] if len(parts) == 3 and parts[1] == "versions" else None
-                if version is not None or len(parts) == 1:
-                    if self._observer is None:
-                        return await self._answer(parts[0], version, scope, receive, send, None)
-                    return await self._observed(self._observer, parts[0], version, scope, receive, send)
+            target = target_of(scope["path"])
+            if target is not None:
+                if self._observer is None:
+                    return await self._answer(*target, scope, receive, send, None)
+                return await self._observed(self._observer, *target, scope, receive, send)
         return await self._app(scope, receive, send)
 
     async def _observed(
@@ -94,8 +97,9 @@ class Dispatcher:
             if len(headers) != len(scope["headers"]):
                 _refuse_repeated(scope["headers"])
             body = await self._read(headers, receive)
-            request = self._decode(model, version, headers, body)
-            infer = self._to_core(model, version, request)
+            header_length = header_length_of(headers.get(HEADER_LENGTH))
+            request = decode(self._inference, model, version, header_length, body)
+            infer = to_core(self._inference, model, version, request)
             if exchange is not None:
                 exchange.bytes_in = len(body)
                 exchange.asked(model, version, request.id)
@@ -107,7 +111,7 @@ class Dispatcher:
                 gone = self._watch.leave(task)
             if exchange is not None:
                 exchange.version = str(result.version)
-            reply, header_length = encode_result(result, request)
+            reply, json_length = encode_result(result, request)
         except _Gone:
             return None
         except asyncio.CancelledError:
@@ -119,30 +123,7 @@ class Dispatcher:
                 exchange.error = type(error).__name__
             failure = failure_of(error)
             return await _send(send, failure.status.http, error_headers(failure), error_body(failure))
-        if header_length is None:
-            reply_headers = [JSON_TYPE]
-        else:
-            reply_headers = [_BINARY_TYPE, (b"inference-header-content-length", b"%d" % header_length)]
-        return await _send(send, 200, *await _compressed(headers, reply_headers, reply))
-
-    def _to_core(self, model: str, version: str | None, request: WireRequest) -> InferRequest:
-        infer = InferRequest(model, version, request.inputs, request.outputs, request.id)
-        if request.schedule.timeout_us is not None:
-            infer.deadline = self._inference.deadline(request.schedule.timeout_us * 1e-6)
-        infer.priority = request.schedule.priority
-        infer.classes = request.classes
-        return infer
-
-    def _decode(self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes) -> WireRequest:
-        given = headers.get(b"inference-header-content-length")
-        if given is None:
-            return decode_request(body, None)
-        if not given.isdigit() or len(given) > 18:
-            raise InvalidRequest(f"Inference-Header-Content-Length: expected an integer >= 0, got {given[:64]!r}")
-        header_length = int(given)
-        if header_length == 0:
-            return decode_raw_request(body, self._inference.model(model, version).spec)
-        return decode_request(body, header_length)
+        return await _send(send, 200, *await _compressed(headers, reply_headers(json_length), reply))
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body, decompressed; raises `TooLarge` before holding more than the limit, `_Gone`."""
@@ -156,31 +137,22 @@ class Dispatcher:
             body = await self._read_on(message, receive)
         elif len(body) > limit:
             raise TooLarge(f"body: expected at most {limit} bytes, got {len(body)}")
-        encoding = headers.get(b"content-encoding")
+        encoding = headers.get(CONTENT_ENCODING)
         if encoding is None:
             return body
         inflate = partial(_decompress, body, encoding.strip().lower(), limit)
         return inflate() if len(body) <= _INFLATED_AT_ONCE else await asyncio.to_thread(inflate)
 
     async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
-        chunks: list[bytes | bytearray] = []
-        size = 0
+        chunks = BodyChunks()
         while True:
             if message["type"] != "http.request":
                 raise _Gone
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._max_body_bytes:
+            chunks.add(message.get("body", b""))
+            if chunks.size > self._max_body_bytes:
                 raise TooLarge(f"body: expected at most {self._max_body_bytes} bytes, got more")
-            # A body of single bytes must not become as many objects.
-            if len(chunk) >= _SMALL_BYTES:
-                chunks.append(chunk)
-            elif chunks and isinstance(chunks[-1], bytearray):
-                chunks[-1] += chunk
-            else:
-                chunks.append(bytearray(chunk))
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return chunks.joined()
             message = await receive()
 
 
@@ -234,7 +206,7 @@ class _DisconnectWatch:
 def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
     """Two values of what says how to read the body: whoever stands before this server may have read it otherwise."""
     names = [name for name, _ in headers]
-    for name in _ONCE:
+    for name in ONCE:
         if names.count(name) > 1:
             raise InvalidRequest(f"headers: expected {name.decode()} once, got it {names.count(name)} times")
 
@@ -242,7 +214,7 @@ def _refuse_repeated(headers: Sequence[tuple[bytes, bytes]]) -> None:
 def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
     if encoding in (b"", b"identity"):
         return body
-    bits = _WINDOW_BITS.get(encoding)
+    bits = WINDOW_BITS.get(encoding)
     if bits is None:
         raise InvalidRequest(f"Content-Encoding: expected gzip or deflate, got {encoding[:64]!r}")
     inflater = zlib.decompressobj(bits)
@@ -264,7 +236,7 @@ async def _compressed(request_headers: dict[bytes, bytes], headers: Headers, bod
     inference, so only the explicit wish for a single encoding counts.
     """
     accepted = request_headers.get(b"accept-encoding")
-    if accepted is None or (bits := _WINDOW_BITS.get(accepted.strip().lower())) is None:
+    if accepted is None or (bits := WINDOW_BITS.get(accepted.strip().lower())) is None:
         return headers, body
     deflate = partial(_deflated, body, bits)
     body = deflate() if len(body) <= _DEFLATED_AT_ONCE else await asyncio.to_thread(deflate)

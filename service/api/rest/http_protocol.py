@@ -2,6 +2,8 @@
 
 uvicorn writes the headers when it gets them and the body when it gets that: two system calls, two segments, and a
 client that is woken twice. Here what is written waits for the rest of the same turn of the event loop.
+
+Between two requests a `FastLane` is asked first: what it takes never sees uvicorn's parser.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from typing import Any, final
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api.rest.fast_lane import FastConnection, FastLane
 
 JOIN_BYTES = 2**16
 """Longer bodies are written by themselves: copying them would cost more than a second system call."""
@@ -45,6 +49,15 @@ class JoinedWrites(asyncio.Transport):
         else:
             self._transport.write(held)
             self._transport.write(data)
+
+    def reply(self, head: bytes, body: bytes) -> None:
+        """Send one answer in one write, after what was held."""
+        if self._held is not None:
+            self._flush()
+        if len(body) <= JOIN_BYTES:
+            self._transport.write(b"".join((head, body)))
+        else:
+            self._transport.writelines((head, body))
 
     def close(self) -> None:
         """Send what was held and close."""
@@ -99,15 +112,38 @@ MAX_HEADER_BYTES = 2**17
 
 @final
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over `JoinedWrites`, with bounds on headers and on silence, and JSON for what is no HTTP."""
+    """uvicorn's protocol over `JoinedWrites`, with bounds on headers and on silence, and JSON for what is no HTTP.
+
+    `lane` answers what it can (None: everything goes the long way); the other arguments are uvicorn's.
+    """
 
     _head_bytes = 0
     _head_looks = _silent_looks = _unread_looks = 0
     _unread = 0
+    _in_message = False
+    _idle = False
+    """Whether the fast lane has answered and nothing came since."""
+    _joined: JoinedWrites
+
+    def __init__(self, *arguments: Any, lane: FastLane | None = None, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._fast = None if lane is None else FastConnection(lane, self)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come; refuse a head that does not end."""
+        """Give what has come to the lane whose it is."""
         self._silent_looks = 0
+        self._idle = False
+        fast = self._fast
+        if fast is not None and (fast.busy or self._between()):
+            if self.timeout_keep_alive_task is not None:
+                self._unset_keepalive_if_required()
+            data = fast.take(data)
+            if not data:
+                return
+        self.long_way(data)
+
+    def long_way(self, data: bytes) -> None:
+        """Parse what has come; refuse a head that does not end."""
         super().data_received(data)
         if self._in_head():
             if not self._head_bytes:
@@ -118,19 +154,91 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._head_bytes:
             self._head_bytes = 0
 
+    def on_message_begin(self) -> None:
+        """The parser has seen a request's first byte."""
+        self._in_message = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        """The parser has seen a request's last byte."""
+        self._in_message = False
+        super().on_message_complete()
+
+    def _between(self) -> bool:
+        """Whether all requests of the long way are over."""
+        return not self._in_message and (self.cycle is None or self.cycle.response_complete)
+
     def send_400_response(self, msg: str) -> None:
         """Say in the protocol's form that this is no request, and close."""
         self._refuse(b"400 Bad Request", msg)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection."""
-        super().connection_made(JoinedWrites(transport, self.loop))
+        self._joined = JoinedWrites(transport, self.loop)
+        super().connection_made(self._joined)
 
-    def end_silence(self, patience_looks: int) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        if self._fast is not None:
+            self._fast.lost()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Close, once the request that has begun has its answer."""
+        fast = self._fast
+        if fast is None or not (fast.waiting or fast.reading):
+            super().shutdown()
+        else:
+            fast.close_soon()
+
+    def resume_writing(self) -> None:
+        """The client has read enough of its answers."""
+        super().resume_writing()
+        if self._fast is not None:
+            self._fast.resume()
+
+    # What the fast lane needs
+
+    @property
+    def full(self) -> bool:
+        """Whether the client does not read its answers."""
+        return self.flow.write_paused
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing can be answered any more."""
+        return self.transport.is_closing()
+
+    def reply(self, head: bytes, body: bytes) -> None:
+        """Write one answer."""
+        self._silent_looks = 0
+        self._idle = True
+        self._joined.reply(head, body)
+
+    def end(self) -> None:
+        """Close once everything is written."""
+        self._joined.close()
+
+    def read_on(self, on: bool) -> None:
+        """Read from the client, or let it wait."""
+        if on:
+            self.flow.resume_reading()
+        else:
+            self.flow.pause_reading()
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Let a stopping server wait for `task`, and cancel it when its time is over."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    # Patience
+
+    def end_silence(self, patience_looks: int, keep_alive_looks: int) -> None:
         """Give up a client that has kept this connection waiting at more than `patience_looks` calls of this in a row.
 
-        It may so long be silent before its first request or in mid-request, take for a head, or leave an answer unread.
-        Looks are counted, not seconds: when the server itself stood still, what clients sent meanwhile is yet unread.
+        It may so long be silent before its first request or in mid-request, take for a head, or leave an answer unread;
+        after an answer of the fast lane `keep_alive_looks` are enough. Looks are counted, not seconds: when the server
+        itself stood still, what clients sent meanwhile is yet unread.
         """
         if self.transport.is_closing():
             return
@@ -146,10 +254,18 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._head_bytes:
             if self._head_looks > patience_looks:
                 self._refuse(b"408 Request Timeout", "headers: expected their end within the server's patience")
+        elif self._idle:
+            if self._silent_looks > keep_alive_looks:
+                self.transport.close()
         elif self._silent_looks > patience_looks:
             self._end_silent()
 
     def _end_silent(self) -> None:
+        fast = self._fast
+        if fast is not None and fast.busy:
+            if fast.reading:
+                self._refuse(b"408 Request Timeout", "body: expected more of it within the server's patience")
+            return
         cycle = self.cycle
         if cycle is None or (cycle.response_complete and self.timeout_keep_alive_task is None):
             self.transport.close()

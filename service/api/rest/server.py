@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import uvicorn
 
 from service.api.rest.asgi import App
+from service.api.rest.fast_lane import FastLane
 from service.api.rest.http_protocol import HttpProtocol
 
 _TICKS_PER_LOOK = 5
@@ -24,13 +26,14 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, patience_s: float) -> None:
         super().__init__(config)
         self._patience_looks = math.ceil(patience_s / _LOOK_S)
+        self._keep_alive_looks = math.ceil(config.timeout_keep_alive / _LOOK_S)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
         if counter % _TICKS_PER_LOOK == 0:
             for connection in list(self.server_state.connections):
                 if isinstance(connection, HttpProtocol):
-                    connection.end_silence(self._patience_looks)
+                    connection.end_silence(self._patience_looks, self._keep_alive_looks)
         return await super().on_tick(counter)
 
     @contextlib.contextmanager
@@ -39,16 +42,19 @@ class Server(uvicorn.Server):
         yield
 
 
-def build_server(app: App, *, backlog: int, drain_s: float, patience_s: float = 60.0) -> Server:
+def build_server(
+    app: App, *, backlog: int, drain_s: float, patience_s: float = 60.0, lane: FastLane | None = None
+) -> Server:
     """A server without a socket: one process, no access log; a stop waits `drain_s` for what has been accepted.
 
-    `patience_s` is how long a client may be silent in mid-request, or not read its answer.
+    `lane` answers what it can in front of `app`. `patience_s` is how long a client may be silent in mid-request, or
+    not read its answer.
 
     Run it on uvloop, which sets TCP_NODELAY on every connection; asyncio leaves it off on accepted ones.
     """
     config = uvicorn.Config(
         app,
-        http=HttpProtocol,
+        http=partial(HttpProtocol, lane=lane),  # type: ignore[arg-type]  # uvicorn calls it, and that is all
         ws="none",
         lifespan="off",
         access_log=False,

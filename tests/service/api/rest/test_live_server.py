@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from service.api.rest.dispatch import App, Dispatcher
+from service.api.rest.fast_lane import FastLane
 from service.api.rest.http_protocol import MAX_HEADER_BYTES
 from service.api.rest.server import build_server
 from service.core.inference import InferenceService
@@ -26,14 +27,15 @@ async def nowhere(scope: object, receive: object, send: object) -> None:
 
 
 class Live:
-    """A server on a free port."""
+    """A server on a free port, with the fast lane or without."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fast: bool) -> None:
         self.model = HeldModel(spec(max_batch_size=1))
         self.served = serve(self.model)
         inference = InferenceService(FakeRegistry(self.served), "axon", "1", RealClock())
         app: App = Dispatcher(nowhere, inference, max_body_bytes=10_000)
-        self.server = build_server(app, backlog=16, drain_s=1)
+        lane = FastLane(inference, RealClock(), max_body_bytes=10_000) if fast else None
+        self.server = build_server(app, backlog=16, drain_s=1, lane=lane)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
 
@@ -42,10 +44,10 @@ class Live:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
 
-@pytest.fixture
-async def live() -> AsyncIterator[Live]:
+@pytest.fixture(params=[True, False], ids=["fast lane", "long way"])
+async def live(request: pytest.FixtureRequest) -> AsyncIterator[Live]:
     """A server that is stopped at the end."""
-    made = Live()
+    made = Live(fast=request.param)
     serving = asyncio.create_task(made.server.serve(sockets=[made.listener]))
     yield made
     made.model.gate.set()
