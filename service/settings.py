@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     device: str | None = None
     """JAX platform that serves (`cpu`, `cuda`); JAX's own choice without it."""
 
+    executions_at_once: int | None = Field(default=None, ge=1)
+    """Batches of all versions together that each device computes at the same time; without it as many as there are
+    cores, 2 at least, and 2 on a GPU."""
+
     max_request_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest inference request, before and after decompression."""
 

@@ -21,6 +21,7 @@ from engine.model.model import Model
 from engine.model.state import unflatten
 from engine.model.walk import LayerInfo
 from engine.runtime import Executable, input_signatures, signature
+from service.adapters.cores import usable_cores
 from service.adapters.loaded_executable import LoadedExecutable, engine_sizes, tensor_spec
 from service.adapters.processing import check_step, processing_of
 from service.adapters.serving_checks import check_bucket_count, pad_problems, serving_problems
@@ -30,6 +31,7 @@ from service.core.serving_spec import open_size, parse_serving
 from service.core.types import BundleReport, GraphForm, Json, ServingConfig
 
 _GRAPHS = 2
+_AT_ONCE = 2
 
 
 def use_compile_cache(folder: Path) -> None:
@@ -83,6 +85,12 @@ class EngineRuntime:
     def devices(self) -> int:
         """How many devices hold each loaded version: all of the platform's."""
         return jax.local_device_count(backend=self._platform)
+
+    @property
+    def executions_at_once(self) -> int:
+        """As many as there are cores, 2 at least so that one that hangs does not stop all; a GPU copies beside one."""
+        on_cpu = jax.local_devices(backend=self._platform)[0].platform == "cpu"
+        return max(_AT_ONCE, usable_cores()) if on_cpu else _AT_ONCE
 
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem."""

@@ -111,6 +111,7 @@ class Api:
             poll_s=settings.registry_poll_s,
             max_loaded_bytes=settings.max_loaded_bytes,
             board=self._stores.board,
+            executions_at_once=settings.executions_at_once,
         )
 
     def _build_http(self) -> Server:

@@ -21,6 +21,7 @@ import numpy as np
 from service.core.batch_buffers import BatchBuffers, cut, single, split
 from service.core.callers import Caller
 from service.core.errors import DeadlineExceeded, ExecutionFailed, NotReady, ServiceError
+from service.core.fair_gate import FairGate, Turn
 from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
 from service.core.request_queue import PRIORITY_LEVELS, Lane, Pending, RequestQueue, Tensors
@@ -49,12 +50,14 @@ class _Done:
 
 @final
 class _Instance:
-    """One thread's own: the partition it runs on, its buffers, the batch it computes and since when, its alarm."""
+    """One thread's own: the partition it runs on, its turn there, its buffers, what it computes, since when, alarm."""
 
-    __slots__ = ("buffers", "partition", "running", "since", "thread", "wake")
+    __slots__ = ("buffers", "gate", "partition", "running", "since", "turn", "wake")
 
-    def __init__(self, partition: int, buffers: BatchBuffers | None) -> None:
+    def __init__(self, partition: int, gate: FairGate, turn: Turn, buffers: BatchBuffers | None) -> None:
         self.partition = partition
+        self.gate = gate
+        self.turn = turn
         self.buffers = buffers
         self.running: Sequence[Pending] = ()
         self.since = math.inf
@@ -67,7 +70,7 @@ class Batcher:
 
     The threads own `loaded`; the last of them to end closes it. `submit` and `discard` belong to one event loop, the
     first that submits; `close` may be called from anywhere. `label` names the model in messages. Inputs are expected
-    to be validated against `loaded.spec`.
+    to be validated against `loaded.spec`. `gates`, one for each of the devices, say when it may compute (None: always).
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Batcher:
         *,
         label: str,
         statistics: Statistics,
+        gates: Sequence[FairGate] | None = None,
     ) -> None:
         spec = loaded.spec
         self._loaded = loaded
@@ -104,10 +108,10 @@ class Batcher:
         self._watching: _Instance | None = None
         self._called: _Instance | None = None
         self._wanted_rows: float = math.inf
-        self._instances = [
-            _Instance(number % loaded.partitions, BatchBuffers(spec, self._open_sizes) if self._limit else None)
-            for number in range(workers)
-        ]
+        own = [FairGate(config.instances, clock) for _ in range(loaded.partitions)]
+        self._gates = own if gates is None else gates[: loaded.partitions]
+        self._shares = [gate.join(config.compute_weight) for gate in self._gates]
+        self._instances = [self._instance(number % loaded.partitions) for number in range(workers)]
         self._alive = len(self._instances)
         self._longest_s, self._longest_before_s, self._executions = loaded.warm_up_s, 0.0, 0
         self._threads = [
@@ -115,6 +119,10 @@ class Batcher:
             for number, instance in enumerate(self._instances)
         ]
         self._start()
+
+    def _instance(self, partition: int) -> _Instance:
+        buffers = BatchBuffers(self._spec, self._open_sizes) if self._limit else None
+        return _Instance(partition, self._gates[partition], Turn(self._shares[partition]), buffers)
 
     def _start(self) -> None:
         try:
@@ -296,32 +304,47 @@ class Batcher:
 
     def _end(self, instance: _Instance) -> None:
         instance.running, instance.since = (), math.inf
+        if instance.turn.held:
+            instance.gate.leave(instance.turn)
         with self._lock:
             self._alive -= 1
             last = not self._alive
         if last:
+            for gate, share in zip(self._gates, self._shares, strict=True):
+                gate.part(share)
             try:
                 self._loaded.close()
             finally:
                 self._ended.set()
 
     def _next(self, instance: _Instance) -> list[Pending] | None:
-        """Wait for the next batch; None when closed and drained."""
-        slept = False
+        """Wait for the next batch and for the turn to compute it, which is then held; None when closed and drained.
+
+        What is in it is settled last, so whoever waits for a turn gathers company.
+        """
+        slept = granted = False
         while True:
             with self._lock:
                 if slept:
                     self._wake(instance)
+                    slept = False
                 lane, wait_s = self._due()
-                if lane is not None:
+                granted = lane is not None and (granted or self._enter(instance))
+                if lane is not None and granted:
                     taken, overdue = self._queue.take(lane)
                     instance.running = taken
                     if self._queue.requests:
                         self._pass_on()
                     break
-                if self._closing:
+                if lane is None and instance.turn.held:
+                    instance.gate.leave(instance.turn)
+                if lane is None and self._closing:
                     return None
-                timeout_s = self._rest(instance, wait_s)
+                timeout_s = self._rest(instance, wait_s) if lane is None else None
+            if lane is not None:
+                instance.turn.wake.get()
+                granted = True
+                continue
             slept = True
             try:
                 instance.wake.get(timeout=timeout_s)
@@ -330,6 +353,11 @@ class Batcher:
         if overdue:
             self._post(self._expire, overdue)
         return taken
+
+    def _enter(self, instance: _Instance) -> bool:
+        """Whether the device is this instance's now; it may have been so for the batch before."""
+        turn = instance.turn
+        return instance.gate.again(turn) if turn.held else instance.gate.enter(turn)
 
     def _due(self) -> tuple[Lane | None, float]:
         return self._queue.due(0.0 if self._closing else self._delay_s)

@@ -20,6 +20,7 @@ from typing import Any, final
 from service.core.capacity import Resident, label, loaded_bytes, no_room, to_evict
 from service.core.desired import evicted
 from service.core.errors import NotFound, NotReady, ServiceError
+from service.core.fair_gate import FairGate
 from service.core.manifests import serving_config
 from service.core.ports import Clock, Engine, ModelStore
 from service.core.routing import ModelEntry, Slot
@@ -51,8 +52,12 @@ class Convergence:
         *,
         max_loaded_bytes: int | None,
         patience_s: float,
+        executions_at_once: int | None = None,
     ) -> None:
-        """For `patience_s`, up to twice as long, a version waits for other processes to make room for it."""
+        """For `patience_s`, up to twice as long, a version waits for other processes to make room for it.
+
+        Each device computes `executions_at_once` batches of all versions together (None: as the engine says).
+        """
         self.entries: dict[str, ModelEntry] = {}
         self.changed = asyncio.Event()
         self._store = store
@@ -61,6 +66,8 @@ class Convergence:
         self._defaults = defaults
         self._io = io
         self._limit = max_loaded_bytes
+        at_once = engine.executions_at_once if executions_at_once is None else executions_at_once
+        self._gates = [FairGate(at_once, clock) for _ in range(engine.devices)]
         self._patience_s = patience_s
         self._tasks: set[asyncio.Task[None]] = set()
         # One load at a time: compiling uses every core already, and memory peaks stay those of one model.
@@ -178,7 +185,7 @@ class Convergence:
             began = self._clock.monotonic()
             loaded = await in_own_thread(lambda: self._engine.load(self._store.bundle(stored), config))
         try:
-            served = ServedModel(name, number, loaded, config, self._clock, statistics)
+            served = ServedModel(name, number, loaded, config, self._clock, statistics, self._gates)
         except BaseException:
             loaded.close()
             raise

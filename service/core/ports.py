@@ -119,6 +119,10 @@ class Engine(Protocol):
     def devices(self) -> int:
         """How many devices hold each loaded version; does not block."""
 
+    @property
+    def executions_at_once(self) -> int:
+        """How many executions of all versions together each device is given at the same time."""
+
     def check_graph(self, graph: bytes) -> BundleReport:
         """Validate a graph's JSON; raises `InvalidModel` with every problem, or `TooLarge`."""
 

@@ -56,7 +56,8 @@ class Registry:
     """The models of this process. `NotFound` is what the store does not have, `NotReady` what is not loaded.
 
     `max_loaded_bytes` bounds what the loaded versions take (None: nothing does). `board` is where this process tells
-    the others how far it is (None: nowhere).
+    the others how far it is (None: nowhere). `executions_at_once` bounds what each device computes at the same time
+    (None: as the engine says).
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Registry:
         poll_s: float = 0.5,
         max_loaded_bytes: int | None = None,
         board: ReplicaBoard | None = None,
+        executions_at_once: int | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
@@ -85,6 +87,7 @@ class Registry:
             self._io,
             max_loaded_bytes=max_loaded_bytes,
             patience_s=2 * poll_s,
+            executions_at_once=executions_at_once,
         )
         self._entries = self._here.entries
         replica = secrets.token_hex(8)

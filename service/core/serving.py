@@ -12,6 +12,7 @@ from service.core.batching import Batcher
 from service.core.callers import AwaitingCaller, Caller
 from service.core.datatypes import datatype, name_of
 from service.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, ServiceError
+from service.core.fair_gate import FairGate
 from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
 from service.core.processing import Processor
@@ -32,8 +33,8 @@ class ServedModel:
     """One version of one model, ready to answer.
 
     Owns `loaded`: it is closed once the last batch has run. Belongs to one event loop. `statistics` are those to count
-    on; `load_s` is how long loading took, in seconds. `spec` is what clients send and get, `labels` are the texts of
-    an output's classes.
+    on, `gates` (one for each device) say when it may compute; `load_s` is how long loading took, in seconds. `spec` is
+    what clients send and get, `labels` are the texts of an output's classes.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ServedModel:
         config: ServingConfig,
         clock: Clock,
         statistics: Statistics | None = None,
+        gates: Sequence[FairGate] | None = None,
     ) -> None:
         self.name = name
         self.version = version
@@ -72,7 +74,7 @@ class ServedModel:
         }
         self._open_sizes = OpenSizes(own) if own.open_sizes else None
         self._masks = {tensor.name for tensor in own.masks}
-        self._batcher = Batcher(loaded, config, clock, label=self.label, statistics=self.statistics)
+        self._batcher = Batcher(loaded, config, clock, label=self.label, statistics=self.statistics, gates=gates)
 
     @property
     def queue_depth(self) -> int:

@@ -22,6 +22,7 @@ MAX_BUCKETS: Final = 64
 """Programs of one version: batch sizes, each with every combination of open sizes."""
 MAX_OPEN_SIZES: Final = 8
 MAX_INSTANCES: Final = 16
+MAX_WEIGHT: Final = 100
 MAX_SIZE: Final = 2**31 - 1
 _MAX_KEY = 60
 _MOST: Final = 2**53 - 1
@@ -257,4 +258,5 @@ _FIELDS: Mapping[str, Check] = {
     "precision": _name,
     "warm_up": _warm_up,
     "default_priority": _whole(1, PRIORITY_LEVELS),
+    "compute_weight": _whole(1, MAX_WEIGHT),
 }

@@ -76,6 +76,7 @@ class ServingConfig:
     `batch_buckets` are the batch sizes to compile, the largest of them `max_batch_size` (empty: powers of two up to
     it); `open_sizes` those besides the batch. `instances` batches are computed at the same time on each device.
     `precision` is a policy by name in place of the model's own; `default_priority` is what priority 0 means.
+    Where versions compete for a device, each gets time in proportion to its `compute_weight`.
     `max_queue_wait_us` and, while overloaded, `overload_wait_us` bound how long a request is expected to wait.
     """
 
@@ -93,6 +94,7 @@ class ServingConfig:
     precision: str | None = None
     warm_up: WarmUp = "zeros"
     default_priority: int = 2
+    compute_weight: int = 1
 
 
 @dataclass(slots=True)

@@ -58,6 +58,11 @@ class FakeEngine:
         """One device."""
         return 1
 
+    @property
+    def executions_at_once(self) -> int:
+        """Two."""
+        return 2
+
     def check_graph(self, graph: bytes) -> BundleReport:
         try:
             scale = json.loads(graph)["scale"]

@@ -14,6 +14,7 @@ import pytest
 from service.core.batching import Batcher
 from service.core.callers import AwaitingCaller
 from service.core.errors import DeadlineExceeded, ExecutionFailed, NotReady
+from service.core.fair_gate import FairGate, Turn
 from service.core.ports import Processing
 from service.core.request_queue import Pending
 from service.core.statistics import Statistics
@@ -253,3 +254,22 @@ def submit_at_random(made: Batcher, draw: random.Random, name: int) -> Pending:
     rows, length = draw.randint(1, 3), draw.randint(1, 16)
     inputs = text(*[[name + row] * length for row in range(rows)])
     return made.submit(AwaitingCaller(), inputs, rows, (length,), priority=draw.randint(0, 3))
+
+
+async def test_instances_take_turns_at_their_device_and_gather_company_meanwhile() -> None:
+    """While another version computes there nothing is taken from the queue; then one batch has all that came."""
+    gate, clock = FairGate(1, RealClock()), RealClock()
+    other = Turn(gate.join())
+    assert gate.enter(other)
+    model = ManyModel(text_spec(max_batch_size=4))
+    made = Batcher(model, ServingConfig(instances=2), clock, label="model", statistics=Statistics(), gates=[gate])
+    callers = [AwaitingCaller() for _ in range(4)]
+    for caller in callers:
+        made.submit(caller, text([5] * 4), 1, (4,))
+    await wait_until(lambda: gate.waiting)
+    assert (made.depth, made.running, made.computing_s) == (4, 0, 0)
+    gate.leave(other)
+    await asyncio.gather(*[caller.future for caller in callers])
+    assert model.sizes == [4]
+    assert await asyncio.to_thread(made.close, WAIT_S)
+    assert gate.enter(other), "the device is free again"

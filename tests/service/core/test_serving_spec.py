@@ -35,6 +35,7 @@ def test_every_field_can_be_given():
         "precision": "mixed_bfloat16",
         "warm_up": "random",
         "default_priority": 1,
+        "compute_weight": 3,
     }
     assert given.keys() == {field.name for field in fields(ServingConfig)}
     problems: list[Problem] = []
@@ -57,6 +58,7 @@ def test_every_field_can_be_given():
         precision="mixed_bfloat16",
         warm_up="random",
         default_priority=1,
+        compute_weight=3,
     )
     assert serving_config(ServingConfig(), {"serving": {"expose_intermediate": True}}).expose_intermediate is True
     assert serving_config(ServingConfig(), {}) == ServingConfig()
@@ -66,7 +68,11 @@ def test_every_field_can_be_given():
     ("value", "path", "expected"),
     [
         ([], "serving", "an object"),
-        ({"workers": 2}, "serving.workers", "one of batch_buckets, default_priority, default_timeout_us"),
+        (
+            {"workers": 2},
+            "serving.workers",
+            "one of batch_buckets, compute_weight, default_priority, default_timeout_us",
+        ),
         ({"max_batch_size": -1}, "serving.max_batch_size", "a whole number of 0 or more"),
         ({"max_batch_size": True}, "serving.max_batch_size", "a whole number of 0 or more"),
         ({"max_queue_bytes": 0}, "serving.max_queue_bytes", "a whole number of 1 or more"),
