@@ -17,12 +17,15 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import httpx  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -32,10 +35,11 @@ from benchmarks.peers.catalogue import PROTOCOL  # noqa: E402
 from benchmarks.serve_loads import RPC  # noqa: E402
 from benchmarks.serve_requests import BINARY, GRPC, Request, requests  # noqa: E402
 from benchmarks.serve_sides import Side, check_answers, product  # noqa: E402
+from benchmarks.serve_stages import read_in_flight  # noqa: E402
 from benchmarks.serve_works import TITLES, WORKS, make, write_bundle  # noqa: E402
 
 FACTORS = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
-CLOSED_LOOP, STEPS, SUSTAINED = 64, 5, 0.99
+CLOSED_LOOP, STEPS, SUSTAINED, REST_S = 64, 5, 0.99, 60
 P99_BOUND, GOODPUT_BOUND = 3.0, 0.9
 console = Console(width=140)
 
@@ -81,8 +85,9 @@ class Offering:
         self._runs = 0
 
     def at(self, rate: float) -> Tally:
-        """One run of the load maker."""
+        """One run of the load maker, against a server that has come to rest."""
         self._runs += 1
+        self._rest()
         http = self._wire == BINARY
         plan = Plan(
             wire=self._wire,
@@ -101,6 +106,16 @@ class Offering:
         if run.returncode:
             raise SystemExit(f"the load maker ended with {run.returncode}:\n{run.stderr[-2000:]}")
         return Tally(**json.loads(run.stdout))
+
+    def _rest(self) -> None:
+        """Until nothing is left of the last run: raises `SystemExit` when that does not happen."""
+        deadline = time.monotonic() + REST_S
+        while time.monotonic() < deadline:
+            with suppress(httpx.HTTPError):
+                if read_in_flight(self._side.http, self._work) == 0:
+                    return
+            time.sleep(0.1)
+        raise SystemExit(f"{self._side.name}: still busy {REST_S} s after the last request")
 
     def sustainable(self) -> float:
         """Between what a closed loop reaches at most and a third of it, by halving."""
@@ -137,6 +152,7 @@ def show(found: Curve, deadline_ms: float) -> None:
         "goodput/s",
         "shed",
         "failed",
+        "no answer",
         "p50 ms",
         "p99 ms",
         "sent late, p99 ms",
@@ -146,7 +162,7 @@ def show(found: Curve, deadline_ms: float) -> None:
     for point in found.points:
         tally = point.tally
         total = tally.answered + tally.shed + tally.failed + tally.unanswered
-        shares = [f"{count / max(total, 1):.1%}" for count in (tally.shed, tally.failed + tally.unanswered)]
+        shares = [f"{count / max(total, 1):.1%}" for count in (tally.shed, tally.failed, tally.unanswered)]
         times = ["" if value is None else f"{value:.1f}" for value in (tally.p50_ms, tally.p99_ms)]
         speeds = [f"{tally.offered_per_s:,.0f}", f"{tally.good_per_s:,.0f}"]
         late, client = f"{tally.late_p99_ms:.1f}", f"{tally.client_cpu_share:.0%} of a core"

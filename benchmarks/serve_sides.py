@@ -35,7 +35,7 @@ class NotRunning(Exception):
 
 @dataclass(frozen=True)
 class Side:
-    """A running server: the leader of its session, its addresses, and its form of a request on each wire."""
+    """A running server: its first process, its addresses, and its form of a request on each wire."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -60,19 +60,22 @@ class Side:
 
     def cpu_s(self) -> float:
         """What its processes have computed so far; 0 where there is no /proc."""
-        ticks = sum(ticks for _, ticks in _session(self.process.pid))
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(_family(self.process.pid).values()) / os.sysconf("SC_CLK_TCK")
 
 
-def _session(leader: int) -> Iterator[tuple[int, int]]:
-    """Each process that a side's first process started, wherever it put itself, and its CPU time in clock ticks."""
+def _family(first: int) -> dict[int, int]:
+    """A process and those it started, directly or not: CPU time in clock ticks by process."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # it has ended
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        if int(fields[3]) == leader:
-            yield int(stat.parent.name), int(fields[11]) + int(fields[12])
+            pid = int(stat.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    found = {first} & ticks.keys()
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid: ticks[pid] for pid in found}
 
 
 def free_port() -> int:
@@ -93,22 +96,16 @@ def running(command: Sequence[str], log: Path, environment: Mapping[str, str]) -
     try:
         yield child
     finally:
+        family = _family(child.pid)
         child.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _end(child)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    for pid, _ in _session(child.pid):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+            os.killpg(child.pid, signal.SIGKILL)
+        for pid in family.keys() - {child.pid}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        child.wait()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 
 REQUESTS, ROWS, BATCHES = "axon_inference_requests_total", "axon_inference_rows_total", "axon_batches_total"
+IN_FLIGHT = "axon_in_flight"
 STAGE, TOTAL = "axon_inference_stage_seconds_total", "axon_inference_duration_seconds_sum"
 
 
@@ -36,6 +37,19 @@ def read(base: str, model: str) -> Reading:
     import httpx
 
     return parse(httpx.get(f"{base}/metrics", timeout=30).raise_for_status().text, model)
+
+
+def read_in_flight(base: str, model: str) -> float:
+    """How many requests wait or are being computed."""
+    import httpx
+
+    text = httpx.get(f"{base}/metrics", timeout=5).raise_for_status().text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == IN_FLIGHT and sample.labels.get("model") == model
+    )
 
 
 def parse(text: str, model: str) -> Reading:
