@@ -74,6 +74,7 @@ bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/overload.py
 	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/recovery.py
 
