@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NoReturn, final
+from typing import Any, Final, NoReturn, final
 
 from grpc import StatusCode
 
 from service.api.grpc.transport.metadata import OK, Metadata, Status
 from service.api.grpc.transport.stream import Stream
+
+_AT_ONCE: Final = 16
+"""Messages of one call after which others get a turn, and what was written goes out."""
 
 Explain = Callable[[BaseException], Status]
 """The status of an error that a method raised."""
@@ -165,11 +168,15 @@ class TaskCall:
             stream.send([message], len(message))
             return
         call = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        count = 0
         async with contextlib.aclosing(call(request, context)) as responses:
             async for response in responses:
                 message = handler.response_serializer(response)
                 stream.send([message], len(message))
                 await stream.drained()
+                count += 1
+                if count % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
     def _status(self, error: Exception) -> Status:
         if isinstance(error, Aborted):
