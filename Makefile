@@ -77,6 +77,7 @@ bench: $(STAMP)  ## run the benchmarks
 	$(BIN)/python benchmarks/overload.py
 	$(BIN)/python benchmarks/jobs.py
 	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/scale.py
 
 constraints:  ## pin every dependency again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt

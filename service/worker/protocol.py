@@ -28,6 +28,17 @@ EXIT_STOPPED: Final = 75
 """Exit status after SIGTERM: stopped in good order, to be continued."""
 
 MAX_MESSAGE_BYTES: Final = 32 * 2**20
+_PROGRESS_EVERY_S: Final = 0.25
+_MAX_PROGRESS_EVERY_S: Final = 5.0
+_PROGRESS_SHARE: Final = 0.01
+
+
+def progress_every_s(trained_s: float) -> float:
+    """Seconds between two reports of progress after so many of training: a hundredth, from 0.25 to 5 s.
+
+    The queue keeps them all: four a second would be 14,400 in an hour, and fill its memory.
+    """
+    return min(max(_PROGRESS_SHARE * trained_s, _PROGRESS_EVERY_S), _MAX_PROGRESS_EVERY_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,9 @@ from service.core.types import BundleReport, Json, TensorSpec
 from service.worker.faults import fault_point
 from service.worker.origin import Origin
 from service.worker.preparation import Columns, Preparation, fitted, labelled
-from service.worker.protocol import TrainerJob
+from service.worker.protocol import TrainerJob, progress_every_s
 from service.worker.together import Together, Wish, join, leave, shared_devices
 
-PROGRESS_EVERY_S = 0.25
 _POLL_S = 0.005
 
 
@@ -207,9 +206,9 @@ class Watch:
 
     Of several trainers the first one alone reports and writes; the others do with it what needs all of them.
 
-    It reads values from the device only when progress is due, at most every `PROGRESS_EVERY_S` and at each epoch's
-    end. A checkpoint is not begun while the one before has not been acknowledged: one due by time comes later, for one
-    due by steps training waits, so that at most two intervals of steps are ever lost.
+    It reads values from the device only when progress is due, see `progress_every_s`, and at each epoch's end. A
+    checkpoint is not begun while the one before has not been acknowledged: one due by time comes later, for one due by
+    steps training waits, so that at most two intervals of steps are ever lost.
     """
 
     def __init__(
@@ -222,7 +221,7 @@ class Watch:
         self._batches = batches
         self._saved_step = 0
         self._awaited = -1
-        self._saved_at = self._told_at = time.monotonic()
+        self._began_at = self._saved_at = self._told_at = time.monotonic()
         self._told_step: int | None = None
         self.halted = False
         self._steps_per_s = 0.0
@@ -231,7 +230,7 @@ class Watch:
         """Set the clocks when the run begins at `step`."""
         self._together.begin(step)
         self._saved_step = step
-        self._saved_at = time.monotonic()
+        self._began_at = self._saved_at = time.monotonic()
 
     def due(self, event: Event, count: Count) -> bool:
         """Whether there is anything to do, for which the loop then makes a state; asked after every step."""
@@ -275,7 +274,7 @@ class Watch:
         return Wish.SAVE if self._is_checkpoint_due(step, now) else Wish.GO_ON
 
     def _is_progress_due(self, now: float) -> bool:
-        return self._together.leads and now - self._told_at >= PROGRESS_EVERY_S
+        return self._together.leads and now - self._told_at >= progress_every_s(now - self._began_at)
 
     def _is_checkpoint_due(self, step: int, now: float) -> bool:
         return self._is_due_by_steps(step) or (
