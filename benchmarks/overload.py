@@ -39,7 +39,7 @@ from benchmarks.serve_stages import read_in_flight  # noqa: E402
 from benchmarks.serve_works import TITLES, WORKS, make, write_bundle  # noqa: E402
 
 FACTORS = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
-CLOSED_LOOP, STEPS, SUSTAINED, REST_S = 64, 5, 0.99, 60
+FIRST_PER_S, STEPS, SUSTAINED, REST_S = 250.0, 4, 0.99, 60
 P99_BOUND, GOODPUT_BOUND = 3.0, 0.9
 console = Console(width=140)
 
@@ -118,19 +118,19 @@ class Offering:
         raise SystemExit(f"{self._side.name}: still busy {REST_S} s after the last request")
 
     def sustainable(self) -> float:
-        """Between what a closed loop reaches at most and a third of it, by halving."""
-        seconds = max(1, round(self._options.seconds / 2))
-        self._side.load(self._wire, self._work, self._request, CLOSED_LOOP, seconds)
-        closed = self._side.load(self._wire, self._work, self._request, CLOSED_LOOP, seconds).requests_per_s
-        low, high = closed / 3, closed * 1.2
+        """By doubling until it is too much, then by halving what lies between."""
+        high = FIRST_PER_S
+        while self._sustained(high):
+            high *= 2
+        low = high / 2
         for _ in range(STEPS):
             middle = (low + high) / 2
-            tally = self.at(middle)
-            if tally.good_per_s >= SUSTAINED * tally.offered_per_s:
-                low = middle
-            else:
-                high = middle
+            low, high = (middle, high) if self._sustained(middle) else (low, middle)
         return low
+
+    def _sustained(self, rate: float) -> bool:
+        tally = self.at(rate)
+        return tally.good_per_s >= SUSTAINED * tally.offered_per_s
 
 
 def curve(side: Side, wire: str, work: str, request: Request, options: argparse.Namespace) -> Curve:
