@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import resource
 import secrets
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from service.settings import Settings
+
+_OWN_FILES = 512
+"""Descriptors that are no connections: models, the store, logs, Redis, pipes."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,17 @@ def listen(what: str, host: str, port: int, backlog: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
         raise OSError(f"{what} cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def allow_connections(count: int) -> None:
+    """Let this process have descriptors for `count` connections, as far as its hard limit goes; says if that is less."""
+    wanted = count + _OWN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        _log.warning("%d connections need %d file descriptors, at most %d are allowed (ulimit -n)", count, wanted, hard)
 
 
 def bracketed(host: str) -> str:

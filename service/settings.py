@@ -81,6 +81,12 @@ class Settings(BaseSettings):
     device: str | None = None
     """JAX platform that serves (`cpu`, `cuda`); JAX's own choice without it."""
 
+    max_connections: int = Field(default=8192, ge=1)
+    """Connections of clients on REST and gRPC together; one more is told so (503, GOAWAY) and closed."""
+
+    max_bodies_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Bytes of all inference requests under way together, from their first byte to their answer; more get 429."""
+
     executions_at_once: int | None = Field(default=None, ge=1)
     """Batches of all versions together that each device computes at the same time; without it as many as there are
     cores, 2 at least, and 2 on a GPU."""

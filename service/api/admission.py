@@ -33,7 +33,6 @@ class Admission:
     def connection_opened(self) -> bool:
         """Count one more; False, and not counted, when there are as many as may be: say so politely and close it."""
         if self.connections >= self.max_connections:
-            self.refused_connections += 1
             return False
         self.connections += 1
         return True
@@ -43,26 +42,34 @@ class Admission:
         self.connections -= 1
 
     def hold(self, size_bytes: int) -> bool:
-        """Count bytes of a body that have come, or are announced; False, and not counted, when they do not fit."""
+        """Count bytes of a body that have come; False, and not counted, when they do not fit.
+
+        Not what is only announced: a few silent clients would keep all others out.
+        """
         if self.held_bytes + size_bytes > self.max_bodies_bytes:
-            self.refused_bodies += 1
             return False
         self.held_bytes += size_bytes
         return True
+
+    def fits(self, size_bytes: int) -> bool:
+        """Whether so many bytes, announced and yet to come, could be held now."""
+        return self.held_bytes + size_bytes <= self.max_bodies_bytes
 
     def release(self, size_bytes: int) -> None:
         """Count bytes less that `hold` let in: their request has its answer, or its caller has gone."""
         self.held_bytes -= size_bytes
 
     def body_refused(self) -> Overloaded:
-        """What a request is told whose body does not fit."""
+        """What a request is told whose body does not fit; counts it."""
+        self.refused_bodies += 1
         return Overloaded(
             f"body: the requests under way hold {self.held_bytes} bytes (at most {self.max_bodies_bytes} together)",
             retry_after_s=_RETRY_S,
         )
 
     def connection_refused(self) -> Overloaded:
-        """What a connection is told that is one too many."""
+        """What a connection is told that is one too many; counts it."""
+        self.refused_connections += 1
         return Overloaded(
             f"connections: expected at most {self.max_connections}, there are as many", retry_after_s=_RETRY_S
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from service.adapters.clock import SystemClock
 from service.adapters.health_checks import checks
+from service.api.admission import Admission
 from service.bootstrap.observing import build_metrics, build_observer
 from service.bootstrap.stores import build_stores
 from service.core.errors import NotReady
@@ -95,6 +96,9 @@ class Api:
         self._observer = build_observer(settings, clock)
         self._measured = build_metrics(self._inference, self.registry, queue, self._observer)
         self._metrics: Server | None = None
+        self._admission = Admission(
+            max_connections=settings.max_connections, max_bodies_bytes=settings.max_bodies_bytes
+        )
         self._http = self._build_http()
         self._grpc = self._build_grpc()
         self._tasks: list[asyncio.Task[None]] = []
@@ -133,16 +137,24 @@ class Api:
             self._measured.routes,
         )
         app = create_app(self._context, routers, version=version("axon-server"))
-        largest, observer = settings.max_request_bytes, self._observer
-        dispatcher = Dispatcher(app, self._inference, max_body_bytes=largest, observer=observer)
-        lane = FastLane(self._inference, SystemClock(), max_body_bytes=largest, observer=observer)
-        return self._server(dispatcher, lane)
+        largest, observer, admission = settings.max_request_bytes, self._observer, self._admission
+        dispatcher = Dispatcher(app, self._inference, max_body_bytes=largest, observer=observer, admission=admission)
+        clock = SystemClock()
+        lane = FastLane(self._inference, clock, max_body_bytes=largest, observer=observer, admission=admission)
+        return self._server(dispatcher, lane, admission)
 
-    def _server(self, app: App, lane: FastLane | None = None) -> Server:
+    def _server(self, app: App, lane: FastLane | None = None, admission: Admission | None = None) -> Server:
         from service.api.rest.server import build_server
 
         use = self._settings
-        return build_server(app, backlog=use.backlog, drain_s=use.drain_s, patience_s=use.client_patience_s, lane=lane)
+        return build_server(
+            app,
+            backlog=use.backlog,
+            drain_s=use.drain_s,
+            patience_s=use.client_patience_s,
+            lane=lane,
+            admission=admission,
+        )
 
     def _build_grpc(self) -> GrpcServer:
         from service.api.grpc import axon_v1
@@ -158,6 +170,7 @@ class Api:
             max_message_bytes=largest,
             patience_s=self._settings.client_patience_s,
             observer=self._observer,
+            admission=self._admission,
         )
 
     async def start(self) -> Endpoints:

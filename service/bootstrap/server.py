@@ -17,12 +17,13 @@ from service.bootstrap.api import Api, build_engine
 from service.bootstrap.queue import build_queue, redis_url
 from service.bootstrap.running import before
 from service.core.ports import JobQueue
-from service.listening import Report, report
+from service.listening import Report, allow_connections, report
 from service.settings import Settings
 
 
 async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
     """`axon serve`: the API alone, over a queue that runs elsewhere."""
+    allow_connections(settings.max_connections)
     queue = build_queue(settings, redis_url(settings))
     webhooks = RedisWebhookStore(connect(redis_url(settings))) if settings.webhook_hosts else None
     uses = RedisDatasetUses(connect(redis_url(settings)))

@@ -12,6 +12,7 @@ from collections.abc import MutableMapping, Sequence
 from functools import partial
 from typing import Any, final
 
+from service.api.admission import Admission
 from service.api.observation import INFER_ROUTE, VERSION_INFER_ROUTE, Exchange, Observer
 from service.api.rest.asgi import App, ObservedApp, Receive, Scope, Send, method_of, observed_call
 from service.api.rest.body_chunks import BodyChunks
@@ -45,16 +46,24 @@ class _Gone(Exception):
 class Dispatcher:
     """An ASGI application: inference requests are answered here, everything else goes to `app`.
 
-    `max_body_bytes` bounds a request's body, before and after decompression. `observer` is told of each request.
+    `max_body_bytes` bounds a request's body, before and after decompression. `observer` is told of each request,
+    `admission` asked before a body is held.
     """
 
     def __init__(
-        self, app: App, inference: InferenceService, *, max_body_bytes: int, observer: Observer | None = None
+        self,
+        app: App,
+        inference: InferenceService,
+        *,
+        max_body_bytes: int,
+        observer: Observer | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._app = app if observer is None else ObservedApp(app, observer)
         self._observer = observer
         self._inference = inference
         self._max_body_bytes = max_body_bytes
+        self._admission = admission
         self._watch = _DisconnectWatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,13 +99,14 @@ class Dispatcher:
         task = asyncio.current_task()
         assert task is not None
         gone = False
+        held = _Held(self._admission)
         try:
             if scope["method"] != "POST":
                 return await _send(send, 405, [JSON_TYPE, (b"allow", b"POST")], b'{"error":"expected the method POST"}')
             headers = dict(scope["headers"])
             if len(headers) != len(scope["headers"]):
                 _refuse_repeated(scope["headers"])
-            body = await self._read(headers, receive)
+            body = await self._read(headers, receive, held)
             header_length = header_length_of(headers.get(HEADER_LENGTH))
             request = decode(self._inference, model, version, header_length, body)
             infer = to_core(self._inference, model, version, request)
@@ -123,37 +133,75 @@ class Dispatcher:
                 exchange.error = type(error).__name__
             failure = failure_of(error)
             return await _send(send, failure.status.http, error_headers(failure), error_body(failure))
+        finally:
+            held.release()
         return await _send(send, 200, *await _compressed(headers, reply_headers(json_length), reply))
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """The whole body, decompressed; raises `TooLarge` before holding more than the limit, `_Gone`."""
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive, held: _Held) -> bytes:
+        """The whole body, decompressed; raises `TooLarge`, `Overloaded` before holding more than may be, `_Gone`."""
         limit = self._max_body_bytes
         declared = headers.get(b"content-length")
-        if declared is not None and declared.isdigit() and int(declared) > limit:
-            raise TooLarge(f"body: expected at most {limit} bytes, got {int(declared)}")
+        if declared is not None and declared.isdigit():
+            if int(declared) > limit:
+                raise TooLarge(f"body: expected at most {limit} bytes, got {int(declared)}")
+            held.check(int(declared))
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] != "http.request" or message.get("more_body", False):
-            body = await self._read_on(message, receive)
+            body = await self._read_on(message, receive, held)
         elif len(body) > limit:
             raise TooLarge(f"body: expected at most {limit} bytes, got {len(body)}")
+        else:
+            held.take(len(body))
         encoding = headers.get(CONTENT_ENCODING)
         if encoding is None:
             return body
         inflate = partial(_decompress, body, encoding.strip().lower(), limit)
-        return inflate() if len(body) <= _INFLATED_AT_ONCE else await asyncio.to_thread(inflate)
+        inflated = inflate() if len(body) <= _INFLATED_AT_ONCE else await asyncio.to_thread(inflate)
+        held.take(max(0, len(inflated) - len(body)))
+        return inflated
 
-    async def _read_on(self, message: MutableMapping[str, Any], receive: Receive) -> bytes:
+    async def _read_on(self, message: MutableMapping[str, Any], receive: Receive, held: _Held) -> bytes:
         chunks = BodyChunks()
         while True:
             if message["type"] != "http.request":
                 raise _Gone
-            chunks.add(message.get("body", b""))
+            chunk = message.get("body", b"")
+            held.take(len(chunk))
+            chunks.add(chunk)
             if chunks.size > self._max_body_bytes:
                 raise TooLarge(f"body: expected at most {self._max_body_bytes} bytes, got more")
             if not message.get("more_body", False):
                 return chunks.joined()
             message = await receive()
+
+
+@final
+class _Held:
+    """What one request holds of `admission`; raises `Overloaded` for more than there is room for."""
+
+    __slots__ = ("_admission", "_size")
+
+    def __init__(self, admission: Admission | None) -> None:
+        self._admission = admission
+        self._size = 0
+
+    def check(self, size: int) -> None:
+        """What is announced."""
+        if self._admission is not None and not self._admission.fits(size):
+            raise self._admission.body_refused()
+
+    def take(self, size: int) -> None:
+        """What has come."""
+        if self._admission is not None:
+            if not self._admission.hold(size):
+                raise self._admission.body_refused()
+            self._size += size
+
+    def release(self) -> None:
+        """The request has its answer."""
+        if self._admission is not None:
+            self._admission.release(self._size)
 
 
 @final

@@ -93,8 +93,8 @@ class FastConnection:
     """One connection's requests in the fast lane; the `Caller` of the one under way."""
 
     __slots__ = (
-        "_body", "_closing", "_exchange", "_head", "_held", "_lane", "_missing", "_paused", "_pending", "_request",
-        "_served", "_task", "_wire", "waiting",
+        "_body", "_closing", "_counted", "_exchange", "_head", "_held", "_lane", "_missing", "_paused", "_pending",
+        "_request", "_served", "_task", "_wire", "waiting",
     )  # fmt: skip
 
     def __init__(self, lane: FastLane, wire: Wire) -> None:
@@ -102,7 +102,7 @@ class FastConnection:
         self._wire = wire
         self._head: Head | None = None  # of the request that is being read or under way
         self._body = BodyChunks()
-        self._missing = 0
+        self._missing = self._counted = 0
         self.waiting = False  # for an answer
         self._request: WireRequest | None = None
         self._served: ServedModel | None = None
@@ -162,6 +162,8 @@ class FastConnection:
                 stop = self._missing
                 body, data = (data[:stop], data[stop:]) if stop < len(data) else (data, b"")
             self._missing -= len(body)
+            if not self._counts(len(body)):
+                return b""
             if self._missing or self._body.size:
                 self._body.add(body)
                 if self._missing:
@@ -178,7 +180,20 @@ class FastConnection:
 
     def _admitted(self, head: Head) -> bool:
         admission = self._lane.admission
-        return admission is None or admission.hold(head.length)
+        return admission is None or admission.fits(head.length)
+
+    def _counts(self, size: int) -> bool:
+        """Whether there is room for what came of a body; if not, the request is answered and the connection closed."""
+        admission = self._lane.admission
+        if admission is None:
+            return True
+        if admission.hold(size):
+            self._counted += size
+            return True
+        self._body, self._missing = BodyChunks(), 0
+        self._closing = True
+        self._fail(admission.body_refused())
+        return False
 
     # One request
 
@@ -295,9 +310,10 @@ class FastConnection:
 
     def _forget(self) -> None:
         """The request under way, or the one that was being read, is over."""
-        head, self._head = self._head, None
-        if head is not None and self._lane.admission is not None:
-            self._lane.admission.release(head.length)
+        self._head = None
+        if self._counted and self._lane.admission is not None:
+            self._lane.admission.release(self._counted)
+            self._counted = 0
         self.waiting = False
         self._request = self._served = self._pending = self._task = self._exchange = None
 

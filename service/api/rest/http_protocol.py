@@ -14,6 +14,7 @@ from typing import Any, final
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api.admission import Admission
 from service.api.rest.fast_lane import FastConnection, FastLane
 
 JOIN_BYTES = 2**16
@@ -114,7 +115,8 @@ MAX_HEADER_BYTES = 2**17
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol over `JoinedWrites`, with bounds on headers and on silence, and JSON for what is no HTTP.
 
-    `lane` answers what it can (None: everything goes the long way); the other arguments are uvicorn's.
+    `lane` answers what it can (None: everything goes the long way), `admission` counts connections (None: nobody does);
+    the other arguments are uvicorn's.
     """
 
     _head_bytes = 0
@@ -125,8 +127,12 @@ class HttpProtocol(HttpToolsProtocol):
     """Whether the fast lane has answered and nothing came since."""
     _joined: JoinedWrites
 
-    def __init__(self, *arguments: Any, lane: FastLane | None = None, **named: Any) -> None:
+    def __init__(
+        self, *arguments: Any, lane: FastLane | None = None, admission: Admission | None = None, **named: Any
+    ) -> None:
         super().__init__(*arguments, **named)
+        self._admission = admission
+        self._counted = False
         self._fast = None if lane is None else FastConnection(lane, self)
 
     def data_received(self, data: bytes) -> None:
@@ -176,12 +182,20 @@ class HttpProtocol(HttpToolsProtocol):
         """Take the connection."""
         self._joined = JoinedWrites(transport, self.loop)
         super().connection_made(self._joined)
+        if self._admission is not None:
+            self._counted = self._admission.connection_opened()
+            if not self._counted:
+                refusal = str(self._admission.connection_refused())
+                self._refuse(b"503 Service Unavailable", refusal, b"retry-after: 1\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         if self._fast is not None:
             self._fast.lost()
         super().connection_lost(exc)
+        if self._counted and self._admission is not None:
+            self._counted = False
+            self._admission.connection_closed()
 
     def shutdown(self) -> None:
         """Close, once the request that has begun has its answer."""
@@ -276,10 +290,10 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         return self.scope is not None and (cycle is None or cycle.scope is not self.scope)
 
-    def _refuse(self, status: bytes, message: str) -> None:
+    def _refuse(self, status: bytes, message: str, headers: bytes = b"") -> None:
         body = orjson.dumps({"error": message})
         self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-            % (status, len(body), body)
+            b"HTTP/1.1 %b\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (status, headers, len(body), body)
         )
         self.transport.close()

@@ -9,6 +9,7 @@ from functools import partial
 
 import uvicorn
 
+from service.api.admission import Admission
 from service.api.rest.asgi import App
 from service.api.rest.fast_lane import FastLane
 from service.api.rest.http_protocol import HttpProtocol
@@ -43,18 +44,24 @@ class Server(uvicorn.Server):
 
 
 def build_server(
-    app: App, *, backlog: int, drain_s: float, patience_s: float = 60.0, lane: FastLane | None = None
+    app: App,
+    *,
+    backlog: int,
+    drain_s: float,
+    patience_s: float = 60.0,
+    lane: FastLane | None = None,
+    admission: Admission | None = None,
 ) -> Server:
     """A server without a socket: one process, no access log; a stop waits `drain_s` for what has been accepted.
 
-    `lane` answers what it can in front of `app`. `patience_s` is how long a client may be silent in mid-request, or
-    not read its answer.
+    `lane` answers what it can in front of `app`, `admission` counts connections. `patience_s` is how long a client may
+    be silent in mid-request, or not read its answer.
 
     Run it on uvloop, which sets TCP_NODELAY on every connection; asyncio leaves it off on accepted ones.
     """
     config = uvicorn.Config(
         app,
-        http=partial(HttpProtocol, lane=lane),  # type: ignore[arg-type]  # uvicorn calls it, and that is all
+        http=partial(HttpProtocol, lane=lane, admission=admission),  # type: ignore[arg-type]  # uvicorn calls it, and that is all
         ws="none",
         lifespan="off",
         access_log=False,

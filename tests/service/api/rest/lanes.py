@@ -91,7 +91,9 @@ class Service:
             self.lane = FastLane(
                 inference, RealClock(), max_body_bytes=MAX_BODY, observer=observer, admission=self.admission
             )
-        dispatcher = Dispatcher(_nowhere, inference, max_body_bytes=MAX_BODY, observer=observer)
+        dispatcher = Dispatcher(
+            _nowhere, inference, max_body_bytes=MAX_BODY, observer=observer, admission=self.admission
+        )
         self.long_way = 0
 
         async def counted(scope: Any, receive: Any, send: Any) -> None:
@@ -119,7 +121,9 @@ class Connection:
         self._service = service
         config = uvicorn.Config(service.app, ws="none", lifespan="off", log_config=None, access_log=False)
         self.transport = Remembered()
-        self.protocol = HttpProtocol(config, service.state, {}, asyncio.get_running_loop(), lane=service.lane)
+        self.protocol = HttpProtocol(
+            config, service.state, {}, asyncio.get_running_loop(), lane=service.lane, admission=service.admission
+        )
         self.protocol.connection_made(self.transport)
 
     def send(self, data: bytes) -> None:

@@ -288,12 +288,12 @@ async def test_silence_is_ended(held: Service) -> None:
 
 
 async def test_bodies_are_counted_until_their_answer(held: Service) -> None:
-    """All that a connection announced; what does not fit goes the long way, and nothing is left over."""
+    """All that has come; what does not fit goes the long way and is refused there, and nothing is left over."""
     length = len(body())
     first, second = held.connect(), held.connect()
     first.send(PLAIN[:-1])
-    assert held.admission.held_bytes == length
-    held.admission.max_bodies_bytes = 2 * length - 1
+    assert held.admission.held_bytes == length - 1
+    held.admission.max_bodies_bytes = 2 * length - 2
     second.send(PLAIN)
     assert held.long_way == 0  # the task has not run yet
     await asyncio.sleep(0)
@@ -301,11 +301,46 @@ async def test_bodies_are_counted_until_their_answer(held: Service) -> None:
     first.send(PLAIN[-1:])
     held.model.gate.set()
     assert statuses(await first.answers()) == [200]
-    await second.settle()
+    assert statuses(await second.answers()) == [429]
     third = held.connect()
     third.send(PLAIN[:-1])
     third.leave()
     assert held.admission.held_bytes == 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+async def test_body_that_no_longer_fits_is_refused_as_it_comes(fast: bool) -> None:
+    """Announced it still fitted: 429 in mid-body with what to do, and its bytes count no longer."""
+    service = Service(fast=fast)
+    length = len(body())
+    service.admission.max_bodies_bytes = length
+    connection = service.connect()
+    connection.send(PLAIN[:-1])
+    await asyncio.sleep(0)
+    assert service.admission.hold(1)
+    connection.send(PLAIN[-1:])
+    written = await connection.answers()
+    assert statuses(written) == [429]
+    assert b"retry-after: 1" in written
+    assert service.admission.held_bytes == 1
+    await service.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+async def test_connection_too_many_is_told_so_and_closed(fast: bool) -> None:
+    """503 without a request; those that are there stay, and when one goes there is room again."""
+    service = Service(fast=fast)
+    service.admission.max_connections = 1
+    first, second = service.connect(), service.connect()
+    assert statuses(bytes(second.transport.written)) == [503]
+    assert (second.transport.closed, first.transport.closed) == (True, False)
+    second.leave()
+    assert service.admission.connections == 1
+    first.leave()
+    third = service.connect()
+    third.send(PLAIN)
+    assert statuses(await third.answers()) == [200]
+    await service.close()
 
 
 async def test_head_is_read_as_the_other_lane_reads_it() -> None:
