@@ -59,7 +59,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_observer", "_outer", "_tokens", "bytes_in", "bytes_out", "context", "ended", "error", "method", "model",
+        "_entered", "_observer", "bytes_in", "bytes_out", "context", "ended", "error", "method", "model",
         "parent", "pending", "received", "request_id", "route", "status", "version", "wire",
     )  # fmt: skip
 
@@ -76,8 +76,7 @@ class Exchange:
         bytes_in: int,
     ) -> None:
         self._observer = observer
-        self._tokens: Mapping[str, Token[Any]] | None = None
-        self._outer: Token[Exchange | None] | None = None
+        self._entered: list[tuple[Token[Exchange | None], Mapping[str, Token[Any]]]] = []
         self.wire = wire
         self.method = method
         self.route = route
@@ -95,19 +94,19 @@ class Exchange:
 
     def __enter__(self) -> Exchange:
         """Let lines logged from here on carry the request's id and its trace's, and be the `current` one."""
-        self._outer = _current.set(self)
+        outer = _current.set(self)
         if self.context is None:
-            self._tokens = bind_contextvars(request_id=self.request_id)
+            tokens = bind_contextvars(request_id=self.request_id)
         else:
-            self._tokens = bind_contextvars(request_id=self.request_id, trace_id=self.context.trace_id)
+            tokens = bind_contextvars(request_id=self.request_id, trace_id=self.context.trace_id)
+        self._entered.append((outer, tokens))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the context as it was."""
-        if self._tokens is not None and self._outer is not None:
-            reset_contextvars(**self._tokens)
-            _current.reset(self._outer)
-            self._tokens = self._outer = None
+        outer, tokens = self._entered.pop()
+        reset_contextvars(**tokens)
+        _current.reset(outer)
 
     def asked(self, model: str, version: str | None = None, request_id: str = "") -> None:
         """What the request's body or path says; an id in the body goes before one in the headers."""
@@ -115,7 +114,7 @@ class Exchange:
         self.version = "" if version is None else version[:_MAX_NAME]
         if request_id and _ID.fullmatch(request_id):
             self.request_id = request_id
-            if self._tokens is not None:
+            if self._entered:
                 bind_contextvars(request_id=request_id)
 
     def started(self, pending: Pending) -> None:

@@ -6,12 +6,13 @@ import errno
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from grpc import StatusCode
 
+from service.api.observation import current
 from service.core.errors import (
     Cancelled,
     Conflict,
@@ -94,23 +95,48 @@ _NO_STORAGE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, err
 """What a disk says that is full or gone: the operator's to mend, and the same request may succeed then."""
 
 
+_FAULTS: Mapping[HTTPStatus, int] = {
+    HTTPStatus.INTERNAL_SERVER_ERROR: logging.ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE: logging.WARNING,
+    HTTPStatus.GATEWAY_TIMEOUT: logging.WARNING,
+}
+"""The server's own faults, and how loud each is logged; what it does not offer (501) is none."""
+
+
 def status_of(error: BaseException) -> Status:
     """The row of the nearest ancestor; an unplanned error is internal."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), INTERNAL)
 
 
 def failure_of(error: BaseException) -> Failure:
-    """What to tell the client. An unplanned error is logged under a fresh request id and shows no details."""
+    """What to tell the client. The server's own faults are logged, under the request's id where it is observed.
+
+    An unplanned error shows no details, and has an id in any case.
+    """
     if isinstance(error, ServiceError):
         problems = error.problems if isinstance(error, InvalidRequest) else ()
         offset = error.offset if isinstance(error, WrongOffset) else None
-        return Failure(status_of(error), str(error), problems, error.retry_after_s, offset=offset)
+        status = status_of(error)
+        request_id = _logged(error, status) if status.http in _FAULTS else None
+        return Failure(status, str(error), problems, error.retry_after_s, request_id, offset)
     if isinstance(error, OSError) and error.errno in _NO_STORAGE:
         _log.error("storage: %s", error)
         away = NotReady(f"the server cannot store anything now: {error.strerror}", retry_after_s=_STORAGE_RETRY_S)
-        return Failure(status_of(away), str(away), retry_after_s=away.retry_after_s)
-    request_id = secrets.token_hex(8)
+        return failure_of(away)
+    request_id = _request_id() or secrets.token_hex(8)
     _log.error("request %s: unplanned error", request_id, exc_info=error)
     return Failure(
         INTERNAL, f"internal error; the server's log has it under request {request_id}", request_id=request_id
     )
+
+
+def _logged(error: ServiceError, status: Status) -> str | None:
+    """Log a planned fault; the request's id, where requests are observed: what it says needs none to be found."""
+    request_id = _request_id()
+    _log.log(_FAULTS[status.http], "request %s: %s: %s", request_id or "without an id", type(error).__name__, error)
+    return request_id
+
+
+def _request_id() -> str | None:
+    exchange = current()
+    return None if exchange is None else exchange.request_id

@@ -299,6 +299,26 @@ async def test_access_log_has_a_line_per_request(logged, caplog):
     assert all(isinstance(value, str | int | float) for line in lines for value in line.values())
 
 
+def test_an_exchange_may_be_entered_while_it_is_entered():
+    """A wire that fails while it reads enters it for the failure too; afterwards nothing is left of it."""
+    exchange = Observer(HeldClock(), tracer=None, access_log=True).begin("http", "GET", "/", {b"x-request-id": b"a"})
+    with exchange:
+        exchange.asked("model", None, "b")
+        with exchange:
+            pass
+        assert (current(), get_contextvars()["request_id"]) == (exchange, "b")
+    assert (current(), get_contextvars()) == (None, {})
+
+
+async def test_a_servers_fault_is_logged_under_the_requests_id(observed, caplog):
+    """The answer and the log name the same id, which is the client's own."""
+    body = orjson.dumps(request(), option=orjson.OPT_SERIALIZE_NUMPY)
+    reply = await call(observed.app, "POST", "/v2/models/slow/infer", body, {"x-request-id": "mine"})
+    assert reply is not None
+    assert (reply.status, reply.json["request_id"]) == (503, "mine")
+    assert "request mine: NotReady: " in caplog.text
+
+
 def test_what_cannot_be_worked_off_is_dropped_and_counted():
     """A flood of requests costs lines and spans, not memory."""
     observer = Observer(HeldClock(), tracer=None, access_log=True)
