@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from service.cli_backup import app as backup_app
 from service.cli_client import app as client_app
 from service.cli_health import app as health_app
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(health_app)
+app.add_typer(backup_app)
 app.add_typer(client_app)
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")

@@ -115,19 +115,12 @@ class FileModelStore:
         """
         if (stored := self._repeated(name, version, manifest)) is not None:
             return stored
-        folder = self._scratch.folder()
+        folder = self._prepared(bundle, manifest, self._clock.time())
         try:
-            move(bundle, folder / BUNDLE)
-            write_json(folder / MANIFEST, {"created_at": self._clock.time(), "manifest": dict(manifest)})
-            sync(folder / BUNDLE)
-            sync(folder)
-            versions = self._folder(name) / "versions"
-            versions.mkdir(exist_ok=True)
             with locked(self._folder(name) / "lock"):
                 if (stored := self._repeated(name, version, manifest)) is not None:
                     return stored
-                os.rename(folder, versions / str(version))
-                sync(versions)
+                self._place(folder, name, version)
                 self._write(self._document(name))  # a new generation tells whoever polls that there is a new version
         finally:
             self._scratch.discard(folder)
@@ -181,6 +174,48 @@ class FileModelStore:
         """A fresh private folder on the store's file system, for uploads; the caller removes it."""
         self._require()
         return self._scratch.folder()
+
+    # For back-ups
+
+    def documents(self) -> dict[str, StateDocument]:
+        """That of every model by name, of deleted ones too."""
+        names = filter(is_name, os.listdir(self._models))
+        return {name: found for name in sorted(names) if (found := self._read(name)) is not None}
+
+    def adopt(self, name: str, document: StateDocument) -> None:
+        """Write a document where there is none; raises `Conflict`."""
+        self._folder(name).mkdir(exist_ok=True)
+        with locked(self._folder(name) / "lock"):
+            if self._read(name) is not None:
+                raise Conflict(f"model {name!r} exists already")
+            replace_json(self._folder(name) / STATE, document.to_json())
+
+    def adopt_version(self, stored: StoredVersion, bundle: Path) -> None:
+        """Publish a version of an adopted model, with the time that it was created at."""
+        folder = self._prepared(bundle, stored.manifest, stored.created_at)
+        try:
+            self._place(folder, stored.name, stored.version)
+        finally:
+            self._scratch.discard(folder)
+
+    def _prepared(self, bundle: Path, manifest: Mapping[str, Json], created_at: float) -> Path:
+        """A folder on the disk that can become a version."""
+        folder = self._scratch.folder()
+        try:
+            move(bundle, folder / BUNDLE)
+            write_json(folder / MANIFEST, {"created_at": created_at, "manifest": dict(manifest)})
+            sync(folder / BUNDLE)
+            sync(folder)
+        except BaseException:
+            self._scratch.discard(folder)
+            raise
+        return folder
+
+    def _place(self, folder: Path, name: str, version: int) -> None:
+        versions = self._folder(name) / "versions"
+        versions.mkdir(exist_ok=True)
+        os.rename(folder, versions / str(version))
+        sync(versions)
 
     def _require(self) -> None:
         """Raise `NotReady` when the store has gone: what it had is not known to have."""

@@ -132,18 +132,8 @@ class ObjectModelStore:
         """
         if (stored := self._repeated(name, version, manifest)) is not None:
             return stored
-        with bundle.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        record = {
-            "format": 1,
-            "created_at": self._clock.time(),
-            "manifest": dict(manifest),
-            "sha256": sha256,
-            "size_bytes": bundle.stat().st_size,
-            "change": fresh(),
-        }
-        self._objects.send(_bundle_key(name, version, sha256), bundle)
-        if not self._objects.create(_record_key(name, version), _written(record)):
+        sha256, created = self._send(name, version, bundle, manifest, self._clock.time())
+        if not created:
             return self._lost(name, version, sha256, manifest)
         self._cache.keep(_CACHED, sha256, bundle)
         self._announce(name, version)
@@ -207,6 +197,25 @@ class ObjectModelStore:
     def scratch(self) -> Path:
         """A fresh private folder on the local disk, for uploads; the caller removes it."""
         return self._scratch.folder()
+
+    # For back-ups
+
+    def documents(self) -> dict[str, StateDocument]:
+        """That of every model by name, of deleted ones too."""
+        self.states()
+        return {name: self._seen[name].document for name in sorted(self._seen)}
+
+    def adopt(self, name: str, document: StateDocument) -> None:
+        """Write a document where there is none; raises `Conflict`."""
+        self._require()
+        if not self._objects.create(_state_key(name), _written(document.to_json() | {"change": fresh()})):
+            raise Conflict(f"model {name!r} exists already")
+
+    def adopt_version(self, stored: StoredVersion, bundle: Path) -> None:
+        """Publish a version of an adopted model, with the time that it was created at; raises `Conflict`."""
+        _, created = self._send(stored.name, stored.version, bundle, stored.manifest, stored.created_at)
+        if not created:
+            raise Conflict(f"model {stored.name!r}: version {stored.version} exists already")
 
     # The state
 
@@ -277,6 +286,23 @@ class ObjectModelStore:
         record = _Record(said["manifest"], said["created_at"], said["sha256"], said["size_bytes"])
         self._records[key] = (found.tag, record)
         return record
+
+    def _send(
+        self, name: str, version: int, bundle: Path, manifest: Mapping[str, Json], created_at: float
+    ) -> tuple[str, bool]:
+        """Send a version's content and write its record; the content's digest, and False where there is a record."""
+        with bundle.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        record = {
+            "format": 1,
+            "created_at": created_at,
+            "manifest": dict(manifest),
+            "sha256": sha256,
+            "size_bytes": bundle.stat().st_size,
+            "change": fresh(),
+        }
+        self._objects.send(_bundle_key(name, version, sha256), bundle)
+        return sha256, self._objects.create(_record_key(name, version), _written(record))
 
     def _exists(self, document: StateDocument, version: int) -> bool:
         if document.gone(version):

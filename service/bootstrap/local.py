@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from service.adapters.clock import SystemClock
 from service.adapters.embedded_redis import EmbeddedRedis
@@ -31,6 +32,8 @@ async def up(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report
     embedded = None if settings.redis_url else EmbeddedRedis(settings.data_dir / "queue")
     if embedded is not None:
         await embedded.start()
+        queue_file(settings).parent.mkdir(parents=True, exist_ok=True)
+        queue_file(settings).write_text(json.dumps({"url": embedded.url}))
     try:
         url = settings.redis_url or (embedded.url if embedded is not None else "")
         children = _Children(settings, url)
@@ -44,7 +47,13 @@ async def up(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report
             await queue.close()
     finally:
         if embedded is not None:
+            queue_file(settings).unlink(missing_ok=True)
             await embedded.stop()
+
+
+def queue_file(settings: Settings) -> Path:
+    """Where `axon up` says how the queue of its own is reached, for `axon backup`."""
+    return settings.data_dir / "run" / "queue.json"
 
 
 class _Children:

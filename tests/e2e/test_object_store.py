@@ -88,7 +88,7 @@ def until(condition: Callable[[], Any]) -> Any:
 
 
 def test_machines_share_nothing_but_the_bucket(environment: dict[str, str], s3: S3, tmp_path: Path) -> None:
-    """A job goes on where a killed worker's checkpoint was, on another machine; every replica serves what came of it."""
+    """A killed worker's job goes on from its checkpoint on another machine; every replica serves what came of it."""
     x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     y = x @ np.array([[1.0], [-2.0], [3.0], [0.5]], np.float32)
     with serving(tmp_path, "one", environment) as one, Client(one.url, piece_bytes=1000) as client:
