@@ -51,6 +51,9 @@ RUN --mount=type=cache,target=/root/.cache/pip PIP_ONLY_BINARY= pip install --no
 FROM ${PYTHON_IMAGE} AS base
 ENV AXON_DATA_DIR=/data AXON_LOG_FORMAT=json HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m pip uninstall -q -y --root-user-action=ignore pip setuptools wheel \
+    # Python's images come without byte code, which costs every start, and every probe, 0.4 s of CPU.
+    && PYTHONDONTWRITEBYTECODE= python -m compileall -q -j 0 /usr/local/lib/python3.11 \
+           -x 'test|idlelib|lib2to3|ensurepip|turtledemo|tkinter|distutils|pydoc_data|config-3' \
     && groupadd --gid 10001 axon && useradd --uid 10001 --gid axon --no-create-home --home-dir /tmp axon \
     && install -d -o axon -g axon -m 0750 /data
 LABEL org.opencontainers.image.title="Axon Server" \
@@ -73,17 +76,17 @@ FROM serving AS api
 COPY --from=code /code /usr/local
 USER 10001:10001
 EXPOSE 8000 8001
-HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 CMD ["axon", "health"]
+HEALTHCHECK --interval=5s --timeout=10s --start-period=120s --retries=3 CMD ["axon", "health"]
 CMD ["serve", "--host", "0.0.0.0"]
 
 FROM training AS worker
 COPY --from=code /code /usr/local
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["axon", "health", "--worker"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=3 CMD ["axon", "health", "--worker"]
 CMD ["worker"]
 
 FROM cuda AS worker-gpu
 COPY --from=code /code /usr/local
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=10s --start-period=120s --retries=3 CMD ["axon", "health", "--worker"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=120s --retries=3 CMD ["axon", "health", "--worker"]
 CMD ["worker"]

@@ -18,21 +18,24 @@ COMMAND_S = 1800.0
 """A build without a cache downloads every dependency."""
 
 
-def docker(*arguments: str, environment: dict[str, str] | None = None, within_s: float = COMMAND_S) -> str:
-    """Standard output of a `docker` command; raises with what it wrote when it fails."""
+def run(
+    *command: str,
+    environment: dict[str, str] | None = None,
+    folder: Path = ROOT,
+    within_s: float = COMMAND_S,
+) -> str:
+    """Standard output of a command; raises with what it wrote when it fails."""
     done = subprocess.run(
-        ["docker", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=within_s,
-        env=os.environ | (environment or {}),
+        command, capture_output=True, text=True, cwd=folder, timeout=within_s, env=os.environ | (environment or {})
     )
     if done.returncode != 0:
-        raise RuntimeError(
-            f"docker {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"[-8000:]
-        )
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"[-8000:])
     return done.stdout
+
+
+def docker(*arguments: str, environment: dict[str, str] | None = None, within_s: float = COMMAND_S) -> str:
+    """Standard output of a `docker` command; raises with what it wrote when it fails."""
+    return run("docker", *arguments, environment=environment, within_s=within_s)
 
 
 def engine_problem() -> str:
@@ -79,6 +82,10 @@ class Stack:
     def compose(self, *arguments: str) -> str:
         """Run `docker compose` on this cluster."""
         return docker("compose", *arguments, environment=self.environment)
+
+    def run(self, *command: str, folder: Path = ROOT) -> str:
+        """Run a command for which `docker compose` means this cluster."""
+        return run(*command, environment=self.environment, folder=folder)
 
     def up(self, *options: str) -> None:
         """Start what is not running, and wait until everything is healthy."""

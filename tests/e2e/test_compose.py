@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,8 +150,8 @@ def test_a_client_in_another_image_predicts_by_service_names(stack: Stack, train
     context = Path(__file__).parent / "compose_client"
     passed = [f"--build-arg={name}" for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_TRUSTED_HOST")]
     docker("build", "--quiet", "--tag", CLIENT_IMAGE, *passed, str(context), environment={"DOCKER_BUILDKIT": "1"})
-    answers = docker("run", "--rm", "--network", f"{stack.name}_front", CLIENT_IMAGE, "proxy", "api")
-    found = json.loads(answers)
+    found = json.loads(docker("run", "--rm", "--network", f"{stack.name}_front", CLIENT_IMAGE, "proxy", "api"))
+    docker("image", "rm", CLIENT_IMAGE)
     assert len(found) == 4
     for answer in found:
         np.testing.assert_allclose(answer, trained, atol=1e-5)
@@ -163,16 +162,8 @@ def test_the_tour_of_the_readme_goes_as_pasted(stack: Stack, tmp_path: Path):
     section = (ROOT / "README.md").read_text().split("## The same in containers")[1].split("\n## ")[0]
     lines = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     script = lines.replace("localhost:8000", f"127.0.0.1:{stack.http_port}")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | stack.environment,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    answer, _ = json.JSONDecoder().raw_decode(done.stdout, done.stdout.index('{"model_name"'))
+    said = stack.run("bash", "-euo", "pipefail", "-c", script, folder=tmp_path)
+    answer, _ = json.JSONDecoder().raw_decode(said, said.index('{"model_name"'))
     np.testing.assert_array_equal(np.reshape(answer["outputs"][0]["data"], (3, 3)).argmax(-1), [0, 1, 2])
 
 
@@ -233,6 +224,19 @@ def test_a_killed_replica_costs_no_prediction_over_http(stack: Stack, trained: n
     print(f"one replica killed under {dict(loop.answered)}; failed: {loop.failed}")
     assert [each for each in loop.failed if "tritonclient.http" in each] == []
     assert len(loop.failed) <= 2, "each of the two streams of gRPC may lose the request under way"
+
+
+def test_rolling_to_another_image_fails_no_request(stack: Stack, client: Client, trained: np.ndarray):
+    """deploy/compose/roll.sh: new replicas beside the old ones, then the old ones go."""
+    loop = LoopingClients(stack.http_port, stack.grpc_port, "digits", IMAGES, trained)
+    old = set(stack.containers("api"))
+    with loop.running():
+        stack.run("deploy/compose/roll.sh", "api")
+    assert loop.failed == []
+    assert min(loop.answered.values()) > 0
+    assert len(stack.containers("api")) == 2
+    assert not old & set(stack.containers("api"))
+    converged(stack, client)
 
 
 def test_volumes_keep_the_models(stack: Stack, client: Client, trained: np.ndarray):
