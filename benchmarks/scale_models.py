@@ -14,44 +14,24 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from benchmarks.scale_jobs import DAY_S, VirtualClock
 from service.adapters.file_store import FileModelStore
 from service.core.errors import Conflict, NotReady
-from service.core.ports import Processing
 from service.core.registry import Registry
-from service.core.types import ModelSpec, ServingConfig, TensorSpec
+from service.core.types import ServingConfig
+from tests.service.fake_engine import FakeEngine, FakeModel
 
 LOAD_S = 2.0
 LOAD_BYTES_PER_S = 500e6
 MIB = 2**20
 
 
-class Loaded:
-    """A version that computes nothing."""
+class Engine(FakeEngine):
+    """Loads whatever it is given, at once."""
 
-    spec = ModelSpec((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1, 2)),), 1, (1,))
-    processing: Processing | None = None
-    partitions = 1
-    warm_up_s = 0.0
-
-    def run(self, inputs: Mapping[str, np.ndarray], partition: int = 0) -> dict[str, np.ndarray]:
-        return {"y": inputs["x"]}
-
-    def close(self) -> None:
-        return None
-
-
-class Engine:
-    """Loads at once."""
-
-    devices = 1
-
-    def load(self, path: Path, config: ServingConfig) -> Loaded:
-        return Loaded()
+    def load(self, path: Path, config: ServingConfig) -> FakeModel:
+        return FakeModel(1.0)
 
 
 @dataclass(frozen=True)
@@ -85,8 +65,7 @@ async def play(traffic: Traffic, share: float, seed: int, folder: Path) -> Resul
     store = FileModelStore(folder, clock)
     sizes = {f"m{i}": int(min(20 * MIB * math.exp(chance.gauss(2.0, 1.2)), 4096 * MIB)) for i in range(traffic.models)}
     limit = int(share * sum(sizes.values()))
-    engine: Any = Engine()
-    registry = Registry(store, engine, clock, ServingConfig(), poll_s=0.01, max_loaded_bytes=limit)
+    registry = Registry(store, Engine(), clock, ServingConfig(), poll_s=0.01, max_loaded_bytes=limit)
     try:
         for name, size in sizes.items():
             bundle = store.scratch() / "bundle.axon"

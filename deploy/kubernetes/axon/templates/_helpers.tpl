@@ -67,6 +67,8 @@ securityContext:
 {{- with .Values.store.url }}
 - name: AXON_STORE_URL
   value: {{ . | quote }}
+- name: AXON_STORE_CACHE_BYTES
+  value: {{ mul $.Values.store.cacheGiB 1024 1024 1024 | quote }}
 {{- end }}
 {{- include "axon.settings" .Values.environment }}
 {{- end }}
@@ -86,7 +88,7 @@ envFrom:
 {{- define "axon.volumes" -}}
 {{- if .Values.store.url }}
 - name: data
-  emptyDir: {sizeLimit: {{ .Values.store.cacheSize }}}
+  emptyDir: {sizeLimit: {{ mul 2 .Values.store.cacheGiB }}Gi}
 {{- else }}
 - name: data
   persistentVolumeClaim: {claimName: {{ default (printf "%s-data" (include "axon.name" .)) .Values.store.volume.existingClaim }}}
