@@ -22,6 +22,8 @@ from service.worker.protocol import TrainerJob
 
 AGREE_EVERY_S: Final = 0.5
 _MAX_STEPS: Final = 1000
+_JOIN_S: Final = 3600
+"""How long another host may take to fetch what it needs; one that fails is noticed at once, by the supervisors."""
 
 
 class Wish(enum.IntEnum):
@@ -39,6 +41,7 @@ def join(job: TrainerJob) -> None:
             job.coordinator,
             job.processes,
             job.process,
+            initialization_timeout=_JOIN_S,
             coordinator_bind_address=job.coordinator if job.process == 0 else None,
         )
 

@@ -155,7 +155,7 @@ resources:
     {{- end }}
 {{- end }}
 
-{{/* Names, the queue, and the ports of object stores and webhooks. */}}
+{{/* Names and the queue. */}}
 {{- define "axon.egress" }}
 - to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]
   ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
@@ -169,6 +169,10 @@ resources:
 {{- else }}
 - ports: [{protocol: TCP, port: {{ include "axon.redisAddress" . | splitList ":" | last | int }}}]
 {{- end }}
+{{- end }}
+
+{{/* Object stores, and from the API webhooks. */}}
+{{- define "axon.egressOut" -}}
 {{- with .Values.networkPolicy.egressPorts }}
 - to: [{ipBlock: {cidr: {{ $.Values.networkPolicy.egressCidr | quote }}}}]
   ports:
