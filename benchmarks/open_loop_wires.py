@@ -46,22 +46,32 @@ class HttpClient:
             self._ask(self._idle.pop(), index)
             return
         self._waiting.append(index)
-        if len(self._all) + len(self._opening) < MOST_HTTP and len(self._opening) < len(self._waiting):
-            task = asyncio.get_running_loop().create_task(self._open())
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+        self._more()
 
     def flush(self) -> None:
         """Every request was written at once."""
 
     def close(self) -> None:
-        """Drop all connections."""
-        for connection in self._all:
+        """Drop all connections, and what waits for one."""
+        self._waiting.clear()
+        for connection in list(self._all):
             connection.transport.abort()
+
+    def _more(self) -> None:
+        """One connection more when something waits for it."""
+        if len(self._opening) < len(self._waiting) and len(self._all) + len(self._opening) < MOST_HTTP:
+            task = asyncio.get_running_loop().create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(lambda: _HttpConnection(self), self._host, self._port)
+        try:
+            _, connection = await loop.create_connection(lambda: _HttpConnection(self), self._host, self._port)
+        except OSError:
+            if self._waiting:
+                self._done(self._waiting.popleft(), FAILED)
+            return
         self._all.add(connection)
         self.free(connection)
 
@@ -90,6 +100,7 @@ class HttpClient:
             self._idle.remove(connection)
         if connection.index >= 0:
             self._done(connection.index, FAILED)
+        self._more()
 
 
 class _HttpConnection(asyncio.Protocol):
