@@ -23,6 +23,7 @@ from service.api.rest.body_chunks import BodyChunks
 from service.api.rest.errors import Headers, error_body, error_headers
 from service.api.rest.http_head import Head, Heads
 from service.api.rest.infer_wire import decode, reply_headers, to_core
+from service.api.rest.templates import ReplyForm, Templates
 from service.api.rest.tensors import WireRequest, encode_result
 from service.api.status import failure_of
 from service.core.errors import ServiceError
@@ -70,7 +71,7 @@ class FastLane:
     `observer` is told of each request, `admission` asked before a body is held; None: neither.
     """
 
-    __slots__ = ("admission", "clock", "heads", "inference", "observer")
+    __slots__ = ("admission", "clock", "heads", "inference", "observer", "templates")
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class FastLane:
         self.observer = observer
         self.admission = admission
         self.heads = Heads(max_body_bytes=max_body_bytes)
+        self.templates = Templates()
 
 
 @final
@@ -213,9 +215,9 @@ class FastConnection:
             self._ask(head, body, received, exchange)
 
     def _ask(self, head: Head, body: bytes, received: float, exchange: Exchange | None) -> None:
-        inference = self._lane.inference
+        inference, templates = self._lane.inference, self._lane.templates
         try:
-            request = self._request = decode(inference, head.model, head.version, head.header_length, body)
+            request = self._request = decode(inference, head.model, head.version, head.header_length, body, templates)
             if exchange is not None:
                 exchange.asked(head.model, head.version, request.id)
             served = self._served = inference.route(head.model, head.version)
@@ -259,9 +261,15 @@ class FastConnection:
         request, served = self._request, self._served
         assert request is not None
         assert served is not None
-        self._succeed(
-            InferResult(served.name, served.version, served.chosen(outputs, request.outputs), request.id), request
-        )
+        chosen = served.chosen(outputs, request.outputs)
+        template, head = request.template, self._head
+        if template is not None and head is not None and head.keep_alive and not self._closing:
+            form = template.reply
+            if form is not None and form.fits(served.name, served.version, chosen):
+                body = b"".join([array.tobytes() for array in chosen.values()])
+                self._write(200, form.head, body, form.json_bytes + len(body), version=served.version)
+                return
+        self._succeed(InferResult(served.name, served.version, chosen, request.id), request)
 
     def failed(self, error: ServiceError) -> None:
         """Write why there is none."""
@@ -273,6 +281,10 @@ class FastConnection:
         except Exception as error:
             self._fail(error)
             return
+        template = request.template
+        if template is not None and header_length is not None and template.all_binary(result.outputs):
+            head = head_of(200, reply_headers(header_length), len(body), keep_alive=True) + body[:header_length]
+            template.reply = ReplyForm(result.model, result.version, result.outputs, head, header_length)
         self._reply(200, reply_headers(header_length), body, version=result.version)
 
     def _fail(self, error: BaseException) -> None:
@@ -289,18 +301,32 @@ class FastConnection:
         version: int | None = None,
         error: BaseException | None = None,
     ) -> None:
-        head = self._head
-        assert head is not None
-        keep_alive = head.keep_alive and not self._closing
+        assert self._head is not None
+        keep_alive = self._head.keep_alive and not self._closing
+        head = head_of(status, headers, len(body), keep_alive=keep_alive)
+        self._write(status, head, body, len(body), version=version, error=error, keep_alive=keep_alive)
+
+    def _write(
+        self,
+        status: int,
+        head: bytes,
+        body: bytes,
+        size: int,
+        *,
+        version: int | None = None,
+        error: BaseException | None = None,
+        keep_alive: bool = True,
+    ) -> None:
+        """Write an answer that begins with `head`, `size` bytes of which and of `body` are its body."""
         exchange = self._exchange
         self._forget()
         if self._wire.closing:
             if exchange is not None:
                 exchange.end(GONE)
             return
-        self._wire.reply(head_of(status, headers, len(body), keep_alive=keep_alive), body)
+        self._wire.reply(head, body)
         if exchange is not None:
-            exchange.end(status, version=version, error=error, bytes_out=len(body))
+            exchange.end(status, version=version, error=error, bytes_out=size)
         if not keep_alive:
             self._held.clear()
             self._wire.end()

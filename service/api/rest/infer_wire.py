@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 from service.api.rest.errors import JSON_TYPE, Headers
+from service.api.rest.templates import Templates
 from service.api.rest.tensors import WireRequest, decode_raw_request, decode_request
 from service.core.errors import InvalidRequest
 from service.core.inference import InferenceService
@@ -45,12 +46,22 @@ def header_length_of(given: bytes | None) -> int | None:
 
 
 def decode(
-    inference: InferenceService, model: str, version: str | None, header_length: int | None, body: bytes
+    inference: InferenceService,
+    model: str,
+    version: str | None,
+    header_length: int | None,
+    body: bytes,
+    templates: Templates | None = None,
 ) -> WireRequest:
-    """Read a body; raises `InvalidRequest`, `Unsupported`, `TooLarge`; for N = 0 `NotFound` and `NotReady` too."""
+    """Read a body, with `templates` where there are any.
+
+    Raises `InvalidRequest`, `Unsupported`, `TooLarge`; for N = 0 `NotFound` and `NotReady` too.
+    """
     if header_length == 0:
         return decode_raw_request(body, inference.model(model, version).spec)
-    return decode_request(body, header_length)
+    if header_length is None or templates is None:
+        return decode_request(body, header_length)
+    return templates.read(body, header_length)
 
 
 def to_core(

@@ -10,20 +10,25 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 
 from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
 from service.api.raw_tensors import read_raw, write_raw
-from service.api.rest.values import read_values, write_values
+from service.api.rest.values import may_hold_booleans, read_values, write_values
 from service.core.datatypes import datatype, element_count, name_of
 from service.core.errors import InvalidRequest, Unsupported, shown
 from service.core.types import InferResult, ModelSpec
 
+if TYPE_CHECKING:
+    from service.api.rest.templates import Template
+
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 _NOTHING: Mapping[str, Any] = {}
+_FEW_BYTES = 1024
+"""In less JSON it is not worth it to look for booleans."""
 
 
 @dataclass(slots=True)
@@ -31,7 +36,7 @@ class WireRequest:
     """A decoded request body.
 
     `binary` tells per output whether it goes back as bytes; `binary_all` for the others. `classes` tells for which
-    outputs how many of the largest values are wanted instead.
+    outputs how many of the largest values are wanted instead. `template` is the form that it has in common with others.
     """
 
     inputs: dict[str, np.ndarray]
@@ -41,6 +46,7 @@ class WireRequest:
     binary_all: bool = False
     binary: Mapping[str, bool] = field(default_factory=dict)
     classes: dict[str, int] | None = None
+    template: Template | None = None
 
 
 def decode_request(body: bytes, header_length: int | None) -> WireRequest:
@@ -54,11 +60,13 @@ def decode_request(body: bytes, header_length: int | None) -> WireRequest:
         raise InvalidRequest(
             f"Inference-Header-Content-Length: expected at most the body's {len(body)} bytes, got {header_length}"
         )
-    content = _parse(body if header_length == len(body) else body[:header_length])
+    text = body if header_length == len(body) else body[:header_length]
+    content = _parse(text)
     if not isinstance(content, dict):
         raise InvalidRequest(f"request: expected a JSON object, got {type(content).__name__}")
     parameters = _object(content, "parameters", "parameters")
-    request = WireRequest(_inputs(content, body, header_length))
+    numbers = len(text) > _FEW_BYTES and not may_hold_booleans(text)
+    request = WireRequest(_inputs(content, body, header_length, numbers))
     request.id = _id(content)
     request.schedule = schedule(parameters)
     request.binary_all = _flag(parameters, "binary_data_output", "parameters", False)
@@ -138,7 +146,7 @@ def _parse_exactly(text: bytes, refusal: orjson.JSONDecodeError) -> Any:
         raise InvalidRequest(f"request: expected JSON: {error}") from error
 
 
-def _inputs(content: Mapping[str, Any], body: bytes, offset: int) -> dict[str, np.ndarray]:
+def _inputs(content: Mapping[str, Any], body: bytes, offset: int, numbers: bool) -> dict[str, np.ndarray]:
     given = content.get("inputs")
     if not isinstance(given, list) or not given:
         raise InvalidRequest("inputs: expected a list of at least one input")
@@ -152,14 +160,14 @@ def _inputs(content: Mapping[str, Any], body: bytes, offset: int) -> dict[str, n
         where = f"input {name[:128]!r}"
         if name in inputs:
             raise InvalidRequest(f"{where}: expected each input once")
-        inputs[name], offset = _input(item, where, body, offset)
+        inputs[name], offset = _input(item, where, body, offset, numbers)
     if offset != len(body):
         raise InvalidRequest(f"body: expected {offset} bytes as the binary_data_sizes say, got {len(body)}")
     return inputs
 
 
-def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tuple[np.ndarray, int]:
-    """One input's array, and where the next binary one starts."""
+def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int, numbers: bool) -> tuple[np.ndarray, int]:
+    """One input's array, and where the next binary one starts; `numbers`: there are no booleans in its data."""
     entry = datatype(item.get("datatype"))
     shape = item.get("shape")
     if not isinstance(shape, list):
@@ -181,7 +189,8 @@ def _input(item: Mapping[str, Any], where: str, body: bytes, offset: int) -> tup
             return read_raw(body, offset, size, entry, shape, count, where), offset + size
     if item.get("data") is None:
         raise InvalidRequest(f"{where}: expected data or binary_data_size, got neither")
-    return read_values(item["data"], entry, count, where).reshape(shape), offset
+    values = read_values(item["data"], entry, count, where, without_booleans=numbers)
+    return values.reshape(shape), offset
 
 
 def _read_outputs(given: Any, request: WireRequest) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.api.rest.values import MAX_DEPTH, read_values, write_values
+from service.api.rest.values import MAX_DEPTH, may_hold_booleans, read_values, write_values
 from service.core.datatypes import DATATYPES, datatype
 from service.core.errors import InvalidRequest
 
@@ -135,3 +135,38 @@ def test_nesting_is_bounded() -> None:
     assert read_values(nested(MAX_DEPTH), datatype("FP32"), 1, "x").tolist() == [1.0]
     with pytest.raises(InvalidRequest, match="at most 100 deep"):
         read_values(nested(MAX_DEPTH + 1), datatype("FP32"), 1, "x")
+
+
+LEAVES = st.one_of(
+    st.integers(-300, 300),
+    st.sampled_from([2**31, 2**63, 2**64, 10**400, -0.0, 0.5, 65_520.0, 1e39, 1e308, math.inf, math.nan]),
+    st.sampled_from([None, True, False, "NaN", "", "12", {}, {"1": 2}]),
+)
+
+
+@given(
+    st.recursive(st.one_of(LEAVES, st.integers(0, 1)), lambda inner: st.lists(inner, max_size=4), max_leaves=12),
+    st.sampled_from(sorted(DATATYPES)),
+    st.integers(0, 6),
+)
+def test_numbers_read_at_once_are_those_read_one_by_one(data: object, name: str, count: int) -> None:
+    """The same bits or the same refusal, whatever stands among them."""
+    booleans = may_hold_booleans(json.dumps(data).encode())
+
+    def read(*, without_booleans: bool) -> bytes | list[object] | str:
+        try:
+            values = read_values(data, datatype(name), count, "x", without_booleans=without_booleans)
+        except InvalidRequest as error:
+            return str(error)
+        return values.tolist() if values.dtype.hasobject else values.tobytes()
+
+    assert read(without_booleans=not booleans) == read(without_booleans=False)
+
+
+@pytest.mark.parametrize("word", [b"true", b"false"])
+def test_booleans_are_seen_wherever_they_stand(word: bytes) -> None:
+    """At the start, at the end, behind other words with their letters; and not in numbers and names."""
+    for text in (word, b"[" + word + b"]", b'{"outputs":"nul",[1,' + word, b"null" * 100, b"u" * 1000):
+        assert may_hold_booleans(text)
+    for text in (b"", b"u", b"l", b"tru", b"fals", b'{"inputs":[{"shape":[1],"label":"full"}],"data":[1e5,-2.5]}'):
+        assert not may_hold_booleans(text)
