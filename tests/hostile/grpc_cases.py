@@ -30,10 +30,6 @@ class Call:
     ok: bool | None = None
     headers: tuple[tuple[str, str], ...] = ()
 
-    def answerable(self) -> bool:
-        """Whether an answer must come: gRPC's Python server leaves a unary call that ends without a message alone."""
-        return self.whole and len(self.data) >= 5 and len(self.data) - 5 >= struct.unpack(">I", self.data[1:5])[0]
-
 
 @dataclass(frozen=True)
 class Script:

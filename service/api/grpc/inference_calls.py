@@ -244,6 +244,7 @@ class _Streaming:
         """Begin, unless as many are under way as may be."""
         if self._waiting or len(self._started) >= STREAM_WINDOW or self._stream.congested:
             self._waiting.append(message)
+            self._go_on()
         else:
             self._start(message)
 
@@ -309,6 +310,8 @@ class _Streaming:
         while self._waiting and len(self._started) < STREAM_WINDOW and not self._stream.congested:
             self._start(self._waiting.popleft())
         self._going_on = False
+        if self._waiting and not self._started:
+            self._stream.notify()
         self._end_if_done()
 
     def _end_if_done(self) -> None:

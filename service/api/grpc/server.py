@@ -25,7 +25,7 @@ from service.api.grpc.transport.limits import TransportLimits
 from service.api.grpc.transport.server import GrpcServer
 from service.api.observation import Observer
 from service.api.repository import ModelRepository
-from service.core.errors import NotFound
+from service.core.errors import NotFound, NotReady
 from service.core.inference import InferenceService
 
 SECOND_REPOSITORY = "inference.model_repository.ModelRepositoryService"
@@ -73,7 +73,7 @@ def build_server(
         *extra_servicers,
     ]
     names = [servicer.name for servicer in servicers]
-    health = HealthServicer(inference, frozenset(("", *names)), poll_s=_HEALTH_POLL_S)
+    health = HealthServicer(inference, frozenset(("", *names)), poll_s=_HEALTH_POLL_S, stopping=server.stopping)
     servicers.append(Servicer(health_pb2_grpc.add_HealthServicer_to_server, health, HEALTH_NAME))
     for each in servicers:
         observed = None
@@ -110,13 +110,16 @@ def _serialized(reply: Any) -> bytes:
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # published without types
     """gRPC's own health protocol: every service is as ready as `inference` is.
 
-    `Watch` looks every `poll_s` seconds and sends changes.
+    `Watch` looks every `poll_s` seconds and sends changes, until the server is `stopping`: it would wait for it.
     """
 
-    def __init__(self, inference: InferenceService, names: frozenset[str], *, poll_s: float) -> None:
+    def __init__(
+        self, inference: InferenceService, names: frozenset[str], *, poll_s: float, stopping: Callable[[], bool]
+    ) -> None:
         self._inference = inference
         self._names = names
         self._poll_s = poll_s
+        self._stopping = stopping
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         """SERVING or NOT_SERVING; raises `NotFound` for a service that is not here."""
@@ -129,12 +132,13 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # p
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now and whenever it changes; SERVICE_UNKNOWN for a service that is not here."""
         sent: int | None = None
-        while True:
+        while not self._stopping():
             status = self._status(request.service)
             if status != sent:
                 yield health_pb2.HealthCheckResponse(status=status)
                 sent = status
             await asyncio.sleep(self._poll_s)
+        raise NotReady("health: the server stops")
 
     def _status(self, name: str) -> Any:
         statuses = health_pb2.HealthCheckResponse

@@ -239,6 +239,8 @@ class Connection(asyncio.Protocol):
             if self.outbox.ended:
                 return
             at = stop
+        if at:
+            self._half_looks = 0
         if at < end:
             self._rest = data[at:]
 
@@ -377,9 +379,10 @@ class Connection(asyncio.Protocol):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"HEADERS: expected an odd stream, got {number}")
         if flags & (frames.PADDED | frames.WITH_PRIORITY):
             payload = frames.without_priority(frames.unpadded(payload, flags), flags, number)
-        self._block.begin(number, flags, payload)
         if flags & frames.END_HEADERS:
-            self._on_block(number, self._block.end(), flags)
+            self._on_block(number, payload, flags)
+        else:
+            self._block.begin(number, flags, payload)
 
     def _on_continuation(self, flags: int, number: int, payload: bytes) -> None:
         if not self._block.stream_id:

@@ -117,6 +117,10 @@ class GrpcServer:
             connection.look(*looks)
         self._looking = self.loop.call_later(limits.look_s, self._look)
 
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
     # What connections call
 
     def method(self, path: str) -> Method | None:

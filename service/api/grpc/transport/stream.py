@@ -200,12 +200,16 @@ class Stream:
         """Whether so much is unsent that no more should be made."""
         return self._queued_bytes > _WAITS_BYTES or self._outbox.paused
 
+    def notify(self) -> None:
+        """Call the receiver's `writable` when it is not `congested` any more."""
+        self._outbox.wait(self)
+
     async def drained(self) -> None:
         """Wait until it is not `congested`."""
         while self.congested and not self.closed:
             if self._waiter is None:
                 self._waiter = self._connection.loop.create_future()
-                self._outbox.wait(self)
+                self.notify()
             await asyncio.shield(self._waiter)
 
     def answer(self, pieces: list[bytes], size: int) -> None:
@@ -315,15 +319,14 @@ class Stream:
         if self._ending is not None:
             status, self._ending = self._ending, None
             self.finish(status)
-        else:
-            self.receiver.writable()
         return True
 
     def wake(self) -> None:
-        """Let the one go on that waits in `drained`."""
+        """Let its receiver go on, and whoever waits in `drained`."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._waiter = None
+        self.receiver.writable()
 
     def _begin_answer(self) -> None:
         if not self._headers_sent:

@@ -304,7 +304,7 @@ async def test_grpc_health_follows_readiness(server: Server) -> None:
         assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == serving
     unknown = health_pb2.HealthCheckRequest(service="unknown")
     assert (await status_of(stub.Check(unknown)))[0] is grpc.StatusCode.NOT_FOUND
-    watch = HealthServicer(server.inference, frozenset(("",)), poll_s=0.001).Watch(
+    watch = HealthServicer(server.inference, frozenset(("",)), poll_s=0.001, stopping=lambda: False).Watch(
         health_pb2.HealthCheckRequest(), None
     )
     assert (await anext(watch)).status == serving
