@@ -78,7 +78,7 @@ def listen(what: str, host: str, port: int, backlog: int) -> socket.socket:
 
 
 def allow_connections(count: int) -> None:
-    """Let this process have descriptors for `count` connections, as far as its hard limit goes; says if that is less."""
+    """Let this process have descriptors for `count` connections, as far as its hard limit goes; warns if not."""
     wanted = count + _OWN_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

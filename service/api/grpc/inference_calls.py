@@ -25,9 +25,10 @@ from service.api.grpc.transport.server import GrpcServer
 from service.api.grpc.transport.stream import Stream
 from service.api.observation import Exchange, Observer
 from service.api.status import failure_of, status_of
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, NotFound, NotReady
 from service.core.inference import InferenceService
 from service.core.request_queue import Pending
+from service.core.serving import ServedModel
 from service.core.types import InferResult
 
 SERVICE_NAME: Final = "inference.GRPCInferenceService"
@@ -108,6 +109,7 @@ class _Request:
         received = inference.deadline(0.0)
         parsed = pb.ModelInferRequest.FromString(message)
         self.id = parsed.id
+        served = self._room(parsed)
         request, wanted = convert.request_from_proto(parsed)
         request.received = received
         if exchange is not None:
@@ -118,7 +120,9 @@ class _Request:
             remaining_s = timeout_s if remaining_s is None else min(timeout_s, remaining_s)
         if remaining_s is not None:
             request.deadline = received + remaining_s
-        served = self._served = inference.route(request.model, request.version)
+        if served is None:
+            served = inference.route(request.model, request.version)
+        self._served = served
         self._outputs = request.outputs
         if served.direct and not request.classes:
             self._pending = served.start(
@@ -134,6 +138,16 @@ class _Request:
         else:
             self._task = asyncio.get_running_loop().create_task(inference.infer_by(served, request))
             self._task.add_done_callback(self._done)
+
+    def _room(self, parsed: pb.ModelInferRequest) -> ServedModel | None:
+        """The version that answers, None where none does; raises `Overloaded` before any value is looked at."""
+        try:
+            served = self._calls.inference.route(parsed.model_name, parsed.model_version or None)
+        except (NotFound, NotReady):  # told once the message was found right
+            return None
+        if served.queue_depth and not parsed.parameters:  # one of them may be a priority
+            served.check_room()
+        return served
 
     def _done(self, task: asyncio.Task[InferResult]) -> None:
         if task.cancelled():

@@ -22,6 +22,7 @@ from service.api.rest.infer_wire import (
     HEADER_LENGTH,
     ONCE,
     WINDOW_BITS,
+    admit,
     decode,
     header_length_of,
     reply_headers,
@@ -108,6 +109,7 @@ class Dispatcher:
                 _refuse_repeated(scope["headers"])
             body = await self._read(headers, receive, held)
             header_length = header_length_of(headers.get(HEADER_LENGTH))
+            served = admit(self._inference, model, version, header_length, body)
             request = decode(self._inference, model, version, header_length, body)
             infer = to_core(self._inference, model, version, request)
             if exchange is not None:
@@ -116,7 +118,8 @@ class Dispatcher:
                 infer.started = exchange.started
             self._watch.enter(task, receive)
             try:
-                result = await self._inference.infer(infer)
+                inference = self._inference
+                result = await (inference.infer(infer) if served is None else inference.infer_by(served, infer))
             finally:
                 gone = self._watch.leave(task)
             if exchange is not None:

@@ -22,7 +22,7 @@ from service.api.observation import GONE, INFER_ROUTE, VERSION_INFER_ROUTE, Exch
 from service.api.rest.body_chunks import BodyChunks
 from service.api.rest.errors import Headers, error_body, error_headers
 from service.api.rest.http_head import Head, Heads
-from service.api.rest.infer_wire import decode, reply_headers, to_core
+from service.api.rest.infer_wire import admit, decode, reply_headers, to_core
 from service.api.rest.templates import ReplyForm, Templates
 from service.api.rest.tensors import WireRequest, encode_result
 from service.api.status import failure_of
@@ -217,10 +217,13 @@ class FastConnection:
     def _ask(self, head: Head, body: bytes, received: float, exchange: Exchange | None) -> None:
         inference, templates = self._lane.inference, self._lane.templates
         try:
+            served = admit(inference, head.model, head.version, head.header_length, body)
             request = self._request = decode(inference, head.model, head.version, head.header_length, body, templates)
             if exchange is not None:
                 exchange.asked(head.model, head.version, request.id)
-            served = self._served = inference.route(head.model, head.version)
+            if served is None:
+                served = inference.route(head.model, head.version)
+            self._served = served
             if request.classes or not served.direct:
                 self._task = asyncio.get_running_loop().create_task(self._await(head, request, served, received))
                 self._wire.keep(self._task)

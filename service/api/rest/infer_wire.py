@@ -7,8 +7,9 @@ import zlib
 from service.api.rest.errors import JSON_TYPE, Headers
 from service.api.rest.templates import Templates
 from service.api.rest.tensors import WireRequest, decode_raw_request, decode_request
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, NotFound, NotReady
 from service.core.inference import InferenceService
+from service.core.serving import ServedModel
 from service.core.types import InferRequest
 
 PREFIX, SUFFIX = "/v2/models/", "/infer"
@@ -20,6 +21,8 @@ ONCE = (HEADER_LENGTH, CONTENT_ENCODING)
 
 WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 """The content codings, as zlib tells them apart."""
+
+_PRIORITY = b'"priority"'
 
 BINARY_TYPE = (b"content-type", b"application/octet-stream")
 
@@ -62,6 +65,23 @@ def decode(
     if header_length is None or templates is None:
         return decode_request(body, header_length)
     return templates.read(body, header_length)
+
+
+def admit(
+    inference: InferenceService, model: str, version: str | None, header_length: int | None, body: bytes
+) -> ServedModel | None:
+    """The version that answers; None where none does, which is told once the body has been read and is right.
+
+    Raises `Overloaded` when its queue would not take the request: then nothing of the body need be read. Requests that
+    name a priority are refused later, if at all.
+    """
+    try:
+        served = inference.route(model, version)
+    except (NotFound, NotReady):
+        return None
+    if served.queue_depth and _PRIORITY not in (body if header_length is None else body[:header_length]):
+        served.check_room()
+    return served
 
 
 def to_core(

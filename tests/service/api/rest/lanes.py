@@ -21,6 +21,7 @@ from service.core.serving import ServedModel
 from service.core.types import ModelSpec, TensorSpec
 from tests.hostile.server import FLOATS, MODEL, WIDTH
 from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock, serve
+from tests.service.waiting import wait_until
 
 MAX_BODY = 2**20
 
@@ -65,7 +66,7 @@ class Remembered(asyncio.Transport):
         return default
 
 
-def model(name: str, datatype: str, *, held: bool = False) -> tuple[HeldModel, ServedModel]:
+def model(name: str, datatype: str, *, held: bool = False, **config: int) -> tuple[HeldModel, ServedModel]:
     """`total` = x + x over rows of `WIDTH`, as the models of the hostile tests."""
     shape = (-1, WIDTH)
     spec = ModelSpec((TensorSpec("x", datatype, shape),), (TensorSpec("total", datatype, shape),), 4, (1, 2, 4))
@@ -75,14 +76,14 @@ def model(name: str, datatype: str, *, held: bool = False) -> tuple[HeldModel, S
             return {"total": inputs["x"] + inputs["x"]}
 
     made = HeldModel(spec, total, held=held)
-    return made, serve(made, name=name)
+    return made, serve(made, name=name, **config)
 
 
 class Service:
     """The models and what stands in front of them; `long_way` counts the requests that came to ASGI."""
 
-    def __init__(self, *, fast: bool, held: bool = False, observer: Observer | None = None) -> None:
-        self.model, served = model(MODEL, "INT64", held=held)
+    def __init__(self, *, fast: bool, held: bool = False, observer: Observer | None = None, **config: int) -> None:
+        self.model, served = model(MODEL, "INT64", held=held, **config)
         self.served = [served, model(FLOATS, "FP32")[1]]
         inference = InferenceService(FakeRegistry(*self.served, loading=("slow",)), "axon", "1", RealClock())
         self.admission = Admission(max_connections=10, max_bodies_bytes=4 * MAX_BODY)
@@ -157,6 +158,10 @@ class Connection:
         """All that was written, once it settles."""
         await self.settle()
         return bytes(self.transport.written)
+
+    async def answered(self) -> bytes:
+        """What was written by the time that anything was."""
+        return bytes(await wait_until(lambda: self.transport.written))
 
 
 async def _nowhere(scope: Any, receive: Any, send: Any) -> None:

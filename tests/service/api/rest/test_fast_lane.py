@@ -14,6 +14,7 @@ from tests.hostile.http_cases import binary, body, head, posted, script, tensor
 from tests.hostile.server import MODEL
 from tests.service.api.rest.lanes import Connection, Service
 from tests.service.core.served import WAIT_S
+from tests.service.waiting import wait_until
 
 PATH = f"/v2/models/{MODEL}/infer"
 PLAIN = posted(body())
@@ -323,6 +324,28 @@ async def test_body_that_no_longer_fits_is_refused_as_it_comes(fast: bool) -> No
     assert statuses(written) == [429]
     assert b"retry-after: 1" in written
     assert service.admission.held_bytes == 1
+    await service.close()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+async def test_body_is_not_read_for_a_queue_that_is_full(fast: bool) -> None:
+    """429 though it is no JSON; a body that names a priority is read, for urgent ones may still have room."""
+    service = Service(fast=fast, held=True, max_queue_requests=1)
+    clients = [service.connect() for _ in range(4)]
+    clients[0].send(PLAIN)
+    assert await asyncio.to_thread(service.model.started.acquire, timeout=WAIT_S)
+    clients[1].send(PLAIN)
+    await wait_until(lambda: service.served[0].queue_depth)
+    clients[2].send(posted(b"no JSON"))
+    written = await clients[2].answered()
+    assert statuses(written) == [429]
+    assert b"retry-after-ms: 1000" in written
+    clients[3].send(posted(b'no JSON with "priority"'))
+    assert statuses(await clients[3].answered()) == [400]
+    assert service.served[0].statistics.failures == {"overloaded": 1}
+    service.model.gate.set()
+    for client in clients[:2]:
+        assert statuses(await client.answered()) == [200]
     await service.close()
 
 
