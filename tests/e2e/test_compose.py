@@ -137,7 +137,7 @@ def test_redis_keeps_its_promises(stack: Stack):
     """Append-only, no eviction, a limit, a password, and no way to it from where the proxy is."""
     ask = "password=${AXON_REDIS_URL#redis://:}; REDISCLI_AUTH=${password%@*} redis-cli "
     redis = stack.containers("redis")[0]
-    for setting, value in (("appendonly", "yes"), ("maxmemory-policy", "noeviction"), ("maxmemory", "268435456")):
+    for setting, value in (("appendonly", "yes"), ("maxmemory-policy", "noeviction"), ("maxmemory", "536870912")):
         assert docker("exec", redis, "sh", "-c", f"{ask} config get {setting}").split("\n")[1] == value
     assert "NOAUTH" in docker("exec", redis, "redis-cli", "ping")
     proxy = stack.containers("proxy")[0]
