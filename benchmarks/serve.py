@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import serve_tables  # noqa: E402
-from benchmarks.peers.catalogue import ENVIRONMENTS  # noqa: E402
+from benchmarks.peers.catalogue import ENVIRONMENTS, RESTLESS  # noqa: E402
 from benchmarks.report import Report  # noqa: E402
 from benchmarks.serve_loads import Figures, LoadFailed, median_of  # noqa: E402
 from benchmarks.serve_requests import BINARY, GRPC, WIRES, Request, requests  # noqa: E402
@@ -150,9 +150,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, MANY])
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--wires", nargs="+", choices=WIRES, default=list(WIRES))
-    parser.add_argument(
-        "--peers", nargs="*", choices=ENVIRONMENTS, default=list(ENVIRONMENTS), help="none without names"
-    )
+    quiet = [name for name in ENVIRONMENTS if name not in RESTLESS]
+    text = f"none without names; unless given, all but {' '.join(RESTLESS)}"
+    parser.add_argument("--peers", nargs="*", choices=ENVIRONMENTS, default=quiet, help=text)
     parser.add_argument("--no-limits", action="store_true", help="no echoes, no in-process figures")
     parser.add_argument("--quick", action="store_true", help="one round of a second; other models over two wires")
     parser.add_argument("--json", metavar="FILE")

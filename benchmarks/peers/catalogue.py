@@ -31,6 +31,9 @@ PEERS = (
     Peer("kserve", "kserve", {"http-binary": PROTOCOL, "http-json": PROTOCOL, "grpc": PROTOCOL}, _PROTOCOL_PATH),
     Peer("mlserver", "mlserver", {"http-json": PROTOCOL, "grpc": PROTOCOL}, _PROTOCOL_PATH),
     Peer("litserve", "litserve", {"http-json": PLAIN}, "/{work}"),
+    Peer("ray", "ray", {"http-binary": RAW}, "/{work}"),
     Peer("bentoml", "bentoml", {"http-json": ROWS}, "/{work}"),
 )
+RESTLESS = ("ray",)
+"""Peers that compute while nobody asks them, a tenth of a core: measured only when named."""
 ENVIRONMENTS = tuple(dict.fromkeys(peer.environment for peer in PEERS))
