@@ -94,11 +94,11 @@ class Api:
             self._stopping,
         )
         self._observer = build_observer(settings, clock)
-        self._measured = build_metrics(self._inference, self.registry, queue, self._observer)
         self._metrics: Server | None = None
         self._admission = Admission(
             max_connections=settings.max_connections, max_bodies_bytes=settings.max_bodies_bytes
         )
+        self._measured = build_metrics(self._inference, self.registry, queue, self._observer, self._admission)
         self._http = self._build_http()
         self._grpc = self._build_grpc()
         self._tasks: list[asyncio.Task[None]] = []

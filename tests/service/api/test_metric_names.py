@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,7 @@ from tests.service.core.served import WAIT_S, FakeRegistry, HeldModel, RealClock
 from tests.service.fake_tracer import FakeTracer
 from tests.service.waiting import FakeClock
 
+DOCUMENT = (Path(__file__).resolve().parents[3] / "docs/observability.md").read_text()
 BASE_UNITS = {"seconds", "bytes", "ratio", "info"}
 NOT_BASE = re.compile(r"_(ms|us|ns|milliseconds|microseconds|minutes|hours|days|kb|mb|kilobytes|percent)(_|$)")
 LABELS = {"model", "version", "outcome", "stage", "part", "state", "tag", "what", "server_version"}
@@ -94,6 +96,18 @@ async def test_each_family_says_what_it_is(families):
     for family in families:
         assert len(family.documentation) > 10, family.name
         assert family.type in ("counter", "gauge", "histogram"), family.name
+
+
+async def test_each_family_is_documented(families):
+    """docs/observability.md has its name, type, labels and meaning as the code has them, and no others."""
+    rows = []
+    for family in families:
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in dict.fromkeys(labels_of(family)))
+        rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |".replace(" |  | ", " | | "))
+    for row in rows:
+        assert row in DOCUMENT
+    assert DOCUMENT.count("\n| `axon_") == len(rows)
 
 
 async def test_labels_are_few_and_known(families):
