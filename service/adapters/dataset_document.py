@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from service.adapters.formats import check_format
 from service.core.errors import NotFound
 from service.core.types import Column, ColumnStatistics, Dataset, Json
 
@@ -47,12 +48,15 @@ def _column_from_json(value: Mapping[str, Any]) -> Column:
     statistics = None
     if known is not None:
         classes = None if known["classes"] is None else dict(known["classes"])
-        statistics = ColumnStatistics(**{**known, "classes": classes})
+        names = {each.name for each in fields(ColumnStatistics)}
+        read = {name: number for name, number in known.items() if name in names}
+        statistics = ColumnStatistics(**{**read, "classes": classes})
     return Column(value["name"], value["datatype"], tuple(value["shape"]), tuple(value.get("labels", ())), statistics)
 
 
 def dataset_from_json(value: Mapping[str, Any], folder: Path) -> Dataset:
-    """Read a document of this server or of an older one, which knew less; the columns are in `folder`."""
+    """Read a document as `StateDocument.from_json` does; the columns are in `folder`."""
+    check_format(value, f"data set {value.get('id')!r}")
     columns = tuple(map(_column_from_json, value["columns"]))
     return Dataset(
         value["id"],

@@ -25,10 +25,11 @@ from pathlib import Path
 
 from service.adapters.dataset_document import dataset_from_json, dataset_to_json, no_dataset
 from service.adapters.files import Scratch, locked, move, replace_json, sync, write_json
+from service.adapters.formats import check_format
 from service.adapters.model_rules import check_change, lineage_job, no_model, no_version, refuse_in_use
 from service.adapters.state_document import StateDocument
 from service.core.desired import forgotten
-from service.core.errors import Conflict, NotFound, NotReady
+from service.core.errors import Conflict, NotFound, NotReady, Unsupported
 from service.core.names import check_name, is_name
 from service.core.ports import Clock
 from service.core.types import Dataset, Json, ModelState, StoredVersion
@@ -265,6 +266,7 @@ class FileModelStore:
         except FileNotFoundError:  # deleted since it was listed
             self._require()
             raise no_version(name, version) from None
+        check_format(content, f"model {name!r}: version {version}")
         return StoredVersion(name, version, folder / BUNDLE, content["manifest"], content["created_at"])
 
     def _repeated(self, name: str, version: int, manifest: Mapping[str, Json]) -> StoredVersion | None:
@@ -293,7 +295,8 @@ class FileModelStore:
 
     def _finish_deletions(self) -> None:
         for name in filter(is_name, os.listdir(self._models)):
-            self._discard_gone(name)
+            with contextlib.suppress(Unsupported):  # a later server's, which knows what to do
+                self._discard_gone(name)
 
 
 class FileDatasetStore:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from service.adapters.files import Scratch, locked, sync, write_json
+from service.adapters.formats import check_format
 from service.core.errors import NotFound, NotReady, Overloaded
 from service.core.uploads import Taken, Upload, check_upload_id, no_upload, wrong_offset
 
@@ -68,6 +69,7 @@ class FileUploadStore:
         folder = self._folder(upload_id)
         with _present(upload_id):
             said: dict[str, Any] = json.loads((folder / "upload.json").read_bytes())
+            check_format(said, f"upload {upload_id}")
             found = (folder / "content").stat()
         return Upload(upload_id, said["length"], said["created_at"], said["sha256"], found.st_size, found.st_mtime)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, final
 
 from service.adapters.files import Scratch
+from service.adapters.formats import check_format
 from service.adapters.holds import Holds
 from service.adapters.objects import PART_BYTES, Entry, Objects, fresh
 from service.core.errors import NotFound, NotReady, Overloaded
@@ -70,6 +71,7 @@ class ObjectUploadStore:
             raise no_upload(upload_id) from None
         assert found is not None
         said: dict[str, Any] = json.loads(found.content)
+        check_format(said, f"upload {upload_id}")
         parts = self._parts(upload_id)
         written_at = max([said["created_at"], *(part.modified_at for part in parts)])
         end = sum(part.size for part in parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError, ResponseError
@@ -127,8 +128,15 @@ def place_of(job: Job) -> Place:
 
 def worker_of(info: Mapping[str, Any]) -> WorkerInfo:
     """A worker's heartbeat."""
-    devices = tuple(DeviceInfo(**device) for device in info["devices"])
-    return WorkerInfo(**{**info, "tags": tuple(info["tags"]), "jobs": tuple(info["jobs"]), "devices": devices})
+    devices = tuple(DeviceInfo(**_known(DeviceInfo, device)) for device in info["devices"])
+    lists = {"tags": tuple(info["tags"]), "jobs": tuple(info["jobs"]), "devices": devices}
+    return WorkerInfo(**_known(WorkerInfo, info) | lists)
+
+
+def _known(kind: type[DeviceInfo] | type[WorkerInfo], value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that there are here: a later worker may tell more."""
+    names = {each.name for each in fields(kind)}
+    return {name: content for name, content in value.items() if name in names}
 
 
 def event_of(event_id: str, fields: Mapping[str, str]) -> JobEvent:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from service.adapters.formats import check_format
 from service.adapters.state_document import targets_from_json, targets_to_json
+from service.core.errors import Unsupported
 from service.core.types import Json, ReplicaModel, VersionState, VersionStatus
 
 
@@ -17,9 +19,11 @@ def note_to_json(models: Mapping[str, ReplicaModel]) -> dict[str, Json]:
 def note_from_json(content: bytes) -> dict[str, ReplicaModel] | None:
     """Read a note; None for one of a later server, or not ours."""
     try:
-        said = json.loads(content)["models"]
+        note = json.loads(content)
+        said = note["models"]
+        check_format(note, "note")
         return {name: _from_json(value) for name, value in said.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (Unsupported, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

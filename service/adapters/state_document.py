@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from service.adapters.formats import check_format
 from service.core.types import Json, ModelState, Target
 
 
@@ -37,7 +38,11 @@ class StateDocument:
 
     @classmethod
     def from_json(cls, name: str, value: Mapping[str, Json]) -> StateDocument:
-        """Read a document of this server or of an older one, which knew less."""
+        """Read a document of this server, of an older one, which knew less, or of a later one that allows it.
+
+        Raises `Unsupported` for one that does not.
+        """
+        check_format(value, f"the state of model {name!r}")
         state = ModelState(
             name,
             value["generation"],

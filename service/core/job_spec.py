@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from service.core.errors import InvalidRequest, Problem
@@ -155,9 +155,15 @@ class JobSpec:
             return optimizer
         return {"name": "accumulate_gradients", "steps": self.accumulate_steps, "inner": optimizer}
 
+    def _says(self, field: Field[Json]) -> bool:
+        return bool(getattr(self, field.name) != field.default)
+
     def to_json(self) -> dict[str, Json]:
-        """The complete request; `parse_spec` of it gives an equal value."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The complete request; `parse_spec` of it gives an equal value.
+
+        Fields newer than 0.1.0 are left out where they say nothing: workers of 0.1.0 refuse what they do not know.
+        """
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _LATER or self._says(f)}
         parts = ("loss_scale", "webhook", "start", "early_stopping", "reduce_on_plateau")
         objects = {name: None if plain[name] is None else plain[name].to_json() for name in parts}
         steps = None if self.preprocess is None else {name: step.to_json() for name, step in self.preprocess.items()}
@@ -170,6 +176,10 @@ class JobSpec:
             "keep": "last" if self.keep is None else self.keep.to_json(),
             "preprocess": steps,
         }
+
+
+_LATER = frozenset({"hosts"})
+"""Fields that 0.1.0 does not know."""
 
 
 def tag_of(tag: str, hosts: int) -> str:
