@@ -17,7 +17,7 @@ def draw(path: Path, title: str, curves: Sequence[Curve]) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "axon"
+    matplotlib.rcParams |= {"svg.hashsalt": "axon", "svg.fonttype": "none"}
     from matplotlib import pyplot as plt
 
     figure, (speed, latency) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -21,8 +21,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -34,7 +32,7 @@ from benchmarks.serve_requests import BINARY, GRPC, WIRES, Request, requests  # 
 from benchmarks.serve_sides import PRODUCT, NotRunning, Side, check_answers, echo, product, start_peers  # noqa: E402
 from benchmarks.serve_stages import Reading, read  # noqa: E402
 from benchmarks.serve_targets import MANY, Key, targets  # noqa: E402
-from benchmarks.serve_works import TITLES, WORKS, Work, arrays, in_process, make, write_bundle, write_onnx  # noqa: E402
+from benchmarks.serve_works import TITLES, WORKS, Work, in_process, in_process_onnx, prepare  # noqa: E402
 
 Asked = Mapping[str, Mapping[tuple[str, str], Request]]
 """Requests by model, then by wire and form."""
@@ -87,16 +85,6 @@ def _one(results: Results, key: Key, side: Side, request: Request, seconds: int)
     if ours:
         results.stages.setdefault(key, Reading()).add_difference(before, read(side.http, key.work))
     return figures, cpu_s
-
-
-def prepare(folder: Path, names: Sequence[str]) -> list[Work]:
-    """The models, and their files in `folder`."""
-    works = [make(name) for name in names]
-    for work in works:
-        write_bundle(work, folder / f"{work.name}.axon")
-        write_onnx(work, folder / f"{work.name}.onnx")
-        np.savez(folder / f"{work.name}.npz", **arrays(work))
-    return works
 
 
 def start(stack: ExitStack, folder: Path, works: Sequence[Work], asked: Asked, options: argparse.Namespace) -> tuple:
@@ -173,6 +161,7 @@ def main() -> None:
         if not options.no_limits:
             for work in works:
                 in_process(report, work, options.seconds)
+                in_process_onnx(report, work, folder, options.seconds)
         sides, absent = start(stack, folder, works, asked, options)
         for work in works:
             brief = options.quick and work.name != "mlp"
@@ -184,7 +173,8 @@ def main() -> None:
         serve_tables.speeds(work.name, results.speeds, results.cpu_us)
     serve_tables.stages(results.stages)
     serve_tables.absences(absent | results.failed)
-    serve_tables.verdicts(targets(results.speeds, sides))
+    peers = [side.name for side in sides.values() if side.peer]
+    serve_tables.verdicts(targets(results.speeds, sides), peers)
     write_rows(report, results)
     report.write(options.json)
 

@@ -55,9 +55,9 @@ def stages(readings: Mapping[Key, Reading]) -> None:
     console.print(table)
 
 
-def verdicts(found: Iterable[Target]) -> None:
-    """Every target, met or not."""
-    table = Table(title="Targets (requests/s at 64 in flight unless said)")
+def verdicts(found: Iterable[Target], peers: Iterable[str]) -> None:
+    """Every target, met or not; a best peer is the best of those that took part."""
+    table = Table(title=f"Targets (requests/s at 64 in flight unless said). Peers: {', '.join(peers) or 'none'}")
     for title in ("target", "against", "bound", "measured", ""):
         table.add_column(title, justify="right" if title in ("bound", "measured") else "left")
     for target in found:

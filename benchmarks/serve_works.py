@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.peers.environments import installed
 from benchmarks.peers.onnx_file import Node, model
 from benchmarks.report import Report
 
@@ -22,7 +25,7 @@ TITLES = {"mlp": "mlp 784-128-10", "wide": "wide 784-2048-2048-10", "cnn": "cnn 
 UNITS = {"mlp": (128, 10), "wide": (2048, 2048, 10)}
 CHANNELS = (16, 32)
 CLASSES = 10
-IN_PROCESS = "in-process jit"
+IN_PROCESS, IN_PROCESS_ONNX = "in-process jit", "in-process onnxruntime"
 SEED = 7
 
 
@@ -114,6 +117,16 @@ def write_onnx(work: Work, path: Path) -> None:
     path.write_bytes(model(nodes, tensors, ("image", work.shape), ("softmax", (CLASSES,))))
 
 
+def prepare(folder: Path, names: Sequence[str]) -> list[Work]:
+    """The models, and their files in `folder`."""
+    works = [make(name) for name in names]
+    for work in works:
+        write_bundle(work, folder / f"{work.name}.axon")
+        write_onnx(work, folder / f"{work.name}.onnx")
+        np.savez(folder / f"{work.name}.npz", **arrays(work))
+    return works
+
+
 def answer(work: Work, image: np.ndarray) -> np.ndarray:
     """What every side must give for `image`, `[rows, 10]`."""
     import engine as ax
@@ -140,3 +153,14 @@ def in_process(report: Report, work: Work, seconds: int) -> None:
             calls += 10
         report.add(work.title, IN_PROCESS, f"batch {batch}: calls/s", calls / elapsed)
         report.add(work.title, IN_PROCESS, f"batch {batch}: rows/s", calls * batch / elapsed)
+
+
+def in_process_onnx(report: Report, work: Work, folder: Path, seconds: int) -> None:
+    """The same of what peers compute with, where the environment of one of them is there."""
+    python = installed("fastapi")
+    if python is None:
+        return
+    command = [str(python), str(Path(__file__).parent / "peers" / "forward.py"), str(folder / f"{work.name}.onnx")]
+    run = subprocess.run([*command, str(seconds)], capture_output=True, text=True, check=True)
+    for batch, rows_per_s in json.loads(run.stdout).items():
+        report.add(work.title, IN_PROCESS_ONNX, f"batch {batch}: rows/s", rows_per_s)

@@ -1,7 +1,13 @@
-"""How peers compute: onnxruntime on one thread, or `jax.jit` on batches filled up to a power of two."""
+"""How peers compute: onnxruntime on one thread, or `jax.jit` on batches filled up to a power of two.
+
+`python forward.py FILE.onnx SECONDS` prints how many rows a second the former does at batch 1 and 64, as JSON.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,3 +65,22 @@ def jax(path: str | Path) -> Forward:
     for power in range(LARGEST.bit_length()):
         run(np.zeros((1 << power, *shape(Path(path).stem)), np.float32))
     return run
+
+
+def main() -> None:
+    """Measure."""
+    path, seconds = sys.argv[1:]
+    run, rates = onnxruntime(path), {}
+    for rows in (1, LARGEST):
+        image = np.zeros((rows, *shape(Path(path).stem)), np.float32)
+        run(image)
+        calls, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < float(seconds):
+            run(image)
+            calls += 1
+        rates[rows] = calls * rows / elapsed
+    print(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main()
