@@ -16,8 +16,8 @@ Nothing is made of it until then, and that in a thread of its own: while a model
 from __future__ import annotations
 
 import logging
+import random
 import re
-import secrets
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -184,7 +184,7 @@ class Observer:
         Its id is that of `x-request-id` where it is 1 to 128 printable ASCII characters, else a new one.
         """
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = given if _ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         parent = context = None
         traceparent = headers.get(b"traceparent")
         if traceparent is not None:
