@@ -13,8 +13,8 @@ from typing import TypeVar, final
 import numpy as np
 
 from service.core.datatypes import datatype, name_of
-from service.core.errors import InvalidRequest, Overloaded, TooLarge
-from service.core.ports import InputStep, Processing
+from service.core.errors import DeadlineExceeded, InvalidRequest, Overloaded, TooLarge
+from service.core.ports import Clock, InputStep, Processing
 from service.core.types import ModelSpec, TensorSpec
 
 MAX_TEXT_BYTES = 2**20
@@ -66,7 +66,8 @@ class Processor:
     the inputs that wait to be worked on together.
     """
 
-    def __init__(self, processing: Processing, spec: ModelSpec, *, label: str, max_bytes: int) -> None:
+    def __init__(self, processing: Processing, spec: ModelSpec, clock: Clock, *, label: str, max_bytes: int) -> None:
+        self._clock = clock
         self._inputs = processing.inputs
         self._outputs = processing.outputs
         self._label = label
@@ -85,10 +86,11 @@ class Processor:
         self._source = {tensor.name: tensor.name for tensor in (*spec.outputs, *spec.intermediates)}
         self._source |= {given.name: name for name, step in self._outputs.items() for given in step.specs}
 
-    async def before(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    async def before(self, inputs: Mapping[str, np.ndarray], deadline: float = math.inf) -> Mapping[str, np.ndarray]:
         """The model's own inputs; what is wrong with others than those that have steps is left to its own check.
 
-        Long ones are worked on in a thread. Raises `InvalidRequest`, `TooLarge`, `Overloaded` when much waits already.
+        Long ones are worked on in a thread. Raises `InvalidRequest`, `TooLarge`, `Overloaded` when much waits already,
+        `DeadlineExceeded` at `deadline` (seconds of the clock); what has not begun by then is not begun.
         """
         if not all(name in inputs for name in self._inputs):
             return inputs
@@ -106,21 +108,26 @@ class Processor:
         self._bytes += size
         self._idle.clear()
         try:
-            return await self._in_thread(work)
+            return await self._in_thread(work, deadline)
         finally:
             self.running -= 1
             self._bytes -= size
             if self.running == 0:
                 self._idle.set()
 
-    async def after(self, outputs: Mapping[str, np.ndarray], names: Sequence[str] | None) -> Tensors:
-        """The outputs that clients get in place of the model's: `names` in that order, None for the declared ones."""
+    async def after(
+        self, outputs: Mapping[str, np.ndarray], names: Sequence[str] | None, deadline: float = math.inf
+    ) -> Tensors:
+        """The outputs that clients get in place of the model's: `names` in that order, None for the declared ones.
+
+        Raises `DeadlineExceeded` as `before`.
+        """
         wanted = self._declared if names is None else names
         steps = {source for name in wanted if (source := self._source[name]) in self._outputs}
         work = partial(self._finished, outputs, wanted, steps)
         if sum(outputs[name].nbytes for name in steps) <= _AT_ONCE_BYTES:
             return work()
-        return await self._in_thread(work)
+        return await self._in_thread(work, deadline)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until nothing is worked on before the model, for so long at most."""
@@ -129,8 +136,18 @@ class Processor:
         except TimeoutError:
             return
 
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _in_thread(self, work: Callable[[], _Result], deadline: float) -> _Result:
+        began = self._clock.monotonic()
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if deadline == math.inf:
+            return await done
+        try:
+            return await asyncio.wait_for(done, max(deadline - began, 0.0))
+        except TimeoutError:
+            waited_s = self._clock.monotonic() - began
+            raise DeadlineExceeded(
+                f"{self._label}: the time given to the request was over after {waited_s:.3f} s around the model"
+            ) from None
 
     def _prepared(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         prepared = dict(inputs)

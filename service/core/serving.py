@@ -56,7 +56,7 @@ class ServedModel:
         own, around = loaded.spec, loaded.processing
         self._processor: Processor | None = None
         if around is not None:
-            self._processor = Processor(around, own, label=self.label, max_bytes=config.max_queue_bytes)
+            self._processor = Processor(around, own, clock, label=self.label, max_bytes=config.max_queue_bytes)
         self.labels: Mapping[str, Sequence[str]] = {} if around is None else around.labels
         self.spec: ModelSpec = self._processor.spec if self._processor else own
         self._clock = clock
@@ -197,12 +197,13 @@ class ServedModel:
         """
         if received is None:
             received = self._clock.monotonic()
-        if deadline is None:
-            deadline = received + self._timeout_s
+        latest = received + self._timeout_s
+        if deadline is None or deadline > latest:
+            deadline = latest
         own_outputs = outputs
         if self._processor is not None:
             try:
-                inputs = await self._processor.before(inputs)
+                inputs = await self._processor.before(inputs, deadline)
                 if outputs is not None:
                     self._check_outputs(outputs)
             except ServiceError as error:
@@ -218,9 +219,13 @@ class ServedModel:
         except asyncio.CancelledError:
             self.cancel(pending)
             raise
-        if self._processor is not None:
-            return await self._processor.after(answer, outputs)
-        return self.chosen(answer, outputs)
+        if self._processor is None:
+            return self.chosen(answer, outputs)
+        try:
+            return await self._processor.after(answer, outputs, deadline)
+        except ServiceError as error:
+            self._refused(error)
+            raise
 
     def _refused(self, error: ServiceError) -> None:
         reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "other")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from service.core.errors import InvalidRequest, NotReady, Overloaded, TooLarge
+from service.core.errors import DeadlineExceeded, InvalidRequest, NotReady, Overloaded, TooLarge
 from service.core.inference import InferenceService
 from service.core.ports import Processing
 from service.core.processing import MAX_TEXT_BYTES
@@ -151,6 +151,42 @@ async def test_a_caller_that_goes_away_gives_its_place_back() -> None:
         await request
     assert version.in_flight == 0
     texts.gate.set()
+    assert await version.close()
+
+
+async def test_time_of_a_request_ends_while_it_waits_to_be_worked_on() -> None:
+    """Its caller is told, and what had not begun is never done; a time longer than the version's own does not help."""
+    texts = Texts()
+    version, model = served(texts, default_timeout_us=50_000)
+    clock = RealClock()
+    long = texts_of(b"a" * 50_000)
+    for deadline in (clock.monotonic() + 0.01, clock.monotonic() + 60, None):
+        with pytest.raises(DeadlineExceeded, match="around the model"):
+            await version.infer(long, deadline=deadline)
+    assert version.statistics.failures == {"deadline": 3}
+    assert (version.in_flight, len(texts.threads), model.batches) == (0, 2, [])
+    texts.gate.set()
+    assert await version.close()
+    assert len(texts.threads) == 2
+
+
+async def test_time_of_a_request_ends_after_its_batch() -> None:
+    """While its outputs wait to be worked on: an error in time and not an answer too late."""
+    gate = threading.Event()
+
+    class Slow:
+        specs = (TensorSpec("left", "FP32", (-1, 5000)),)
+
+        def apply(self, values: np.ndarray) -> dict[str, np.ndarray]:
+            assert gate.wait(WAIT_S)
+            return {"left": values}
+
+    model = HeldModel(spec(width=5000), processing=Processing({}, {"doubled": Slow()}))
+    version = serve(model, default_timeout_us=1_000_000)
+    with pytest.raises(DeadlineExceeded, match="around the model"):
+        await version.infer({"x": np.zeros((1, 5000), np.float32)})
+    assert (len(model.batches), version.statistics.failures) == (1, {"deadline": 1})
+    gate.set()
     assert await version.close()
 
 
