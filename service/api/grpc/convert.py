@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +13,19 @@ from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
 from service.api.raw_tensors import check_texts, read_raw, write_raw
 from service.api.repository import IndexEntry
 from service.core.datatypes import Datatype, datatype, element_count, name_of
-from service.core.errors import InvalidRequest, Unsupported
+from service.core.errors import InvalidRequest, TooLarge, Unsupported
 from service.core.inference import ModelMetadata, ServerMetadata
 from service.core.types import InferRequest, InferResult, TensorSpec
 
 _ALLOWED = frozenset({"triton_enable_empty_final_response"})
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
-_NARROW = {"INT8": "b", "INT16": "h", "UINT8": "B", "UINT16": "H"}
+_FIXED = {"bool_contents": 0x0A, "fp32_contents": 0x32, "fp64_contents": 0x3A}
+"""Fields whose values take as many bytes on the wire as in an array, with their tags."""
+
+_WIDE_BYTES = 4
+
+MAX_TYPED = 2**20
+"""Most values of `contents` in one request, those of fixed width aside: each integer is an object, read while the event loop waits."""
 
 
 def request_from_proto(message: pb.ModelInferRequest) -> tuple[InferRequest, Schedule]:
@@ -95,6 +100,7 @@ def _inputs(message: pb.ModelInferRequest) -> dict[str, np.ndarray]:
     if raw and len(raw) != len(given):
         raise InvalidRequest(f"raw_input_contents: expected one entry per input, {len(given)}, got {len(raw)}")
     inputs: dict[str, np.ndarray] = {}
+    one_by_one = 0
     for index, item in enumerate(given):
         name = item.name
         where = f"input {name[:128]!r}"
@@ -106,6 +112,9 @@ def _inputs(message: pb.ModelInferRequest) -> dict[str, np.ndarray]:
         shape = tuple(item.shape)
         count = element_count(shape, where)
         if not raw:
+            one_by_one += 0 if entry.contents in _FIXED else count
+            if one_by_one > MAX_TYPED:
+                raise TooLarge(f"{where}: expected at most {MAX_TYPED} values in contents; use raw_input_contents")
             inputs[name] = _typed(item, entry, count, where).reshape(shape)
         elif item.HasField("contents"):
             raise InvalidRequest(f"{where}: expected contents or raw_input_contents, got both")
@@ -130,15 +139,27 @@ def _typed(item: pb.ModelInferRequest.InferInputTensor, entry: Datatype, count: 
         elements = np.empty(count, object)
         elements[:] = list(values)
         return elements
-    code = _NARROW.get(entry.name)
-    if code is None:
-        return np.array(values, entry.dtype)
-    try:
-        return np.frombuffer(struct.pack(f"<{count}{code}", *values), entry.dtype)
-    except struct.error as error:
-        limits = np.iinfo(entry.dtype)
-        wrong = next(value for value in values if not limits.min <= value <= limits.max)
-        raise InvalidRequest(f"{where}: expected values of {entry.name}, got {wrong}") from error
+    if entry.contents in _FIXED:
+        return _packed(item.contents, _FIXED[entry.contents], values, entry.dtype)
+    wide = np.fromiter(values, entry.dtype if entry.dtype.itemsize >= _WIDE_BYTES else np.int64, count)
+    if wide.dtype == entry.dtype:
+        return wide
+    limits = np.iinfo(entry.dtype)
+    fits = (wide >= limits.min) & (wide <= limits.max)
+    if not fits.all():
+        raise InvalidRequest(f"{where}: expected values of {entry.name}, got {wide[~fits][0]}")
+    return wide.astype(entry.dtype)
+
+
+def _packed(contents: pb.InferTensorContents, tag: int, values: Sequence[Any], dtype: np.dtype) -> np.ndarray:
+    """The values of a packed field of fixed width from its bytes: a tenth of what it takes to ask for each."""
+    wire = contents.SerializeToString()
+    if not wire or wire[0] != tag:  # there are no values, or fields that nobody knows come first
+        return np.array(values, dtype)
+    at = 1
+    while wire[at] & 0x80:  # the length
+        at += 1
+    return np.frombuffer(wire, dtype, len(values), at + 1)
 
 
 def _read_outputs(wanted: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor], request: InferRequest) -> None:
