@@ -108,12 +108,13 @@ class Dispatcher:
             if len(headers) != len(scope["headers"]):
                 _refuse_repeated(scope["headers"])
             body = await self._read(headers, receive, held)
+            if exchange is not None:
+                exchange.bytes_in = len(body)
             header_length = header_length_of(headers.get(HEADER_LENGTH))
             served = admit(self._inference, model, version, header_length, body)
             request = decode(self._inference, model, version, header_length, body)
             infer = to_core(self._inference, model, version, request)
             if exchange is not None:
-                exchange.bytes_in = len(body)
                 exchange.asked(model, version, request.id)
                 infer.started = exchange.started
             self._watch.enter(task, receive)

@@ -148,11 +148,11 @@ class FastConnection:
 
     def _run(self, data: bytes) -> bytes:
         """Take requests off `data` until one is under way; returns what is for the other lane."""
-        while data and not self._wire.closing:
-            if self.waiting or (self._head is None and self._wire.full):
-                self._hold(data)
-                return b""
+        while data:
             if self._head is None:
+                if self._wire.full:
+                    self._hold(data)
+                    return b""
                 head = self._lane.heads.find(data)
                 if head is None or not self._admitted(head):
                     return data
@@ -160,6 +160,9 @@ class FastConnection:
                 self._missing = head.length
                 stop = head.size + head.length
                 body, data = (data[head.size : stop], data[stop:]) if stop < len(data) else (data[head.size :], b"")
+            elif self.waiting:
+                self._hold(data)
+                return b""
             else:
                 stop = self._missing
                 body, data = (data[:stop], data[stop:]) if stop < len(data) else (data, b"")
@@ -172,6 +175,8 @@ class FastConnection:
                     return b""
                 body, self._body = self._body.joined(), BodyChunks()
             self._start(self._head, body)
+            if data and self._wire.closing:
+                return b""
         return b""
 
     def _hold(self, data: bytes) -> None:
@@ -329,7 +334,7 @@ class FastConnection:
             return
         self._wire.reply(head, body)
         if exchange is not None:
-            exchange.end(status, version=version, error=error, bytes_out=size)
+            exchange.end(int(status), version=version, error=error, bytes_out=size)
         if not keep_alive:
             self._held.clear()
             self._wire.end()

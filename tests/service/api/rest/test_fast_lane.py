@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 import orjson
 import pytest
 
+from service.api.observation import Observer
 from service.api.rest.http_head import read_head
 from tests.hostile.http_cases import binary, body, head, posted, script, tensor
 from tests.hostile.server import MODEL
 from tests.service.api.rest.lanes import Connection, Service
-from tests.service.core.served import WAIT_S
+from tests.service.core.served import WAIT_S, RealClock
+from tests.service.fake_tracer import FakeTracer
 from tests.service.waiting import wait_until
 
 PATH = f"/v2/models/{MODEL}/infer"
@@ -139,7 +141,7 @@ async def test_both_lanes_answer_alike(lanes: tuple[Service, Service], name: str
 
 async def test_both_lanes_answer_hostile_scripts_alike(lanes: tuple[Service, Service]) -> None:
     """What the fuzzer sends, in its pieces and in others."""
-    for number in range(300):
+    for number in range(150):
         case = script(number)
         pieces = [step for step in case.steps if isinstance(step, bytes)]
         await both(lanes, pieces)
@@ -396,3 +398,30 @@ async def test_requests_of_many_connections_share_a_batch(held: Service) -> None
         answer = orjson.loads((await each.answers()).split(b"\r\n\r\n")[1])
         assert answer["outputs"][0]["data"] == [2 * number] * 4
     assert len(held.model.batches) == 2
+
+
+async def test_both_lanes_tell_the_observer_alike() -> None:
+    """Status, sizes, model, version and error of what was answered, refused, and given up by its client."""
+    told = []
+    for fast in (True, False):
+        tracer = FakeTracer()
+        observer = Observer(RealClock(), tracer=tracer, access_log=False)
+        service = Service(fast=fast, held=True, observer=observer)
+        service.model.gate.set()
+        for name in ("json", "binary", "version", "classification", "no json", "no model", "wrong shape"):
+            connection = service.connect()
+            connection.send(FAST[name].replace(b"Host: x", b"Host: x\r\nx-request-id: r-1"))
+            await connection.settle()
+        service.model.gate.clear()
+        while service.model.started.acquire(blocking=False):
+            pass
+        connection.send(FAST["json"].replace(b"Host: x", b"Host: x\r\nx-request-id: r-2"))
+        assert await asyncio.to_thread(service.model.started.acquire, timeout=WAIT_S)
+        connection.leave()
+        await asyncio.sleep(0.1 if not fast else 0)  # two looks of the long way
+        await service.close()
+        await connection.settle()
+        observer.work_off()
+        told.append([(span.name, span.attributes, span.failed) for span in tracer.spans])
+    assert told[0] == told[1]
+    assert len([each for each in told[0] if each[0].startswith("POST")]) == 8
