@@ -37,6 +37,7 @@ class Wish(enum.IntEnum):
 def join(job: TrainerJob) -> None:
     """Find the other trainers of a job on several hosts; raises `RuntimeError` when they do not come."""
     if job.processes > 1:
+        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
         jax.distributed.initialize(
             job.coordinator,
             job.processes,
@@ -74,6 +75,7 @@ class Together:
         self._next = 0
         self._agreed_at = 0.0
         self._agreed_step = 0
+        self._steps_per_s = 0.0
 
     def begin(self, step: int) -> None:
         """The run begins at `step`; the first of its steps compiles, and is agreed on."""
@@ -90,13 +92,11 @@ class Together:
             return wish()
         from jax.experimental import multihost_utils
 
-        mine = (wish(), step + self._steps(step)) if self.leads else (Wish.GO_ON, 0)
+        ahead = min(max(int(self._steps_per_s * AGREE_EVERY_S), 1), _MAX_STEPS)
+        mine = (wish(), step + ahead) if self.leads else (Wish.GO_ON, 0)
         agreed, self._next = multihost_utils.broadcast_one_to_all(np.array(mine, np.int32)).tolist()
-        return Wish(agreed)
-
-    def _steps(self, step: int) -> int:
-        """How many steps take about `AGREE_EVERY_S`, by those since the last time."""
+        # Only now the steps are done: before, the host was ahead of the device.
         now = time.monotonic()
-        rate = (step - self._agreed_step) / max(now - self._agreed_at, 1e-6)
+        self._steps_per_s = (step - self._agreed_step) / max(now - self._agreed_at, 1e-6)
         self._agreed_step, self._agreed_at = step, now
-        return min(max(int(rate * AGREE_EVERY_S), 1), _MAX_STEPS)
+        return Wish(agreed)

@@ -123,6 +123,23 @@ async def test_two_hosts_train_what_one_trains_although_one_is_killed(workshop, 
     assert [path for name in ("work", "work-1") for path in (workshop.root / name).iterdir()] == []
 
 
+async def test_trainers_stop_after_the_same_step(workshop, leader, monkeypatch):
+    """SIGTERM stops both; they write what each has, split parameters included, and the job is given back."""
+    monkeypatch.setenv("XLA_FLAGS", DEVICES.format(2))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    endless = on_two_hosts(devices=2, shard_params=True, epochs=100_000, checkpoint_every_s=3600.0)
+    await workshop.queue.submit(endless)
+    async with joined(a_member(workshop, leader)):
+        async with workshop.working(crew=Crew(2, leader, VERSION), grace_s=WAIT_S):
+            async for event in workshop.queue.events("job"):
+                if event.kind == "progress":
+                    break
+        job = await workshop.queue.get("job")
+    assert (job.state, job.attempt, job.released) == (JobState.QUEUED, 1, 1)
+    assert job.checkpoint is not None
+    assert job.checkpoint["step"] >= event.data["step"]
+
+
 async def test_worker_of_one_host_leaves_the_job_alone(workshop):
     """It is queued where only workers of as many hosts look."""
     await workshop.queue.submit(on_two_hosts())
