@@ -34,6 +34,7 @@ LIMITS = {
     "AXON_MAX_DATASET_BYTES": str(2**20),
     "AXON_CLIENT_PATIENCE_S": str(PATIENCE_S),
     "AXON_MIN_FREE_BYTES": "0",
+    "AXON_MAX_QUEUE_WAIT_US": "60000000",  # on a busy machine right requests would be refused, as they should
 }
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.operation import TRACE_SETTINGS, log_settings
 from service.api.parameters import UNSCHEDULED, Schedule, class_count, schedule
-from service.api.raw_tensors import check_texts, read_raw, write_raw
+from service.api.raw_tensors import check_texts, read_raw
 from service.api.repository import IndexEntry
-from service.core.datatypes import Datatype, datatype, element_count, name_of
+from service.core.datatypes import Datatype, datatype, element_count
 from service.core.errors import InvalidRequest, TooLarge, Unsupported
 from service.core.inference import ModelMetadata, ServerMetadata
-from service.core.types import InferRequest, InferResult, TensorSpec
+from service.core.types import InferRequest, TensorSpec
 
 _ALLOWED = frozenset({"triton_enable_empty_final_response"})
 _SHARED_MEMORY = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
@@ -36,15 +36,6 @@ def request_from_proto(message: pb.ModelInferRequest) -> tuple[InferRequest, Sch
     if message.outputs:
         _read_outputs(message.outputs, request)
     return request, wanted
-
-
-def result_to_proto(result: InferResult) -> pb.ModelInferResponse:
-    """The answer, its values as raw bytes."""
-    message = pb.ModelInferResponse(model_name=result.model, model_version=str(result.version), id=result.id)
-    for name, array in result.outputs.items():
-        message.outputs.add(name=name, datatype=name_of(array.dtype), shape=array.shape)
-        message.raw_output_contents.append(write_raw(array))
-    return message
 
 
 def index_to_proto(entries: Sequence[IndexEntry]) -> pb.RepositoryIndexResponse:

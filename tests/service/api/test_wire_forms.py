@@ -17,7 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.api.grpc.convert import request_from_proto, result_to_proto
+from service.api.grpc.answers import Answers
+from service.api.grpc.convert import request_from_proto
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.raw_tensors import MAX_TEXTS, read_raw, write_raw
 from service.api.rest.tensors import WireRequest, decode_request, encode_result
@@ -97,9 +98,8 @@ def by_binary(array: np.ndarray) -> np.ndarray:
 
 def by_raw_contents(array: np.ndarray) -> np.ndarray:
     """An answer's raw contents over gRPC, through real messages, sent back as a request."""
-    answer = pb.ModelInferResponse.FromString(
-        result_to_proto(InferResult("m", 1, {"x": array}, "id")).SerializeToString()
-    )
+    pieces, _ = Answers().pieces("m", 1, "id", {"x": array}, streamed=False)
+    answer = pb.ModelInferResponse.FromString(b"".join(pieces))
     (output,) = answer.outputs
     sent = pb.ModelInferRequest(model_name="m", raw_input_contents=answer.raw_output_contents)
     sent.inputs.add(name=output.name, datatype=output.datatype, shape=output.shape)

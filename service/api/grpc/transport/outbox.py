@@ -38,7 +38,7 @@ class Outbox:
         self._most_unsent_bytes = most_unsent_bytes
         self._blocked: OrderedDict[Sender, None] = OrderedDict()
         self._waiting: set[Sender] = set()
-        self.pieces: list[bytes] = []
+        self.pieces: list[bytes | memoryview] = []
         self.paused = self.ended = False
         self.unsent_bytes = 0
         self.send_window = FIRST_WINDOW_BYTES

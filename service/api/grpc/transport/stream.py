@@ -15,6 +15,7 @@ from service.api.grpc.transport.frames import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    HEAD,
     HEADERS,
     ErrorCode,
     StreamFault,
@@ -300,7 +301,8 @@ class Stream:
             size = min(len(piece), outbox.frame_bytes, self.send_window, outbox.send_window, most_bytes - sent)
             if size <= 0:
                 break
-            outbox.write(frame(DATA, 0, self.id, bytes(piece[:size])))
+            outbox.write(HEAD.pack(size >> 16, size & 0xFFFF, DATA, 0, self.id))
+            outbox.pieces.append(piece[:size])
             self.send_window -= size
             outbox.send_window -= size
             sent += size
@@ -372,6 +374,14 @@ class Stream:
         self._chunks.append(chunk)
         self._have += len(chunk)
         if self._have < self._wanted:
+            return
+        if self._have == self._wanted > _PREFIX_BYTES:  # a long one, and nothing behind it: copied once
+            chunks, first = self._chunks, self._chunks[0]
+            chunks[0] = first[_PREFIX_BYTES:]
+            self._held += self._have
+            self._chunks, self._have, self._wanted = [], 0, _PREFIX_BYTES
+            self._take(first[0], b"".join(chunks))
+            self._update_window()
             return
         data = b"".join(self._chunks)
         at, end, most = 0, len(data), self._connection.limits.max_message_bytes

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.grpc.answers import Answers, framed_in_stream, refusal_in_stream, varint
-from service.api.grpc.convert import result_to_proto
 from service.api.grpc.generated import inference_pb2 as pb
-from service.core.types import InferResult
+from service.api.raw_tensors import write_raw
+from service.core.datatypes import name_of
 
 NAMES = st.text(min_size=1, max_size=200).filter(lambda text: text.isprintable())
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
@@ -23,7 +23,10 @@ def test_answers_are_protobufs(
 ) -> None:
     """Field by field, kept or not, alone and within a stream."""
     arrays = {name: np.ones(shape, dtype) for name, (shape, dtype) in outputs.items()}
-    expected = result_to_proto(InferResult(model, version, arrays, request_id))
+    expected = pb.ModelInferResponse(model_name=model, model_version=str(version), id=request_id)
+    for name, array in arrays.items():
+        expected.outputs.add(name=name, datatype=name_of(array.dtype), shape=array.shape)
+        expected.raw_output_contents.append(write_raw(array))
     answers = Answers()
     for _ in range(2):
         pieces, size = answers.pieces(model, version, request_id, arrays, streamed=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -127,12 +128,14 @@ def explain(error: BaseException) -> Status:
 
 
 @asynccontextmanager
-async def echoing(admission: Admission | None = None, **changes: Any) -> AsyncIterator[tuple[int, Echo, GrpcServer]]:
+async def echoing(
+    admission: Admission | None = None, *, tls: ssl.SSLContext | None = None, **changes: Any
+) -> AsyncIterator[tuple[int, Echo, GrpcServer]]:
     """A server: its port, its methods, itself."""
     server = GrpcServer(limits(**changes), admission or Admission(max_connections=9, max_bodies_bytes=2**30), explain)
     echo = Echo()
     echo.add_to(server)
-    port = await started(server)
+    port = await started(server, tls)
     try:
         yield port, echo, server
     finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import ssl
 import zlib
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+import trustme
 import uvloop
 from h2.settings import SettingCodes
 
@@ -270,3 +272,18 @@ def test_on_uvloop_with_grpcio() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(talk())
+
+
+async def test_over_tls() -> None:
+    """With a certificate and h2 in ALPN."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["h2"])
+    authority.issue_cert("localhost").configure_cert(context)
+    trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    async with (
+        echoing(tls=context) as (port, _, _),
+        grpc.aio.secure_channel(f"localhost:{port}", trusted) as channel,
+    ):
+        for size in (1, MAX_MESSAGE):
+            assert await channel.unary_unary(QUICK)(bytes(size), timeout=WAIT_S) == bytes(size)
