@@ -7,7 +7,7 @@ STAMP := $(VENV)/.filled
 GENERATED := service/api/grpc/generated
 PROTOS := proto/inference.proto proto/axon_v1.proto
 .DEFAULT_GOAL := help
-.PHONY: help install demo test compose-test soak faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
+.PHONY: help install demo test compose-test store-test soak faults-short faults conformance-short conformance fuzz check format proto bench constraints clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ faults-short: $(STAMP)  ## kill everything at every point of a job's life, cance
 
 faults: $(STAMP)  ## the same with Redis or the API restarted at that moment; prints the table
 	FAULTS=whole $(BIN)/python -m pytest -q tests/faults
+
+store-test: $(STAMP)  ## workers and replicas with nothing in common but a bucket; old workers under a new API (minutes)
+	STORE=whole $(BIN)/python -m pytest -q tests/e2e/test_object_store.py tests/e2e/test_version_skew.py
 
 conformance-short: $(STAMP)  ## a real inference client, tritonclient, against the server (a minute)
 	$(BIN)/python -m tests.conformance --short

@@ -1,5 +1,7 @@
 """A real S3-compatible server for the tests, moto's, in a process of its own: `python -m tests.s3_server PORT`.
 
+With a host and a bucket, `s3_server.py 9000 0.0.0.0 axon`, it is what compose's profile `s3` runs.
+
 moto checks a conditional write and then carries it out; two writers at once could both pass. Here requests that change
 something take turns, as S3's own conditional writes do. `POST /faults` says how the next requests fail.
 """
@@ -98,12 +100,14 @@ class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
 
-def main(port: int) -> None:
-    """Serve on `port` of 127.0.0.1 until killed."""
+def main(port: int, host: str = "127.0.0.1", bucket: str = "") -> None:
+    """Serve until killed, with a bucket to begin with if it is named."""
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    application = Server(create_backend_app("s3"))
-    make_server("127.0.0.1", port, application, threaded=True, request_handler=_Handler).serve_forever()
+    backend = create_backend_app("s3")
+    if bucket:
+        backend.test_client().put(f"/{bucket}")
+    make_server(host, port, Server(backend), threaded=True, request_handler=_Handler).serve_forever()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])
