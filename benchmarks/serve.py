@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import httpx  # noqa: E402
+
 from benchmarks import serve_tables  # noqa: E402
 from benchmarks.peers.catalogue import ENVIRONMENTS, RESTLESS  # noqa: E402
 from benchmarks.report import Report  # noqa: E402
@@ -75,15 +77,17 @@ def measure(
 def _one(results: Results, key: Key, side: Side, request: Request, seconds: int) -> tuple[Figures | None, float]:
     """One load, with the CPU that its server spent; None when it failed."""
     ours = side.name == PRODUCT
-    before, cpu_s = read(side.http, key.work) if ours else Reading(), side.cpu_s()
     try:
+        before, cpu_s = read(side.http, key.work) if ours else Reading(), side.cpu_s()
         figures = side.load(key.wire, key.work, request, key.concurrency, seconds)
-    except LoadFailed as error:
-        results.failed[f"{side.name}, {key.work} over {key.wire} at {key.concurrency}"] = str(error)
+        cpu_s = side.cpu_s() - cpu_s
+        if ours:
+            results.stages.setdefault(key, Reading()).add_difference(before, read(side.http, key.work))
+    except (LoadFailed, httpx.HTTPError) as error:
+        ended = side.process.poll()
+        reason = str(error) if ended is None else f"its process ended with {ended}"
+        results.failed[f"{side.name}, {key.work} over {key.wire} at {key.concurrency}"] = reason
         return None, 0.0
-    cpu_s = side.cpu_s() - cpu_s
-    if ours:
-        results.stages.setdefault(key, Reading()).add_difference(before, read(side.http, key.work))
     return figures, cpu_s
 
 

@@ -52,13 +52,21 @@ def need(program: str) -> str:
     return path
 
 
+def _said(command: Sequence[str]) -> str:
+    """What a load maker printed; raises `LoadFailed` when it gave up."""
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise LoadFailed(f"{Path(command[0]).name} ended with {run.returncode}: {(run.stdout + run.stderr)[-500:]}")
+    return run.stdout
+
+
 def wrk(url: str, body: Path, headers: Sequence[str], concurrency: int, seconds: int) -> Figures:
     """Load over HTTP/1.1, one connection per request in flight; `headers` as `name=value`."""
     command = [need("wrk"), "-t1", f"-c{concurrency}", f"-d{seconds}s", "-s", str(HERE / "post.lua"), url]
-    run = subprocess.run([*command, "--", str(body), *headers], capture_output=True, text=True, check=True)
-    found = re.search(r"^figures (.*)$", run.stdout, re.MULTILINE)
+    run = _said([*command, "--", str(body), *headers])
+    found = re.search(r"^figures (.*)$", run, re.MULTILINE)
     if found is None:
-        raise LoadFailed(f"wrk said nothing of use:\n{run.stdout}{run.stderr}")
+        raise LoadFailed(f"wrk said nothing of use:\n{run}")
     figures = json.loads(found[1])
     if figures["failed"] or not figures["requests"]:
         raise LoadFailed(f"{url}: {figures['failed']} of {figures['requests']} requests failed")
@@ -87,8 +95,7 @@ def _h2load(address: str, body: Path, *how: str) -> tuple[str, list[list[str]]]:
     with tempfile.NamedTemporaryFile() as log:
         command = [need("h2load"), "-t1", *how, f"-d{body}", f"--log-file={log.name}"]
         command += ["-H", "content-type: application/grpc", "-H", "te: trailers", f"http://{address}{RPC}"]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        return run.stdout, [line.split() for line in Path(log.name).read_text().splitlines()]
+        return _said(command), [line.split() for line in Path(log.name).read_text().splitlines()]
 
 
 def _data_bytes(said: str) -> int:
@@ -101,8 +108,5 @@ def _data_bytes(said: str) -> int:
 def stream(address: str, body: Path, concurrency: int, seconds: int) -> Figures:
     """Load on streams, one message in flight on each; up to 8 connections share the streams."""
     command = [sys.executable, str(HERE / "stream_load.py"), address, str(body), str(concurrency), str(seconds)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise LoadFailed(run.stderr[-500:])
-    figures = json.loads(run.stdout)
+    figures = json.loads(_said(command))
     return Figures(figures["requests"] / figures["seconds"], figures["p50_ms"], figures["p99_ms"])
