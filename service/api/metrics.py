@@ -5,6 +5,7 @@ Nothing is observed per request, so metrics cost a request nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, final
@@ -91,6 +92,17 @@ class InferenceCollector(Collector):
         yield _batch_size(served)
 
 
+@final
+class _Collected(Collector):
+    """Families as they were."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
 def router(
     registry: CollectorRegistry, compatible: NvMetrics, refresh: Callable[[], Awaitable[None]] | None = None
 ) -> APIRouter:
@@ -104,8 +116,14 @@ def router(
     async def metrics() -> Response:
         if refresh is not None:
             await refresh()
-        # On the event loop on purpose: the counters belong to it.
-        text = generate_latest(registry) + (await compatible.text()).encode()
+        families = []
+        # On the event loop, to which the counters belong; but requests take their turns: hundreds of models take long.
+        for family in registry.collect():
+            families.append(family)
+            await asyncio.sleep(0)
+        collected = CollectorRegistry()
+        collected.register(_Collected(families))
+        text = await asyncio.to_thread(generate_latest, collected) + (await compatible.text()).encode()
         return Response(text, headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
     return routes
