@@ -47,7 +47,8 @@ COPY engine engine
 COPY service service
 RUN --mount=type=cache,target=/root/.cache/pip PIP_ONLY_BINARY= pip install --no-deps --prefix=/code .
 
-# The images. The code comes last, so a change of it costs a few megabytes.
+# The images. The code comes last, so a change of it costs a few megabytes. Probes are patient: a machine that is busy
+# answers late, and `docker compose up --wait` gives up where a container is called unhealthy.
 FROM ${PYTHON_IMAGE} AS base
 ENV AXON_DATA_DIR=/data AXON_LOG_FORMAT=json HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m pip uninstall -q -y --root-user-action=ignore pip setuptools wheel \
@@ -76,17 +77,17 @@ FROM serving AS api
 COPY --from=code /code /usr/local
 USER 10001:10001
 EXPOSE 8000 8001
-HEALTHCHECK --interval=5s --timeout=10s --start-period=120s --retries=3 CMD ["axon", "health"]
+HEALTHCHECK --interval=5s --timeout=15s --start-period=120s --retries=5 CMD ["axon", "health"]
 CMD ["serve", "--host", "0.0.0.0"]
 
 FROM training AS worker
 COPY --from=code /code /usr/local
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=3 CMD ["axon", "health", "--worker"]
+HEALTHCHECK --interval=10s --timeout=30s --start-period=120s --retries=5 CMD ["axon", "health", "--worker"]
 CMD ["worker"]
 
 FROM cuda AS worker-gpu
 COPY --from=code /code /usr/local
 USER 10001:10001
-HEALTHCHECK --interval=10s --timeout=15s --start-period=120s --retries=3 CMD ["axon", "health", "--worker"]
+HEALTHCHECK --interval=10s --timeout=30s --start-period=120s --retries=5 CMD ["axon", "health", "--worker"]
 CMD ["worker"]

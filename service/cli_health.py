@@ -24,7 +24,7 @@ def health(
     redis_url: Annotated[
         str | None, typer.Option(envvar=["AXON_REDIS_URL", "REDIS_URL"], help="The job queue, which knows the workers.")
     ] = None,
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="How long an answer may take, in seconds.")] = 3.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="How long an answer may take, in seconds.")] = 5.0,
 ) -> None:
     """Say whether an API takes traffic, or a worker of this host is alive; ends with 1 when not."""
     if worker:
