@@ -41,7 +41,7 @@ from benchmarks.serve_works import TITLES, WORKS, prepare  # noqa: E402
 FACTORS = (0.2, 0.5, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
 FIRST_PER_S, STEPS, SUSTAINED, REST_S = 250.0, 4, 0.99, 60
 P99_BOUND, GOODPUT_BOUND = 3.0, 0.9
-console = Console(width=140)
+console = Console(width=160)
 
 
 @dataclass(frozen=True)

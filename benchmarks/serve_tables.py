@@ -12,7 +12,7 @@ from benchmarks.serve_stages import Reading
 from benchmarks.serve_targets import Key, Target
 from benchmarks.serve_works import TITLES
 
-console = Console(width=140)
+console = Console(width=160)
 
 
 def speeds(work: str, measured: Mapping[Key, Figures], cpu_us: Mapping[Key, float]) -> None:
@@ -38,11 +38,11 @@ def _cell(figures: Figures, cpu_us: float) -> str:
 
 
 def stages(readings: Mapping[Key, Reading]) -> None:
-    """Microseconds of one request by stage, as the server counts them; the rest is outside of what it counts."""
+    """Microseconds of one request by stage, as the server counts them; `total` is from its arrival to its answer."""
     names = list(dict.fromkeys(stage for reading in readings.values() for stage in reading.stages_s))
     table = Table(title="axon: one request by stage, in us, from its own /metrics")
     table.add_column("")
-    for title in ("in flight", *names, "sum", "arrival to answer", "rows per batch"):
+    for title in ("in flight", *names, "sum", "total", "rows per batch"):
         table.add_column(title, justify="right")
     for key, reading in readings.items():
         if not reading.requests:
