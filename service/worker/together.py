@@ -37,7 +37,8 @@ class Wish(enum.IntEnum):
 def join(job: TrainerJob) -> None:
     """Find the other trainers of a job on several hosts; raises `RuntimeError` when they do not come."""
     if job.processes > 1:
-        jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+        # It would take SIGTERM for itself.
+        jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]
         jax.distributed.initialize(
             job.coordinator,
             job.processes,
