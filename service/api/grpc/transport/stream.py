@@ -262,7 +262,9 @@ class Stream:
             return
         if self._queue is None:
             self._queue = deque()
-        self._queue.append(memoryview(b"".join([_PREFIX.pack(compressed, size), *pieces])))
+        *heads, last = pieces
+        self._queue.append(memoryview(b"".join([_PREFIX.pack(compressed, size), *heads])))
+        self._queue.append(memoryview(last))  # not copied: it may be long
         self._queued_bytes += total
 
     def finish(self, status: Status) -> None:
