@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest inference request, before and after decompression."""
 
+    max_json_bytes: int = Field(default=8 * 2**20, ge=1)
+    """Most JSON in an inference request; larger tensors come as binary data."""
+
     max_graph_bytes: int = Field(default=_LIMITS.max_graph_bytes, ge=1)
     """Largest graph, as JSON."""
 

@@ -138,7 +138,14 @@ class Api:
         )
         app = create_app(self._context, routers, version=version("axon-server"))
         largest, observer, admission = settings.max_request_bytes, self._observer, self._admission
-        dispatcher = Dispatcher(app, self._inference, max_body_bytes=largest, observer=observer, admission=admission)
+        dispatcher = Dispatcher(
+            app,
+            self._inference,
+            max_body_bytes=largest,
+            max_json_bytes=settings.max_json_bytes,
+            observer=observer,
+            admission=admission,
+        )
         clock = SystemClock()
         lane = FastLane(self._inference, clock, max_body_bytes=largest, observer=observer, admission=admission)
         return self._server(dispatcher, lane, admission)

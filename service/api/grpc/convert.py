@@ -25,7 +25,7 @@ _FIXED = {"bool_contents": 0x0A, "fp32_contents": 0x32, "fp64_contents": 0x3A}
 _WIDE_BYTES = 4
 
 MAX_TYPED = 2**20
-"""Most values of `contents` in one request, those of fixed width aside: each integer is an object, read while the event loop waits."""
+"""Most values of `contents` in one request, those of fixed width aside: an object each, while the event loop waits."""
 
 
 def request_from_proto(message: pb.ModelInferRequest) -> tuple[InferRequest, Schedule]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, final
 
@@ -20,19 +21,23 @@ from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_header
 from service.api.rest.infer_wire import (
     CONTENT_ENCODING,
     HEADER_LENGTH,
+    JSON_AT_ONCE,
     ONCE,
     WINDOW_BITS,
     admit,
+    check_containers,
     decode,
     header_length_of,
+    json_length,
     reply_headers,
     target_of,
     to_core,
 )
-from service.api.rest.tensors import encode_result
+from service.api.rest.tensors import WireRequest, encode_result
 from service.api.status import failure_of
 from service.core.errors import InvalidRequest, TooLarge
 from service.core.inference import InferenceService
+from service.core.serving import ServedModel
 
 _LOOK_EVERY_S = 0.025
 _INFLATED_AT_ONCE = 1024  # a thousand times as much at most, in some milliseconds; a thread does not hold up others
@@ -47,8 +52,8 @@ class _Gone(Exception):
 class Dispatcher:
     """An ASGI application: inference requests are answered here, everything else goes to `app`.
 
-    `max_body_bytes` bounds a request's body, before and after decompression. `observer` is told of each request,
-    `admission` asked before a body is held.
+    `max_body_bytes` bounds a request's body, before and after decompression, `max_json_bytes` the JSON in it.
+    `observer` is told of each request, `admission` asked before a body is held.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Dispatcher:
         inference: InferenceService,
         *,
         max_body_bytes: int,
+        max_json_bytes: int = 2**23,
         observer: Observer | None = None,
         admission: Admission | None = None,
     ) -> None:
@@ -64,6 +70,9 @@ class Dispatcher:
         self._observer = observer
         self._inference = inference
         self._max_body_bytes = max_body_bytes
+        self._max_json_bytes = max_json_bytes
+        # One, however many large bodies come: threads that read JSON take turns with the event loop.
+        self._reading = ThreadPoolExecutor(1, "json")
         self._admission = admission
         self._watch = _DisconnectWatch()
 
@@ -110,9 +119,7 @@ class Dispatcher:
             body = await self._read(headers, receive, held)
             if exchange is not None:
                 exchange.bytes_in = len(body)
-            header_length = header_length_of(headers.get(HEADER_LENGTH))
-            served = admit(self._inference, model, version, header_length, body)
-            request = decode(self._inference, model, version, header_length, body)
+            served, request = await self._decoded(model, version, headers, body)
             infer = to_core(self._inference, model, version, request)
             if exchange is not None:
                 exchange.asked(model, version, request.id)
@@ -125,7 +132,7 @@ class Dispatcher:
                 gone = self._watch.leave(task)
             if exchange is not None:
                 exchange.version = str(result.version)
-            reply, json_length = encode_result(result, request)
+            reply, text_length = encode_result(result, request)
         except _Gone:
             return None
         except asyncio.CancelledError:
@@ -139,7 +146,28 @@ class Dispatcher:
             return await _send(send, failure.status.http, error_headers(failure), error_body(failure))
         finally:
             held.release()
-        return await _send(send, 200, *await _compressed(headers, reply_headers(json_length), reply))
+        return await _send(send, 200, *await _compressed(headers, reply_headers(text_length), reply))
+
+    async def _decoded(
+        self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes
+    ) -> tuple[ServedModel | None, WireRequest]:
+        """What is asked of whom; None where nobody answers for the model."""
+        header_length = header_length_of(headers.get(HEADER_LENGTH))
+        served = admit(self._inference, model, version, header_length, body)
+        size = json_length(len(body), header_length)
+        self._check_json(size)
+        work = partial(decode, self._inference, model, version, header_length, body)
+        if size <= JSON_AT_ONCE:
+            return served, work()
+        check_containers(body if header_length is None else body[:header_length])
+        return served, await asyncio.get_running_loop().run_in_executor(self._reading, work)
+
+    def _check_json(self, size: int) -> None:
+        if size > self._max_json_bytes:
+            raise TooLarge(
+                f"body: expected at most {self._max_json_bytes} bytes of JSON, got {size}; send tensors as binary data "
+                "(Inference-Header-Content-Length)"
+            )
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive, held: _Held) -> bytes:
         """The whole body, decompressed; raises `TooLarge`, `Overloaded` before holding more than may be, `_Gone`."""
@@ -148,6 +176,8 @@ class Dispatcher:
         if declared is not None and declared.isdigit():
             if int(declared) > limit:
                 raise TooLarge(f"body: expected at most {limit} bytes, got {int(declared)}")
+            if HEADER_LENGTH not in headers:
+                self._check_json(int(declared))
             held.check(int(declared))
         message = await receive()
         body: bytes = message.get("body", b"")

@@ -22,7 +22,7 @@ from service.api.observation import GONE, INFER_ROUTE, VERSION_INFER_ROUTE, Exch
 from service.api.rest.body_chunks import BodyChunks
 from service.api.rest.errors import Headers, error_body, error_headers
 from service.api.rest.http_head import Head, Heads
-from service.api.rest.infer_wire import admit, decode, reply_headers, to_core
+from service.api.rest.infer_wire import JSON_AT_ONCE, admit, decode, json_length, reply_headers, to_core
 from service.api.rest.templates import ReplyForm, Templates
 from service.api.rest.tensors import WireRequest, encode_result
 from service.api.status import failure_of
@@ -186,6 +186,8 @@ class FastConnection:
             self._wire.read_on(False)
 
     def _admitted(self, head: Head) -> bool:
+        if json_length(head.length, head.header_length) > JSON_AT_ONCE:
+            return False
         admission = self._lane.admission
         return admission is None or admission.fits(head.length)
 

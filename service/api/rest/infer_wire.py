@@ -7,7 +7,7 @@ import zlib
 from service.api.rest.errors import JSON_TYPE, Headers
 from service.api.rest.templates import Templates
 from service.api.rest.tensors import WireRequest, decode_raw_request, decode_request
-from service.core.errors import InvalidRequest, NotFound, NotReady
+from service.core.errors import InvalidRequest, NotFound, NotReady, TooLarge
 from service.core.inference import InferenceService
 from service.core.serving import ServedModel
 from service.core.types import InferRequest
@@ -21,6 +21,13 @@ ONCE = (HEADER_LENGTH, CONTENT_ENCODING)
 
 WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 """The content codings, as zlib tells them apart."""
+
+JSON_AT_ONCE = 2**18
+"""JSON of this size is read on the event loop, in some milliseconds; more of it in a thread."""
+
+MAX_CONTAINERS = 2**17
+"""Lists and objects in the JSON of a request. Each is one of Python's: a million hold the interpreter for half a
+second, in whatever thread, where as many floats take ten milliseconds."""
 
 _PRIORITY = b'"priority"'
 
@@ -82,6 +89,20 @@ def admit(
     if served.queue_depth and _PRIORITY not in (body if header_length is None else body[:header_length]):
         served.check_room()
     return served
+
+
+def json_length(length: int, header_length: int | None) -> int:
+    """How much of a body of `length` bytes is JSON."""
+    return length if header_length is None else header_length
+
+
+def check_containers(text: bytes) -> None:
+    """Raise `TooLarge` for JSON with more lists and objects than `MAX_CONTAINERS`, brackets within texts included."""
+    count = text.count(b"[") + text.count(b"{")
+    if count > MAX_CONTAINERS:
+        raise TooLarge(
+            f"body: expected at most {MAX_CONTAINERS} lists and objects, got {count}; data may be one flat list"
+        )
 
 
 def to_core(
