@@ -126,8 +126,9 @@ class Dispatcher:
                 infer.started = exchange.started
             self._watch.enter(task, receive)
             try:
-                inference = self._inference
-                result = await (inference.infer(infer) if served is None else inference.infer_by(served, infer))
+                result = await (
+                    self._inference.infer(infer) if served is None else self._inference.infer_by(served, infer)
+                )
             finally:
                 gone = self._watch.leave(task)
             if exchange is not None:
