@@ -1,7 +1,7 @@
 """The hot path: inference over plain ASGI, in front of the application that answers everything else.
 
 A request costs what it must: one look at the path, one read, one decode, one hop to the model's thread, one write.
-See `docs/decisions/003-asgi-hot-path.md` for the measurements.
+See `docs/decisions/003-http-hot-path.md` for the measurements.
 """
 
 from __future__ import annotations
