@@ -206,7 +206,8 @@ class Settings(BaseSettings):
     `axon worker --leader` replaces it."""
 
     worker_idle_s: float | None = Field(default=None, gt=0)
-    """How long a worker waits for a job before it ends, in seconds; for ever without it."""
+    """How long a worker waits for a job before it ends, and a host of several for its leader, in seconds; for ever
+    without it."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""

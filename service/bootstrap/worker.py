@@ -13,7 +13,7 @@ from service.adapters.clock import SystemClock
 from service.bootstrap.observing import build_tracer
 from service.bootstrap.queue import build_queue, redis_url
 from service.bootstrap.stores import build_stores
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, NotReady
 from service.core.retry import Backoff
 from service.settings import Settings
 from service.worker.crew import Crew, host_and_port
@@ -66,7 +66,10 @@ async def work(settings: Settings, tags: Sequence[str], stop: asyncio.Event) -> 
 
 
 async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
-    """A host of a worker that does not lead: it needs the stores, and no queue."""
+    """A host of a worker that does not lead: it needs the stores, and no queue.
+
+    Raises `NotReady` when it ends before its leader does, so that whoever keeps it running starts it again.
+    """
     from service.worker.devices import Devices
     from service.worker.member import Member
 
@@ -84,9 +87,11 @@ async def _take_part(settings: Settings, stop: asyncio.Event) -> None:
         clock=clock,
         grace_s=settings.job_grace_s,
         devices=Devices(settings.worker_device, 1, os.environ),
+        idle_s=settings.worker_idle_s,
     )
     try:
-        await member.run(stop)
+        if not await member.run(stop):
+            raise NotReady(f"host {settings.worker_number} ends before its leader")
     finally:
         stores.close()
 

@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _HELLO_S: Final = 10.0
 _OPEN_S: Final = 60.0
 _OPEN_AGAIN_S: Final = 1.0
+_DISMISS_S: Final = 5.0
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -95,6 +96,9 @@ class Crew:
         self._version = version
         self._waiting: dict[int, tuple[Link, asyncio.Task[Mapping[str, Json] | None]]] = {}
         self._server: asyncio.Server | None = None
+        self._known: set[int] = set()
+        self._nobody = asyncio.Event()
+        self._dismissing = False
 
     async def open(self) -> None:
         """Listen for the others; waits for a while for a name that does not lead here yet. Raises `OSError`."""
@@ -108,15 +112,24 @@ class Crew:
                 await asyncio.sleep(_OPEN_AGAIN_S)
 
     async def close(self) -> None:
-        """Dismiss those who wait."""
+        """Dismiss those who wait, and those who come back from an attempt within some seconds."""
+        self._dismissing = True
+        waiting, self._waiting = self._waiting, {}
+        for number, (link, hearing) in waiting.items():
+            hearing.cancel()
+            await self._dismiss(number, link)
+        if self._known:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DISMISS_S):
+                    await self._nobody.wait()
         if self._server is not None:
             self._server.close()
-        waiting, self._waiting = self._waiting, {}
-        for link, hearing in waiting.values():
-            hearing.cancel()
-            with contextlib.suppress(OSError):
-                await link.send("dismissed")
-            await link.close()
+
+    async def _dismiss(self, number: int, link: Link) -> None:
+        self._forget(number)
+        with contextlib.suppress(OSError):
+            await link.send("dismissed")
+        await link.close()
 
     def lack(self) -> str:
         """Which hosts are not here; empty when all are."""
@@ -145,6 +158,11 @@ class Crew:
             case {"type": "member", "number": int(number), "hosts": self.hosts, "version": self._version} if (
                 0 < number < self.hosts
             ):
+                if self._dismissing:
+                    await self._dismiss(number, link)
+                    return
+                self._known.add(number)
+                self._nobody.clear()
                 before = self._waiting.pop(number, None)
                 hearing = asyncio.create_task(link.receive())
                 self._waiting[number] = link, hearing
@@ -161,7 +179,14 @@ class Crew:
         """One that waits has nothing to say but that it goes."""
         if number in self._waiting and self._waiting[number][1] is hearing:
             link, _ = self._waiting.pop(number)
+            self._forget(number)
             link.writer.close()
+
+    def _forget(self, number: int) -> None:
+        """It was dismissed, or went of its own accord."""
+        self._known.discard(number)
+        if not self._known:
+            self._nobody.set()
 
 
 class Members:

@@ -35,7 +35,8 @@ _MAX_FAILURE = 4000
 class Member:
     """Host `number` (1 or more) of `hosts`, whose leader is at `leader` (`host:port`) and has the same `version`.
 
-    `grace_s`: how long a trainer may take to stop; `command`: how it is started; `devices`: what it computes on.
+    `grace_s`: how long a trainer may take to stop; `command`: how it is started; `devices`: what it computes on;
+    `idle_s`: how long the leader may be away, for ever without it.
     """
 
     number: int
@@ -50,31 +51,37 @@ class Member:
     grace_s: float = 10.0
     command: Sequence[str] = TRAINER
     devices: Devices | None = None
+    idle_s: float | None = None
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Take part in attempts until `stop`, or until the leader dismisses it.
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Take part in attempts until `stop`, or until the leader dismisses it; returns whether it has.
 
-        Must run on the main thread, as the supervisor. Raises `InvalidRequest` when the leader does not want it.
+        Must run on the main thread, as the supervisor. Raises `InvalidRequest` when the leader does not want it,
+        `NotReady` when that is away for `idle_s`.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("worker: expected to run on the main thread, got another one")
         await asyncio.to_thread(self.work_dir.mkdir, parents=True, exist_ok=True)
         await asyncio.to_thread(remove_abandoned, self.work_dir)
         slot = await self._slot(stop)
-        failures, dismissed = 0, False
-        while not stop.is_set() and not dismissed:
+        failures, away_since = 0, self.clock.monotonic()
+        while not stop.is_set():
             try:
                 link = Link(*await asyncio.open_connection(*host_and_port(self.leader), limit=MAX_MESSAGE_BYTES))
             except OSError as error:
                 failures += 1
                 _log.log(logging.WARNING if failures == 1 else logging.DEBUG, "leader %s: %s", self.leader, error)
+                if self.idle_s is not None and self.clock.monotonic() - away_since >= self.idle_s:
+                    raise NotReady(f"leader {self.leader} has been away for {self.idle_s:g} s: {error}") from None
                 await _until(stop, AWAY.delay_s(failures))
                 continue
-            failures = 0
             try:
-                dismissed = await self._take_part(link, slot, stop)
+                if await self._take_part(link, slot, stop):
+                    return True
             finally:
                 await link.close()
+            failures, away_since = 0, self.clock.monotonic()
+        return False
 
     async def _slot(self, stop: asyncio.Event) -> Slot:
         failures = 0

@@ -19,7 +19,7 @@ import pytest
 from engine import bundle
 from engine.model.state import flatten
 from service.adapters.clock import SystemClock
-from service.core.errors import InvalidRequest
+from service.core.errors import InvalidRequest, NotReady
 from service.core.job_spec import parse_spec
 from service.core.types import JobState
 from service.worker.child import TRAINER
@@ -73,7 +73,7 @@ def a_member(workshop: Workshop, leader: str, command: Sequence[str] = TRAINER, 
 
 
 @contextlib.asynccontextmanager
-async def joined(member: Member) -> AsyncIterator[tuple[asyncio.Event, asyncio.Task[None]]]:
+async def joined(member: Member) -> AsyncIterator[tuple[asyncio.Event, asyncio.Task[bool]]]:
     """A member at work; stopped at the end."""
     stop = asyncio.Event()
     task = asyncio.create_task(member.run(stop))
@@ -228,7 +228,27 @@ async def test_members_end_with_a_leader_that_has_nothing_to_do(workshop, leader
     stop = asyncio.Event()
     supervisor = workshop.supervisor(crew=Crew(2, leader, VERSION), idle_s=0.05)
     async with asyncio.timeout(WAIT_S):
-        await asyncio.gather(supervisor.run(stop), a_member(workshop, leader).run(asyncio.Event()))
+        _, dismissed = await asyncio.gather(supervisor.run(stop), a_member(workshop, leader).run(asyncio.Event()))
+    assert dismissed
+
+
+async def test_members_at_work_are_dismissed_too_when_the_leader_stops(workshop, leader):
+    """They come back from the attempt that was given back to a leader that is about to end."""
+    await workshop.queue.submit(on_two_hosts())
+    command = trainer("patient")
+    member = asyncio.create_task(a_member(workshop, leader, command).run(asyncio.Event()))
+    async with workshop.working(crew=Crew(2, leader, VERSION), command=command):
+        await trainer_pid(workshop)
+        await _running(workshop, 1)
+    async with asyncio.timeout(WAIT_S):
+        assert await member
+    assert (await workshop.queue.get("job")).state is JobState.QUEUED
+
+
+async def test_member_gives_up_a_leader_that_stays_away(workshop, leader):
+    """Whoever keeps it running may then do something about it."""
+    with pytest.raises(NotReady, match=f"leader {leader} has been away for 0.05 s"):
+        await a_member(workshop, leader, idle_s=0.05).run(asyncio.Event())
 
 
 @pytest.mark.parametrize("changes", [{"version": "2"}, {"hosts": 3}, {"number": 2, "hosts": 3}])
