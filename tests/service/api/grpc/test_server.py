@@ -49,8 +49,8 @@ class Server:
         self.server = build_server(
             self.inference, ModelRepository(self.registry, Limits()), max_message_bytes=MAX_MESSAGE
         )
-        port = await started(self.server)
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.port = await started(self.server)
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
         self.stub = pb_grpc.GRPCInferenceServiceStub(self.channel)
 
     async def stop(self) -> None:
