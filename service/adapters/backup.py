@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, final
 
 from service.adapters.dataset_document import dataset_from_json, dataset_to_json
-from service.adapters.model_rules import lineage_job
+from service.adapters.model_rules import lineage_job, named
 from service.adapters.redis_backup import Key
 from service.adapters.state_document import StateDocument
 from service.core.errors import Conflict, InvalidRequest, NotFound
@@ -35,7 +36,6 @@ from service.core.types import Json, StoredVersion
 
 FORMAT = "axon.backup"
 VERSION = 1
-_TRIES = 5
 _MAX_DOCUMENT_BYTES = 256 * 2**20
 
 
@@ -113,27 +113,35 @@ def write(
 
 
 def _write_model(archive: tarfile.TarFile, models: Documents, name: str, contents: Contents) -> None:
-    """One model as it is in one moment: its document, and all versions that there are by that document."""
-    for _ in range(_TRIES):
-        document = models.documents()[name]
-        try:
-            stored = [] if document.deleted else models.versions(name)
-            bundles = [(each, models.bundle(each)) for each in stored]
-        except NotFound:  # deleted meanwhile
-            continue
-        if models.documents()[name] == document:
-            break
-    else:
-        raise Conflict(f"model {name!r} is changed all the time; try again")
+    """One model as its document has it in one moment; what it names cannot be deleted before it names it no more."""
+    document = models.documents()[name]
+    stored = [] if document.deleted else _versions(models, name)
+    there = {each.version: each for each in stored if each.version < document.state.next_version}
     _put_json(archive, f"models/{name}/state.json", document.to_json())
     contents.models[name] = []
-    for each, bundle in bundles:
-        said = {"created_at": each.created_at, "manifest": dict(each.manifest)}
-        _put_json(archive, f"models/{name}/{each.version}/manifest.json", said)
-        _put_file(archive, f"models/{name}/{each.version}/bundle.axon", bundle)
-        contents.models[name].append(each.version)
-        if (job := lineage_job(each.manifest)) is not None:
-            contents.versions.append((job, name, each.version))
+    for version, each in there.items():
+        with contextlib.suppress(NotFound, FileNotFoundError):  # deleted meanwhile
+            _write_version(archive, models, each)
+            contents.models[name].append(version)
+            if (job := lineage_job(each.manifest)) is not None:
+                contents.versions.append((job, name, version))
+    if missing := named(document.state) - set(contents.models[name]):
+        raise Conflict(f"model {name!r}: version {min(missing)} was deleted meanwhile; try again")
+
+
+def _versions(models: Documents, name: str) -> list[StoredVersion]:
+    try:
+        return models.versions(name)
+    except NotFound:  # deleted meanwhile
+        return []
+
+
+def _write_version(archive: tarfile.TarFile, models: Documents, stored: StoredVersion) -> None:
+    folder = f"models/{stored.name}/{stored.version}"
+    with models.bundle(stored).open("rb") as file:
+        said = {"created_at": stored.created_at, "manifest": dict(stored.manifest)}
+        _put_json(archive, f"{folder}/manifest.json", said)
+        _put_open(archive, f"{folder}/bundle.axon", file)
 
 
 @final
@@ -252,6 +260,10 @@ def _put_json(archive: tarfile.TarFile, name: str, value: Mapping[str, Json]) ->
 
 def _put_file(archive: tarfile.TarFile, name: str, path: Path) -> None:
     with path.open("rb") as file:
-        member = tarfile.TarInfo(name)
-        member.size = path.stat().st_size
-        archive.addfile(member, file)
+        _put_open(archive, name, file)
+
+
+def _put_open(archive: tarfile.TarFile, name: str, file: BinaryIO) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = os.fstat(file.fileno()).st_size
+    archive.addfile(member, file)

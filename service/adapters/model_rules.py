@@ -33,7 +33,7 @@ def check_change(old: StateDocument, new: ModelState, exists: Callable[[int], bo
 
     Raises `NotFound`, and `ValueError` for a change that no store carries out.
     """
-    for version in sorted(_named(new) - _named(old.state)):
+    for version in sorted(named(new) - named(old.state)):
         if not exists(version):
             raise no_version(new.name, version)
     if new.name != old.state.name or new.next_version < old.state.next_version:
@@ -52,6 +52,6 @@ def refuse_in_use(state: ModelState, version: int | None) -> None:
         raise Conflict(f"model {state.name!r}: alias {', '.join(aliases)} points at version {version}; move it first")
 
 
-def _named(state: ModelState) -> frozenset[int]:
+def named(state: ModelState) -> frozenset[int]:
     """The versions that a state wants something of."""
     return state.loaded.union(state.pinned, *map(versions_of, (*state.aliases.values(), *state.previous.values())))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from service.adapters import backup
 from service.adapters.embedded_redis import EmbeddedRedis
 from service.adapters.redis_jobs import RedisJobQueue
 from service.bootstrap.backup import back_up, restore
 from service.bootstrap.queue import build_queue
-from service.core.errors import Conflict, InvalidRequest
+from service.core.errors import Conflict, InvalidRequest, NotFound
 from service.core.types import Job, JobState
 from service.settings import Settings
 from tests.service.adapters.places import Place
@@ -151,3 +154,39 @@ def tar(*members: str | bytes) -> bytes:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(bytes(content)))  # type: ignore[arg-type]
     return whole.getvalue()
+
+
+def test_backup_of_a_store_that_changes_is_of_one_moment_for_each_model(place, tmp_path):
+    """Every version that a restored state names is there, and none has a number that will be given again."""
+    store, stop = place.models(), threading.Event()
+
+    def change() -> None:
+        mine, turn = place.models(), 0
+        while not stop.is_set():
+            name = f"m{turn % 3}"
+            number = put(mine, name, str(turn).encode())
+            mine.change(name, lambda state, to=number: replace(state, aliases={"prod": to}))
+            if turn % 2 and number > 1:
+                with contextlib.suppress(Conflict, NotFound):
+                    mine.delete(name, number - 1)
+            turn += 1
+
+    put(store, "m0")
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for turn in range(3):
+            whole = io.BytesIO()
+            backup.write(whole, backup.Sides(store, place.datasets(), place.checkpoints()), [], [], 1.0)
+            whole.seek(0)
+            other = Place("file", tmp_path / f"restored-{turn}")
+            restored = other.models()
+            backup.restore(whole, backup.Sides(restored, other.datasets(), other.checkpoints()), restored.scratch())
+            for name, state in restored.states().items():
+                numbers = [stored.version for stored in restored.versions(name)]
+                assert set(state.aliases.values()) <= set(numbers)
+                assert max(numbers, default=0) < state.next_version
+            other.close()
+    finally:
+        stop.set()
+        changing.join()
