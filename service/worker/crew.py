@@ -29,7 +29,7 @@ from typing import Final
 
 from service.core.errors import InvalidRequest
 from service.core.types import Json
-from service.worker.protocol import MAX_MESSAGE_BYTES, TrainerJob, decode, encode
+from service.worker.protocol import TrainerJob, decode, encode
 from service.worker.task import Task
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ _HELLO_S: Final = 10.0
 _OPEN_S: Final = 60.0
 _OPEN_AGAIN_S: Final = 1.0
 _DISMISS_S: Final = 5.0
+_MAX_MEMBER_BYTES: Final = 65_536
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -105,7 +106,7 @@ class Crew:
         deadline = asyncio.get_running_loop().time() + _OPEN_S
         while self._server is None:
             try:
-                self._server = await asyncio.start_server(self._greet, self._host, self._port, limit=MAX_MESSAGE_BYTES)
+                self._server = await asyncio.start_server(self._greet, self._host, self._port, limit=_MAX_MEMBER_BYTES)
             except socket.gaierror:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
