@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     in seconds: what a load balancer needs to send them elsewhere."""
 
     client_patience_s: float = Field(default=60.0, gt=0)
-    """How long a REST client may be silent in mid-request, or leave its answer unread, in seconds."""
+    """How long a client may be silent in mid-request, or leave its answer unread, in seconds."""
 
     registry_poll_s: float = Field(default=0.5, gt=0)
     """How often the store is asked for changes of other processes, such as a finished job's model, in seconds."""
