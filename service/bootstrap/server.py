@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from service.adapters.clock import SystemClock
 from service.adapters.redis_dataset_uses import RedisDatasetUses
@@ -20,10 +21,15 @@ from service.core.ports import JobQueue
 from service.listening import Report, allow_connections, report
 from service.settings import Settings
 
+_THREADS = 64
+
 
 async def serve(settings: Settings, stop: asyncio.Event, on_ready: Callable[[Report], None]) -> None:
     """`axon serve`: the API alone, over a queue that runs elsewhere."""
     allow_connections(settings.max_connections)
+    if settings.store_url is not None:
+        # A bucket that hangs holds a thread for each call, and bodies are inflated in others of the same pool.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="calls"))
     queue = build_queue(settings, redis_url(settings))
     webhooks = RedisWebhookStore(connect(redis_url(settings))) if settings.webhook_hosts else None
     uses = RedisDatasetUses(connect(redis_url(settings)))

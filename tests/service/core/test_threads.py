@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from service.core.threads import Turns, in_own_thread
+from service.core.threads import Turns, held_by, in_own_thread
+from tests.service.waiting import WAIT_S
 
 
 async def test_result_and_error_of_a_thread_come_back():
@@ -83,3 +84,27 @@ async def test_turn_of_one_that_fails_or_gives_up_passes_on():
     async with asyncio.timeout(5):
         await tasks[3]
     assert order == ["first", "second", "fourth"]
+
+
+async def test_what_a_cancelled_caller_would_hold_is_let_go():
+    """However late it is taken; one that is not cancelled keeps it."""
+    may_take, gone = threading.Event(), threading.Event()
+    let_go: list[str] = []
+
+    def take() -> str:
+        assert may_take.wait(WAIT_S)
+        return "lock"
+
+    def give_back(taken: str) -> None:
+        let_go.append(taken)
+        gone.set()
+
+    taking = asyncio.create_task(held_by(take, give_back))
+    await asyncio.sleep(0)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    may_take.set()
+    assert await asyncio.to_thread(gone.wait, WAIT_S)
+    assert await held_by(take, give_back) == "lock"
+    assert let_go == ["lock"]
