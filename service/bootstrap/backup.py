@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 from service.adapters import backup
 from service.adapters.clock import SystemClock
 from service.adapters.embedded_redis import EmbeddedRedis
-from service.adapters.redis_backup import RedisBackup
+from service.adapters.redis_backup import Key, RedisBackup
+from service.adapters.redis_jobs import PREFIX
 from service.bootstrap.local import queue_file
 from service.bootstrap.queue import build_queue
 from service.bootstrap.stores import Stores, build_stores
-from service.core.errors import Conflict, NotReady
+from service.core.errors import Conflict
 from service.core.types import Json
 from service.settings import Settings
 
@@ -89,10 +90,11 @@ def _summary(contents: backup.Contents) -> Summary:
     return Summary(*kept)
 
 
-async def _read_queue(settings: Settings, url: str) -> tuple[list[Any], list[Mapping[str, Json]]]:
+async def _read_queue(settings: Settings, url: str) -> tuple[list[Key], list[Mapping[str, Json]]]:
     """All keys in one moment, and the checkpoints that its jobs point at."""
     async with _closing(RedisBackup(url)) as dump:
-        keys = await dump.keys()
+        # Who was alive then is not who is alive when it is restored.
+        keys = [key for key in await dump.keys() if not key.name.startswith(f"{PREFIX}:worker")]
     async with _closing(build_queue(settings, url)) as queue:
         jobs = await queue.find(limit=_MAX_JOBS)
     return keys, [job.checkpoint for job in jobs if job.checkpoint is not None]
@@ -115,7 +117,7 @@ async def _queue_url(settings: Settings) -> AsyncIterator[str]:
     embedded = EmbeddedRedis(settings.data_dir / "queue")
     try:
         await embedded.start()
-    except NotReady:
+    except Conflict:
         if not queue_file(settings).exists():
             raise
         yield json.loads(queue_file(settings).read_bytes())["url"]

@@ -235,3 +235,17 @@ def test_everything_stops_with_axon_up(tmp_path: Path):
     while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
         assert time.monotonic() < deadline, f"still running: {pids}"
         time.sleep(0.05)
+
+
+def test_running_service_is_backed_up_and_restored(up: dict[str, Any], trained: dict[str, Any], tmp_path: Path) -> None:
+    """By two commands, with the queue of its own that `axon up` has."""
+    axon = [sys.executable, "-m", "service"]
+    saved = [*axon, "backup", str(tmp_path / "b.tar"), "--data-dir", up["data_dir"]]
+    said = subprocess.run(saved, capture_output=True, text=True, check=True).stdout
+    restored = [*axon, "restore", str(tmp_path / "b.tar"), "--data-dir", str(tmp_path / "new")]
+    again = subprocess.run(restored, capture_output=True, text=True, check=True).stdout
+    assert said.removeprefix(f"{tmp_path / 'b.tar'}: ").rpartition(",")[0] == again.removeprefix("restored ").strip()
+    bundles = sorted((tmp_path / "new" / "models" / "digits" / "versions").glob("*/bundle.axon"))
+    assert f"models/digits/versions/{trained['result']['version']}" in "".join(map(str, bundles))
+    refused = subprocess.run(restored, capture_output=True, text=True)
+    assert (refused.returncode, "expected an empty job queue" in refused.stderr) == (1, True)
