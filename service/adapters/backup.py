@@ -2,8 +2,8 @@
 
     backup.json                          format, when it was made
     queue/<number>                       a key's content; its name and life are in the last member
-    models/<name>/state.json             the desired state, also of deleted models: no number is given again
     models/<name>/<v>/manifest.json, bundle.axon
+    models/<name>/state.json             the desired state, also of deleted models: no number is given again
     datasets/<id>/manifest.json, <column>.npy
     checkpoints/<job>/<attempt>/<step>/...
     contents.json                        last: what there is, so that a torn file is told
@@ -36,6 +36,7 @@ from service.core.types import Json, StoredVersion
 
 FORMAT = "axon.backup"
 VERSION = 1
+_TRIES = 20
 _MAX_DOCUMENT_BYTES = 256 * 2**20
 
 
@@ -96,14 +97,14 @@ def write(
         for name in sides.models.documents():
             _write_model(archive, sides.models, name, contents)
         for dataset in sides.datasets.all():
-            with contextlib.suppress(NotFound):  # deleted meanwhile: no job of the queue needs it
+            with contextlib.suppress(NotFound, FileNotFoundError):  # deleted meanwhile: no job of the queue needs it
                 folder = sides.datasets.columns(dataset)
                 for column in dataset.columns:
                     _put_file(archive, f"datasets/{dataset.id}/{column.name}.npy", folder / f"{column.name}.npy")
                 _put_json(archive, f"datasets/{dataset.id}/manifest.json", dataset_to_json(dataset))
                 contents.datasets.append(dataset.id)
         for pointer in pointers:
-            with contextlib.suppress(NotFound):  # replaced by a newer one: the job begins anew
+            with contextlib.suppress(NotFound, FileNotFoundError):  # replaced by a newer one: the job begins anew
                 folder = sides.checkpoints.get(pointer)
                 for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                     _put_file(archive, f"checkpoints/{pointer['path']}/{path.relative_to(folder).as_posix()}", path)
@@ -113,20 +114,24 @@ def write(
 
 
 def _write_model(archive: tarfile.TarFile, models: Documents, name: str, contents: Contents) -> None:
-    """One model as its document has it in one moment; what it names cannot be deleted before it names it no more."""
-    document = models.documents()[name]
-    stored = [] if document.deleted else _versions(models, name)
-    there = {each.version: each for each in stored if each.version < document.state.next_version}
+    """One model: its versions, then its document as soon as all that this names have been written."""
+    written: dict[int, StoredVersion] = {}
+    for _ in range(_TRIES):
+        document = models.documents()[name]
+        for each in [] if document.deleted else _versions(models, name):
+            if each.version < document.state.next_version and each.version not in written:
+                with contextlib.suppress(NotFound, FileNotFoundError):  # deleted meanwhile
+                    _write_version(archive, models, each)
+                    written[each.version] = each
+        if named(document.state) <= written.keys():
+            break
+    else:
+        raise Conflict(f"model {name!r} is changed all the time; try again")
     _put_json(archive, f"models/{name}/state.json", document.to_json())
-    contents.models[name] = []
-    for version, each in there.items():
-        with contextlib.suppress(NotFound, FileNotFoundError):  # deleted meanwhile
-            _write_version(archive, models, each)
-            contents.models[name].append(version)
-            if (job := lineage_job(each.manifest)) is not None:
-                contents.versions.append((job, name, version))
-    if missing := named(document.state) - set(contents.models[name]):
-        raise Conflict(f"model {name!r}: version {min(missing)} was deleted meanwhile; try again")
+    kept = contents.models[name] = [version for version in sorted(written) if not document.gone(version)]
+    for version in kept:
+        if (job := lineage_job(written[version].manifest)) is not None:
+            contents.versions.append((job, name, version))
 
 
 def _versions(models: Documents, name: str) -> list[StoredVersion]:

@@ -192,7 +192,7 @@ class FileModelStore:
             replace_json(self._folder(name) / STATE, document.to_json())
 
     def adopt_version(self, stored: StoredVersion, bundle: Path) -> None:
-        """Publish a version of an adopted model, with the time that it was created at."""
+        """Publish a version with the time that it was created at; its model's document follows."""
         folder = self._prepared(bundle, stored.manifest, stored.created_at)
         try:
             self._place(folder, stored.name, stored.version)
@@ -214,7 +214,7 @@ class FileModelStore:
 
     def _place(self, folder: Path, name: str, version: int) -> None:
         versions = self._folder(name) / "versions"
-        versions.mkdir(exist_ok=True)
+        versions.mkdir(parents=True, exist_ok=True)
         os.rename(folder, versions / str(version))
         sync(versions)
 

@@ -213,7 +213,7 @@ class ObjectModelStore:
             raise Conflict(f"model {name!r} exists already")
 
     def adopt_version(self, stored: StoredVersion, bundle: Path) -> None:
-        """Publish a version of an adopted model, with the time that it was created at; raises `Conflict`."""
+        """Publish a version with the time that it was created at; its model's document follows. Raises `Conflict`."""
         _, created = self._send(stored.name, stored.version, bundle, stored.manifest, stored.created_at)
         if not created:
             raise Conflict(f"model {stored.name!r}: version {stored.version} exists already")
