@@ -81,11 +81,15 @@ class Scratch:
         return path
 
     def discard(self, path: Path) -> None:
-        """Take a folder out of sight at once (by one rename), then remove it."""
+        """Take a folder or a file out of sight at once (by one rename), then remove it."""
         hidden = self._folder / secrets.token_hex(8)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.rename(path, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+            hidden.unlink()
+        except FileNotFoundError:
+            return
+        except OSError:  # a folder
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def close(self) -> None:
         """Remove what is left and give the lock back."""

@@ -67,6 +67,7 @@ class LocalCache:
             if not self._used(path):
                 self._make_room(source.stat().st_size)
                 path.parent.mkdir(exist_ok=True)
+                sync(source)  # it is not compared with its digest again, not even after a power failure
                 os.rename(source, path)
                 self._used(path)
 

@@ -68,6 +68,24 @@ def test_longest_unused_goes_first_and_the_lately_used_stays(cache, clock):
     assert here(cache) == ["b", "d", "e"], "all used within a minute"
 
 
+def test_what_was_removed_takes_no_room(cache, clock, tmp_path):
+    """Neither where it was nor anywhere else, files as well as folders."""
+    for key in "abc":
+        cache.find("k", key, 80, written(80))
+        clock.advance(100)
+    cache.drop("k", "c")
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) == 0
+
+
+def test_file_that_is_taken_is_on_the_disk_first(cache, tmp_path, monkeypatch):
+    """Its content is not looked at again, so after a power failure it must not be a name without one."""
+    synced: list[Path] = []
+    monkeypatch.setattr("service.adapters.local_cache.sync", synced.append)
+    (tmp_path / "one").write_bytes(b"one")
+    cache.keep("k", "a", tmp_path / "one")
+    assert synced == [tmp_path / "one"]
+
+
 def test_folder_counts_with_all_that_is_in_it(cache, clock):
     """And goes as a whole."""
 
