@@ -132,6 +132,7 @@ class ObjectModelStore:
         Repeating it with a manifest of the same lineage job returns the stored one; anything else raises `Conflict`.
         """
         if (stored := self._repeated(name, version, manifest)) is not None:
+            self._announce(name, version)  # the one before may have ended, or found the bucket away, in between
             return stored
         sha256, created = self._send(name, version, bundle, manifest, self._clock.time())
         if not created:
@@ -335,10 +336,17 @@ class ObjectModelStore:
         return stored
 
     def _lost(self, name: str, version: int, sha256: str, manifest: Mapping[str, Json]) -> StoredVersion:
-        """Another has published the number meanwhile; what was sent for it goes unless it is the same."""
+        """Another has published the number meanwhile; what was sent for it goes unless it is the same.
+
+        Where nothing is there and nothing was deleted, a write is still under way, such as our own whose answer was
+        lost: what it will name must stay.
+        """
+        seen = self._read(name)
         try:
             kept = self._record(_record_key(name, version)).sha256
-        except FileNotFoundError:  # and it was deleted
+        except FileNotFoundError:
+            if seen is not None and not seen.document.gone(version):
+                raise NotReady(f"model {name!r}: version {version} is being published; try again") from None
             kept = ""
         if kept != sha256:
             self._objects.delete([_bundle_key(name, version, sha256)])

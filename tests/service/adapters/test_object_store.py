@@ -30,6 +30,44 @@ def test_publication_through_lost_answers_is_one(bucket, s3, nth):
     assert (store.state("m").generation, store.allocate("m")) == (2, 2)
 
 
+def test_content_of_a_record_that_is_still_being_written_stays(bucket, monkeypatch):
+    """S3 refuses a second write while it is at work on the first, whose answer was lost: that one may come yet."""
+    store = bucket.models()
+    store.allocate("m")
+    create, late = Objects.create, []
+
+    def refused(objects, key, content):
+        late.append((key, content))
+        return False
+
+    monkeypatch.setattr(Objects, "create", refused)
+    with pytest.raises(NotReady, match="version 1 is being published"):
+        store.publish("m", 1, bundle_in(bucket.root, b"123"), manifest={"lineage": {"job": "j"}})
+    monkeypatch.setattr(Objects, "create", create)
+    [(key, content)] = late
+    assert bucket.objects.create(key, content)
+    other = Place("s3", bucket.root / "other", url=bucket.url)
+    assert other.models().bundle(other.models().version("m", 1)).read_bytes() == b"123"
+    other.close()
+
+
+def test_repeated_publication_tells_what_the_first_could_not(bucket, monkeypatch):
+    """Whoever polls looks for a version where the generation is a new one."""
+    store, calls = bucket.models(), {"name": "m", "version": 1, "manifest": {"lineage": {"job": "j"}}}
+    store.allocate("m")
+
+    def away(name, version):
+        raise NotReady("away")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(store, "_announce", away)
+        with pytest.raises(NotReady):
+            store.publish(bundle=bundle_in(bucket.root, b"123"), **calls)
+    before = store.state("m").generation
+    assert store.publish(bundle=bucket.root / "gone", **calls).version == 1
+    assert store.state("m").generation > before
+
+
 def _publish_and_die(place: Place, step: int) -> None:
     """Publish, killed at the `step`-th request that writes."""
     store = place.models()
