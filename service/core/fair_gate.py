@@ -101,6 +101,7 @@ class FairGate:
             share.attained_s += (now - turn.since) / share.weight
             share.last = turn.since = now
             if not self._waiting:
+                self._raise_level(share)
                 return True
             turn.held = False
             share.running -= 1
@@ -134,6 +135,9 @@ class FairGate:
         share.running += 1
         turn.held = True
         turn.since = now
+        self._raise_level(share)
+
+    def _raise_level(self, share: Share) -> None:
         if share.attained_s > self._level_s:
             self._level_s = share.attained_s
 

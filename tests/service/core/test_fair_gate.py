@@ -71,6 +71,26 @@ def order(gate: FairGate, clock: HeldClock, shares: Sequence[Share], *, seconds:
     return told
 
 
+def test_one_that_was_alone_for_long_is_not_made_to_wait_as_long():
+    """Batch after batch without company owes nobody anything: who comes then is at most a quarter of a second ahead."""
+    clock = HeldClock()
+    gate = FairGate(1, clock)
+    first, second = Turn(gate.join()), Turn(gate.join())
+    assert gate.enter(first)
+    for _ in range(1000):
+        clock.now += 0.1
+        assert gate.again(first)
+    assert not gate.enter(second)
+    told = ""
+    for _ in range(12):
+        turn = first if first.held else second
+        told += "f" if turn is first else "s"
+        clock.now += 0.1
+        gate.again(turn)
+    assert told.startswith("fsss")
+    assert abs(told.count("f") - told.count("s")) <= 3
+
+
 def test_last_free_slot_is_left_to_others_while_they_are_active():
     """A version with many instances does not take the whole device, unless it has been alone for a while."""
     clock = HeldClock()
