@@ -132,6 +132,8 @@ class Attempt:
         finally:
             if self._child is not None:
                 await self._child.close()
+            if self._members is not None:  # also where no trainer could be started
+                await self._members.close()
             await asyncio.gather(*map(end, tasks))
             others = [*self._commits] if self._ending is None else [*self._commits, self._ending]
             await asyncio.gather(*others, return_exceptions=True)

@@ -38,6 +38,8 @@ _HELLO_S: Final = 10.0
 _OPEN_S: Final = 60.0
 _OPEN_AGAIN_S: Final = 1.0
 _DISMISS_S: Final = 5.0
+_TELL_S: Final = 10.0
+_CLOSE_S: Final = 2.0
 _MAX_MEMBER_BYTES: Final = 65_536
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
@@ -71,10 +73,13 @@ class Link:
             return None
 
     async def close(self) -> None:
-        """End the connection."""
+        """End the connection; what the other side does not take within some seconds is dropped."""
         self.writer.close()
-        with contextlib.suppress(OSError):
-            await self.writer.wait_closed()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self.writer.wait_closed()
+        except OSError:  # also a time-out
+            self.writer.transport.abort()
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -139,8 +144,10 @@ class Crew:
 
     async def muster(self, task: Task) -> Members:
         """Have all hosts begin an attempt; one that is not there (any more) makes the attempt fail."""
-        with socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET) as free:
-            free.bind((self._host, 0))
+        assert self._server is not None, "open comes first"
+        own = self._server.sockets[0]
+        with socket.socket(own.family) as free:
+            free.bind((own.getsockname()[0], 0))  # not the name, whose look-up would block
             host = f"[{self._host}]" if ":" in self._host else self._host
             coordinator = f"{host}:{free.getsockname()[1]}"
         taken, self._waiting = self._waiting, {}
@@ -206,13 +213,18 @@ class Members:
         return replace(job, process=0, processes=self._hosts, coordinator=self._coordinator)
 
     async def begin(self, task: Task) -> None:
-        """Tell all of them what to do."""
+        """Tell all of them what to do; one that does not listen, such as a stopped process, makes the attempt fail."""
         for number in range(1, self._hosts):
             if number not in self._links:
                 self.failure = f"host {number} is gone"
                 continue
-            with contextlib.suppress(OSError):  # which is noticed below
-                await self._links[number][0].send("task", task=task.to_json(), coordinator=self._coordinator)
+            try:
+                async with asyncio.timeout(_TELL_S):
+                    await self._links[number][0].send("task", task=task.to_json(), coordinator=self._coordinator)
+            except TimeoutError:
+                self.failure = f"host {number} does not listen"
+            except OSError:  # which is noticed below
+                continue
 
     async def failed(self, stopping: Callable[[], None]) -> None:
         """Return when one of them has failed; `stopping` is called when one is to stop."""
@@ -234,7 +246,7 @@ class Members:
             stopping()
             message = await link.receive()
         if message is not None and message.get("type") == "ended":
-            failure = f"host {number}: {message['failure']}" if message["failure"] else ""
+            failure = f"host {number}: {said}" if (said := message.get("failure")) else ""
         if failure:
             self.failure = self.failure or failure
             failed.set()

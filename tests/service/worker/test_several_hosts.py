@@ -22,9 +22,12 @@ from service.adapters.clock import SystemClock
 from service.core.errors import InvalidRequest, NotReady
 from service.core.job_spec import parse_spec
 from service.core.types import JobState
+from service.worker import crew as crew_module
 from service.worker.child import TRAINER
-from service.worker.crew import Crew
+from service.worker.crew import Crew, host_and_port
 from service.worker.member import Member
+from service.worker.protocol import encode
+from service.worker.task import Task
 from tests.service.waiting import WAIT_S, wait_until
 from tests.service.worker.supervised import trainer, trainer_pid
 from tests.service.worker.workshop import Workshop, a_job
@@ -185,6 +188,36 @@ async def test_all_stop_when_one_trainer_crashes(workshop, leader, first, second
     assert job.state is JobState.FAILED
     assert "the trainer ended with status 3; its last lines: first line" in job.error
     assert job.error.startswith("host 1: ") == (second == "crash")
+
+
+async def test_hosts_are_free_again_when_the_first_trainer_cannot_be_started(workshop, leader):
+    """Each attempt fails and lets them go: else nobody would be there for the next."""
+    await workshop.queue.submit(on_two_hosts(max_attempts=2))
+    crew = Crew(2, leader, VERSION)
+    absent = (str(workshop.root / "absent"),)
+    async with joined(a_member(workshop, leader, trainer("until_told"))), workshop.working(crew=crew, command=absent):
+        await workshop.history()
+    job = await workshop.queue.get("job")
+    assert (job.state, job.attempt) == (JobState.FAILED, 2)
+
+
+async def test_host_that_does_not_listen_makes_the_attempt_fail(leader, monkeypatch):
+    """A stopped process reads nothing, and its kernel keeps the connection: neither telling nor ending waits for it."""
+    for name in ("_TELL_S", "_CLOSE_S", "_DISMISS_S"):
+        monkeypatch.setattr(crew_module, name, 0.1)
+    crew = Crew(2, leader, VERSION)
+    await crew.open()
+    _, writer = await asyncio.open_connection(*host_and_port(leader), limit=1)
+    writer.write(encode({"type": "member", "number": 1, "hosts": 2, "version": VERSION}))
+    await wait_until(lambda: crew.lack() == "")
+    async with asyncio.timeout(WAIT_S):
+        members = await crew.muster(Task("job", 1, {"graph": "x" * 2**25}, None, "worker", None))
+        assert members.failure == "host 1 does not listen"
+        await members.failed(lambda: None)
+        await members.close()
+    writer.transport.abort()
+    async with asyncio.timeout(WAIT_S):
+        await crew.close()
 
 
 async def test_host_that_is_lost_ends_the_attempt(workshop, leader):
