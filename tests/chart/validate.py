@@ -101,6 +101,7 @@ def check_pods(manifests: list[dict[str, Any]]) -> None:
         own = {"data"} if name.endswith("-redis") else set()
         for container in spec["containers"]:
             _check_container(name, container, volumes.keys() | own)
+        _check_room(name, spec)
         if not spec["securityContext"]["runAsNonRoot"]:
             raise Wrong(f"{name}: expected no root, got {spec['securityContext']}")
         claims = [each.get("persistentVolumeClaim", {}).get("claimName") for each in volumes.values()]
@@ -118,6 +119,19 @@ def _check_container(name: str, container: dict[str, Any], volumes: set[str]) ->
         raise Wrong(f"{name}: expected limits of CPU and memory, got {limits}")
     if mounted != volumes:
         raise Wrong(f"{name}: expected every volume mounted, got {volumes} and {mounted}")
+
+
+def _check_room(name: str, spec: dict[str, Any]) -> None:
+    """A pod is evicted when its volumes hold more than its limit of storage, although each is within its own."""
+    [limits] = [container["resources"]["limits"] for container in spec["containers"]]
+    folders = [volume.get("emptyDir") or {} for volume in spec.get("volumes", [])]
+    wanted = sum(_gib(each["sizeLimit"]) for each in folders if each and each.get("medium") != "Memory")
+    if "ephemeral-storage" in limits and _gib(limits["ephemeral-storage"]) < wanted:
+        raise Wrong(f"{name}: expected room for volumes of {wanted} GiB, got {limits['ephemeral-storage']}")
+
+
+def _gib(size: str) -> int:
+    return int(size.removesuffix("Gi"))
 
 
 def check_selectors(manifests: list[dict[str, Any]]) -> None:

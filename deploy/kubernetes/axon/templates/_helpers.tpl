@@ -143,13 +143,16 @@ tolerations:
 {{- end }}
 {{- end }}
 
+{{/* Copies of a bucket's content are bounded by their volume: a limit of the pod would have it evicted for them. */}}
 {{- define "axon.resources" -}}
-{{- $gpus := int (default 0 .gpus) -}}
+{{- $gpus := int (default 0 .of.gpus) -}}
+{{- $limits := .of.resources.limits -}}
+{{- if .root.Values.store.url }}{{ $limits = omit $limits "ephemeral-storage" }}{{ end -}}
 resources:
   requests:
-    {{- toYaml .resources.requests | nindent 4 }}
+    {{- toYaml .of.resources.requests | nindent 4 }}
   limits:
-    {{- toYaml .resources.limits | nindent 4 }}
+    {{- toYaml $limits | nindent 4 }}
     {{- if $gpus }}
     nvidia.com/gpu: {{ $gpus }}
     {{- end }}
@@ -157,7 +160,8 @@ resources:
 
 {{/* Names and the queue. */}}
 {{- define "axon.egress" }}
-- to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]
+# The cluster's name servers, or the cache that a node has of them.
+- to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}, {ipBlock: {cidr: 169.254.20.10/32}}]
   ports: [{protocol: UDP, port: 53}, {protocol: TCP, port: 53}]
 {{- if .Values.redis.enabled }}
 - to:
