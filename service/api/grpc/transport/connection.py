@@ -219,6 +219,9 @@ class Connection(asyncio.Protocol):
         at, end = 0, len(data)
         if not self._begun:
             at = self._preface(data)
+            if not at:
+                self._rest = data
+                return
         unpack, head_bytes = frames.HEAD.unpack_from, frames.HEAD_BYTES
         while end - at >= head_bytes:
             high, low, kind, flags, number = unpack(data, at)
@@ -323,15 +326,14 @@ class Connection(asyncio.Protocol):
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS: expected an acknowledgement to be empty")
             return
         self._settled = True
-        for key, value in frames.read_settings(payload):
-            if key == frames.MAX_FRAME_SIZE:
-                self.outbox.frame_bytes = min(value, _MOST_FRAME_OUT_BYTES)
-            elif key == frames.INITIAL_WINDOW_SIZE:
-                change, self._first_send_window = value - self._first_send_window, value
-                for stream in self._streams.values():
-                    stream.send_window += change
-                    if stream.send_window > frames.MOST_WINDOW_BYTES:
-                        raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: a window became too large")
+        wanted = dict(frames.read_settings(payload))  # the last of each: a frame has room for thousands
+        self.outbox.frame_bytes = min(wanted.get(frames.MAX_FRAME_SIZE, self.outbox.frame_bytes), _MOST_FRAME_OUT_BYTES)
+        window = wanted.get(frames.INITIAL_WINDOW_SIZE, self._first_send_window)
+        change, self._first_send_window = window - self._first_send_window, window
+        for stream in self._streams.values() if change else ():
+            stream.send_window += change
+            if stream.send_window > frames.MOST_WINDOW_BYTES:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "SETTINGS: a window became too large")
         self.outbox.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
         self.outbox.pump()
 

@@ -362,8 +362,9 @@ class Stream:
         if self._timer is not None:
             self._timer.cancel()
         self._connection.admission.release(self._counted)
-        self._connection.closed(self, self._room)
-        self._counted = self._room = self.room_wanted = 0
+        room, self._room, self._counted = self._room, 0, 0
+        self.room_wanted = 0  # before the room goes round: this call's message may be the next in turn for it
+        self._connection.closed(self, room)
         self.wake()
 
     def _expire(self) -> None:

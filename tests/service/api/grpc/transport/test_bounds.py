@@ -244,6 +244,19 @@ async def test_long_messages_of_one_connection_wait_for_room() -> None:
         await client.until(lambda: any(each.stream == 5 for each in client.of(DATA)))
 
 
+async def test_room_of_calls_that_were_given_up_comes_back() -> None:
+    """Also of one that has some, as calls of many messages do, and waits for more."""
+    async with echoing(stream_window_bytes=70_000) as (port, _, server), raw(port) as client:
+        for number in (1, 3, 5):  # there is room for two
+            client.write(begun(number, STREAM), frame(DATA, 0, number, struct.pack(">BI", 0, MAX_MESSAGE)))
+        for number in (5, 3, 1):
+            client.write(frame(RST_STREAM, 0, number, struct.pack(">I", 8)))
+        client.write(frame(PING, 0, 0, bytes(8)))
+        await client.until(lambda: bool(client.of(PING)))
+        (connection,) = server._connections
+        assert connection.room.take(2 * MAX_MESSAGE)
+
+
 async def test_many_long_messages_at_once_all_arrive() -> None:
     """Though there is room for two at a time; the room comes back."""
     async with echoing() as (port, _, server), connected(port) as peer:

@@ -25,6 +25,7 @@ from tests.hostile.grpc_cases import (
 )
 from tests.service.api.grpc.transport.peers import COUNT, PREFACE, QUICK, block, echoing, framed, raw
 from tests.service.core.served import WAIT_S
+from tests.service.waiting import wait_until
 
 PROTOCOL, SIZE, FLOW = ErrorCode.PROTOCOL_ERROR, ErrorCode.FRAME_SIZE_ERROR, ErrorCode.FLOW_CONTROL_ERROR
 OPEN = frame(HEADERS, END_HEADERS, 1, block(COUNT))
@@ -163,6 +164,7 @@ ALLOWED = {
         HEADERS, END_HEADERS | 0x28, 1, b"\x02" + bytes(5) + block(COUNT) + bytes(2)
     ),
     "6.5.2 an unknown setting": setting(99, 99),
+    "6.5.3 a setting twice, of which the last holds": frame(SETTINGS, 0, 0, struct.pack(">HIHI", 4, 0, 4, 70_000)),
     "6.7 an answer to no PING": frame(PING, 1, 0, bytes(8)),
     "6.10 a block in pieces": b"".join(
         (frame(HEADERS, 0, 1, block(COUNT)[:9]), frame(CONTINUATION, 0, 1, block(COUNT)[9:30]))
@@ -180,6 +182,18 @@ async def test_odd_but_allowed(what: str) -> None:
         client.write(frame(HEADERS, END_HEADERS, 3, block(QUICK)), frame(DATA, END_STREAM, 3, framed(b"x")))
         assert (await client.trailers(3))["grpc-status"] == "0"
         assert not client.of(GOAWAY)
+
+
+@pytest.mark.parametrize("at", [1, 8, 9, 16, 23])
+async def test_preface_in_two_pieces(at: int) -> None:
+    """Is one; what has come of it is not taken for a frame."""
+    async with echoing() as (port, _, server), raw(port, hello=False) as client:
+        await client.until(lambda: bool(client.of(SETTINGS)))
+        client.write(PREFACE[:at])
+        await wait_until(lambda: all(each._rest or each.outbox.ended for each in server._connections))
+        client.write(PREFACE[at:], frame(SETTINGS, 0, 0, b""))
+        client.write(frame(HEADERS, END_HEADERS, 1, block(QUICK)), frame(DATA, END_STREAM, 1, framed(b"x")))
+        assert (await client.trailers(1))["grpc-status"] == "0"
 
 
 @pytest.mark.parametrize(
