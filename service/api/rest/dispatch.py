@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any, final
 
 from service.api.admission import Admission
+from service.api.body_chunks import BodyChunks
 from service.api.observation import INFER_ROUTE, VERSION_INFER_ROUTE, Exchange, Observer
 from service.api.rest.asgi import App, ObservedApp, Receive, Scope, Send, method_of, observed_call
-from service.api.rest.body_chunks import BodyChunks
 from service.api.rest.errors import JSON_TYPE, Headers, error_body, error_headers
 from service.api.rest.infer_wire import (
     CONTENT_ENCODING,

@@ -18,8 +18,8 @@ import numpy as np
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from service.api.admission import Admission
+from service.api.body_chunks import BodyChunks
 from service.api.observation import GONE, INFER_ROUTE, VERSION_INFER_ROUTE, Exchange, Observer
-from service.api.rest.body_chunks import BodyChunks
 from service.api.rest.errors import Headers, error_body, error_headers
 from service.api.rest.http_head import Head, Heads
 from service.api.rest.infer_wire import JSON_AT_ONCE, admit, decode, json_length, reply_headers, to_core

@@ -124,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
     _unread = 0
     _in_message = False
     _idle = False
-    """Whether the fast lane has answered and nothing came since."""
+    """Whether the fast lane has answered and nothing came since; what came before may be under way yet."""
     _joined: JoinedWrites
 
     def __init__(
@@ -268,7 +268,7 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._head_bytes:
             if self._head_looks > patience_looks:
                 self._refuse(b"408 Request Timeout", "headers: expected their end within the server's patience")
-        elif self._idle:
+        elif self._idle and not (self._fast is not None and self._fast.busy) and self._between():
             if self._silent_looks > keep_alive_looks:
                 self.transport.close()
         elif self._silent_looks > patience_looks:

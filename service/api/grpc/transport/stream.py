@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from grpc import StatusCode
 
+from service.api.body_chunks import add_chunk
 from service.api.grpc.transport.compression import AT_ONCE_BYTES, Inflation, NotInflated, deflated
 from service.api.grpc.transport.frames import (
     DATA,
@@ -76,7 +77,7 @@ class Stream:
         self._length = head.length
         self._opened = 0.0 if head.timeout_s is None else connection.loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._have = self._held = self._counted = self._room = self._widened = self.room_wanted = 0
         self._wanted = _PREFIX_BYTES
         self._behind: deque[bytes | Inflation | None] | None = None
@@ -374,7 +375,7 @@ class Stream:
 
     def _assemble(self, chunk: bytes) -> None:
         """Put messages together that are not one frame each."""
-        self._chunks.append(chunk)
+        add_chunk(self._chunks, chunk)
         self._have += len(chunk)
         if self._have < self._wanted:
             return

@@ -290,6 +290,19 @@ async def test_silence_is_ended(held: Service) -> None:
     assert flying.transport.closed
 
 
+@pytest.mark.parametrize("second", [PLAIN, posted(body(), b"Content-Encoding: identity")])
+async def test_pipelined_request_is_not_ended_as_idle(held: Service, second: bytes) -> None:
+    """Keep-alive does not run while a model computes, though an answer went out after the request had come."""
+    each = held.connect()
+    each.send(posted(b"no JSON") + second)  # the second in the fast lane, or by the long way
+    for _ in range(4):
+        await asyncio.sleep(0)
+        each.protocol.end_silence(9, 1)
+    assert not each.transport.closed
+    held.model.gate.set()
+    assert statuses(await each.answers()) == [400, 200]
+
+
 async def test_bodies_are_counted_until_their_answer(held: Service) -> None:
     """All that has come; what does not fit goes the long way and is refused there, and nothing is left over."""
     length = len(body())

@@ -213,6 +213,21 @@ async def test_long_message_is_refused_by_its_length() -> None:
         assert (await client.trailers(7))["grpc-status"] == "0"
 
 
+async def test_message_of_tiny_frames_takes_its_own_size() -> None:
+    """Two bytes each: as objects of their own they would take twenty times what is counted of them."""
+    message = bytes(range(250)) * 40
+    pieces = [framed(message)[at : at + 2] for at in range(0, len(message) + 5, 2)]
+    async with echoing() as (port, _, server), raw(port) as client:
+        client.write(begun(1, UNARY), *[frame(DATA, 0, 1, piece) for piece in pieces[:-1]])
+        client.write(frame(PING, 0, 0, bytes(8)))
+        await client.until(lambda: bool(client.of(PING)))
+        (connection,) = server._connections
+        assert len(connection._streams[1]._chunks) <= 2
+        client.write(frame(DATA, END_STREAM, 1, pieces[-1]))
+        assert (await client.trailers(1))["grpc-status"] == "0"
+        assert b"".join([each.payload for each in client.of(DATA)]) == framed(message)
+
+
 async def test_window_grows_only_to_the_messages_length() -> None:
     """By what its prefix says, and no byte more."""
     async with echoing() as (port, _, _), raw(port) as client:
