@@ -35,6 +35,7 @@ _FLUSH_S = 5.0
 _MAX_TAIL = 4000
 _CANCEL_AGAIN_S = 0.5
 _BLAME_S = 1.0
+_SAID_AFTER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,8 +395,10 @@ class Attempt:
                 raise StaleLease(f"job {self._job.id}: {Stop.LOST}")
             try:
                 return await call()
-            except NotReady:
+            except NotReady as error:
                 failures += 1
+                if failures == _SAID_AFTER:
+                    _log.warning("job %s: attempt %d waits: %s", self._job.id, self._lease.attempt, error)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(AWAY.delay_s(failures)):
                         await self._lost.wait()
@@ -406,8 +409,10 @@ class Attempt:
         while not self._to_be_stopped():
             try:
                 return await call()
-            except NotReady:
+            except NotReady as error:
                 failures += 1
+                if failures == _SAID_AFTER:  # it may last, such as credentials that are wrong
+                    self._tell("log", {"line": f"the job waits: {error}"})
                 await asyncio.sleep(AWAY.delay_s(failures))
         return None
 

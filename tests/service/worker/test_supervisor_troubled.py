@@ -103,6 +103,26 @@ async def test_absent_server_leaves_the_trainer_alone_for_a_while(troubled):
     assert (job.state, job.checkpoint) == (JobState.QUEUED, {"attempt": 1, "step": 7, "path": "job/1/7"})
 
 
+async def test_job_says_what_it_waits_for(troubled, monkeypatch):
+    """A store that stays away is no failure of the job, but nobody should have to guess why nothing happens."""
+    await troubled.queue.submit(a_job())
+    get, calls = troubled.datasets.get, 0
+
+    def away(dataset_id):
+        nonlocal calls
+        calls += 1
+        if calls <= 3:
+            raise NotReady("the object store does not answer: UnauthenticatedError")
+        return get(dataset_id)
+
+    monkeypatch.setattr(troubled.datasets, "get", away)
+    async with troubled.working(command=trainer("finish")):
+        events = await troubled.history()
+    lines = [event.data["line"] for event in events if event.kind == "log"]
+    assert "the job waits: the object store does not answer: UnauthenticatedError" in lines
+    assert (await troubled.queue.get("job")).state is JobState.SUCCEEDED
+
+
 async def test_server_absent_for_longer_than_the_lease_costs_the_trainer(troubled):
     """When another worker could have the job, this one stops working on it."""
     await troubled.queue.submit(a_job())
