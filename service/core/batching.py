@@ -434,8 +434,11 @@ class Batcher:
     def _measure(self, done: _Done) -> None:
         seconds = done.times.split - done.times.taken
         with self._lock:
-            if done.rows + done.padding >= self._limit:
+            computed_rows = done.rows + done.padding
+            if computed_rows >= self._limit:
                 self._queue.computed(seconds)
+            else:
+                self._queue.computed_partly(seconds, computed_rows)
             self._executions += 1
             if self._executions % _REMEMBERED == 0:  # one that hung for a minute shall not excuse the next for ever
                 self._longest_before_s, self._longest_s = self._longest_s, seconds

@@ -141,6 +141,15 @@ class RequestQueue:
         self._batch_s += (seconds - self._batch_s) * (_NEWEST if self._batch_s else 1.0)
         self._row_s = self._batch_s / self._at_once
 
+    def computed_partly(self, seconds: float, rows: int) -> None:
+        """Note how long a smaller batch took, as for `rows` rows: a full one takes no longer than several of it.
+
+        After one that hung, what has little time is refused, and there might never be a full one to learn from.
+        """
+        most_s = seconds * self._limit / rows
+        if most_s < self._batch_s:
+            self.computed(most_s)
+
     def overloaded(self, now: float) -> bool:
         """Whether somebody was refused for the time it would have waited, within `CALM_S`."""
         return now < self._overloaded_until

@@ -130,6 +130,21 @@ def test_measured_rate_follows_what_full_batches_take():
     assert waiting.queue.rows_per_s == pytest.approx(400, rel=0.01)
 
 
+def test_one_slow_batch_is_not_believed_for_ever_where_no_full_one_can_follow():
+    """A hang of a minute: requests with little time are refused then, so that no batch fills; smaller ones tell too."""
+    waiting = Waiting()
+    waiting.queue.computed(60.0)
+    waiting.add(deadline=1.0)
+    with pytest.raises(Overloaded, match="time is over before"):
+        waiting.add(deadline=1.0)
+    for _ in range(100):
+        waiting.queue.computed_partly(BATCH_S / 2, 2)  # linear: a full one takes twice as long
+    assert waiting.queue.rows_per_s == pytest.approx(100, rel=0.1)
+    for _ in range(100):
+        waiting.queue.computed_partly(BATCH_S, 1)  # a small one says little of a full one
+    assert waiting.queue.rows_per_s == pytest.approx(100, rel=0.1)
+
+
 COSTS: dict[str, Callable[[int], float]] = {
     "rows cost": lambda rows: 1e-4 + 5e-5 * rows,
     "calls cost": lambda rows: 4e-3 + 2e-5 * rows,
