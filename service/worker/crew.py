@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Callable, Mapping
@@ -41,6 +42,9 @@ _DISMISS_S: Final = 5.0
 _TELL_S: Final = 10.0
 _CLOSE_S: Final = 2.0
 _MAX_MEMBER_BYTES: Final = 65_536
+_ANYWHERE: Final = frozenset({"0.0.0.0", "::", "*"})
+"""One may listen there, but the trainers of the other hosts are told the address too, and would look at home."""
+
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 
@@ -87,7 +91,10 @@ def host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise InvalidRequest(f"worker leader: expected host:port with a port of 1 to 65535, got {address[:80]!r}")
-    return host.strip("[]"), int(port)
+    host = host.strip("[]")
+    if host in _ANYWHERE:
+        raise InvalidRequest(f"worker leader: expected a host at which the others find this one, got {host!r}")
+    return host, int(port)
 
 
 class Crew:
@@ -112,8 +119,9 @@ class Crew:
         while self._server is None:
             try:
                 self._server = await asyncio.start_server(self._greet, self._host, self._port, limit=_MAX_MEMBER_BYTES)
-            except socket.gaierror:
-                if asyncio.get_running_loop().time() > deadline:
+            except OSError as error:
+                away = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+                if not away or asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(_OPEN_AGAIN_S)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -290,6 +291,32 @@ async def test_member_that_does_not_fit_is_refused(workshop, leader, changes):
     async with workshop.working(crew=Crew(2, leader, VERSION)):
         with pytest.raises(InvalidRequest, match="expected number 1 to 1, hosts 2 and version 1, got"):
             await a_member(workshop, leader, **changes).run(asyncio.Event())
+
+
+async def test_leader_waits_for_a_name_that_leads_elsewhere_yet(leader, monkeypatch):
+    """Name servers know a host that was moved by its old address for a while; a port that is taken is told at once."""
+    monkeypatch.setattr(crew_module, "_OPEN_AGAIN_S", 0.0)
+    start, errors = asyncio.start_server, [socket.gaierror("unknown"), OSError(errno.EADDRNOTAVAIL, "not here")]
+
+    async def elsewhere(*args: Any, **kwargs: Any) -> asyncio.Server:
+        if errors:
+            raise errors.pop(0)
+        return await start(*args, **kwargs)
+
+    monkeypatch.setattr(asyncio, "start_server", elsewhere)
+    crew, second = Crew(2, leader, VERSION), Crew(2, leader, VERSION)
+    await crew.open()
+    assert errors == []
+    with pytest.raises(OSError, match="address already in use"):
+        await second.open()
+    await crew.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "*"])
+def test_leader_that_is_everywhere_is_refused(host):
+    """The others are told where the first one's trainer listens, and would look for it at home."""
+    with pytest.raises(InvalidRequest, match="expected a host at which the others find this one"):
+        host_and_port(f"{host}:7000")
 
 
 async def _process(workshop: Workshop, leader: str) -> asyncio.subprocess.Process:
