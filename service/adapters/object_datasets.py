@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from service.core.types import Dataset, Json
 
 _CACHED = "columns"
 _SUFFIX = ".json"
+_TRIES = 5
+_PAUSE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +118,14 @@ class ObjectDatasetStore:
         content = self._read(dataset_id).content
         self._objects.delete([_key(dataset_id)])
         self._known.pop(dataset_id, None)
-        release = self._holds.take(f"columns/{content}", alone=True)
-        if release is None:  # another is adding the same content
-            return
-        try:
-            if content not in {self._read(dataset.id).content for dataset in self.all()}:
-                self._objects.delete([entry.key for entry in self._objects.entries(f"columns/{content}")])
-                self._cache.drop(_CACHED, content)
-        finally:
-            release()
+        for _ in range(_TRIES):
+            if (release := self._holds.take(f"columns/{content}", alone=True)) is not None:
+                try:
+                    self._remove_unless_named(content)
+                finally:
+                    release()
+                return
+            time.sleep(_PAUSE_S * random.random())  # another adds the same content, or deletes it as we do
 
     def hold(self, dataset_id: str, *, alone: bool) -> Callable[[], None] | None:
         """Keep it from being deleted, or `alone` from being held by anyone, until the result is called.
@@ -137,6 +140,14 @@ class ObjectDatasetStore:
             release()
             raise no_dataset(dataset_id)
         return release
+
+    def _remove_unless_named(self, content: str) -> None:
+        for dataset in self.all():
+            with contextlib.suppress(NotFound):  # deleted since it was listed
+                if self._read(dataset.id).content == content:
+                    return
+        self._objects.delete([entry.key for entry in self._objects.entries(f"columns/{content}")])
+        self._cache.drop(_CACHED, content)
 
     def _read(self, dataset_id: str) -> _Known:
         try:

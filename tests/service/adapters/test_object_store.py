@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from service.adapters.holds import Holds
 from service.adapters.objects import Objects
 from service.core.errors import Conflict, NotFound, NotReady
 from tests.service.adapters.places import Place
@@ -174,6 +175,21 @@ def test_columns_that_were_meddled_with_are_refused(bucket, tmp_path):
     folder = datasets.scratch()
     other = datasets.add(folder, replace(dataset_in(folder, "ds-2"), sha256="11"))
     np.testing.assert_array_equal(np.load(datasets.columns(other) / "x.npy"), [[0, 1], [2, 3], [4, 5]])
+
+
+def test_data_sets_deleted_at_once_leave_no_columns(bucket, monkeypatch):
+    """Of two who want the columns alone both step back and try again; what one lists the other may have deleted."""
+    datasets, other = bucket.datasets(), bucket.datasets()
+    for number in (1, 2):
+        folder = datasets.scratch()
+        datasets.add(folder, dataset_in(folder, f"ds-{number}"))
+    listed, take, refused = datasets.all(), Holds.take, [None]
+    monkeypatch.setattr(Holds, "take", lambda *args, **how: refused.pop() if refused else take(*args, **how))
+    monkeypatch.setattr(datasets, "all", lambda: listed[1:])
+    other._objects.delete(["datasets/ds-2.json"])
+    datasets.delete("ds-1")
+    assert refused == []
+    assert bucket.objects.entries("columns") == []
 
 
 def test_bucket_that_was_emptied_is_no_empty_store(bucket):
