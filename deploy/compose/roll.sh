@@ -5,6 +5,10 @@
 set -euo pipefail
 service=${1:-api}
 read -ra old <<<"$(docker compose ps --quiet "$service" | tr '\n' ' ')"
+if ((${#old[@]} == 0)); then
+    echo "roll.sh: expected running containers of the service $service, got none" >&2
+    exit 1
+fi
 docker compose up --detach --wait --no-deps --no-recreate --scale "$service=$((2 * ${#old[@]}))" "$service"
 for container in "${old[@]}"; do
     docker stop "$container"
