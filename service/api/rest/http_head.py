@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from typing import final
 
@@ -22,6 +23,7 @@ _KEPT_HEADS = 512
 _LONG_WAY = frozenset({b"transfer-encoding", b"expect", b"upgrade", CONTENT_ENCODING})
 _READ = frozenset({b"content-length", b"accept-encoding", HEADER_LENGTH})
 _MAX_DIGITS = 18
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 @final
@@ -101,6 +103,18 @@ def read_head(raw: bytes) -> Head | None:
         return None
     keep_alive = parser.should_keep_alive()
     return Head(len(raw), int(length), target, header_length, found.headers, keep_alive=keep_alive)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """`data`, whose first head, where that is whole, does not ask for another protocol any more: there is none.
+
+    RFC 9110, section 7.8, lets a server go on as if it had not been asked; the parser would leave the body unread. Some
+    clients ask for HTTP/2 with every first request.
+    """
+    end = data.find(_END)
+    if end < 0 or _UPGRADE.search(data, 0, end) is None:
+        return data
+    return _UPGRADE.sub(b"\r\nx-upgrade:", data[:end]) + data[end:]
 
 
 @final

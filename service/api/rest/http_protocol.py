@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.admission import Admission
 from service.api.rest.fast_lane import FastConnection, FastLane
+from service.api.rest.http_head import without_upgrade
 
 JOIN_BYTES = 2**16
 """Longer bodies are written by themselves: copying them would cost more than a second system call."""
@@ -150,7 +151,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def long_way(self, data: bytes) -> None:
         """Parse what has come; refuse a head that does not end."""
-        super().data_received(data)
+        super().data_received(data if self._in_message else without_upgrade(data))
         if self._in_head():
             if not self._head_bytes:
                 self._head_looks = 0

@@ -183,6 +183,20 @@ async def test_answers_come_in_order_whichever_lane_they_take(lanes: tuple[Servi
     assert b'"5"' not in written
 
 
+@pytest.mark.parametrize("name", [b"Upgrade", b"upgrade"])
+async def test_clients_that_offer_http2_are_answered(service: Service, name: bytes) -> None:
+    """`Upgrade: h2c` with a body, as Java's client and `curl --http2` send it, is an offer that may be ignored."""
+    offer = (b"Connection: Upgrade, HTTP2-Settings", b"HTTP2-Settings: AAMAAABk", name + b": h2c")
+    whole = posted(body(), *offer)
+    for pieces in ([whole + PLAIN], [whole[:-9], whole[-9:] + PLAIN]):
+        each = service.connect()
+        for piece in pieces:
+            each.send(piece)
+            await asyncio.sleep(0)
+        assert statuses(await each.answers()) == [200, 200]
+        each.leave()
+
+
 async def test_answer_is_one_write(service: Service) -> None:
     """Status line, headers and body together."""
     connection = service.connect()
