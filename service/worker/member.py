@@ -22,12 +22,13 @@ from service.worker.child import TRAINER, Child, ended_by
 from service.worker.crew import Link, host_and_port
 from service.worker.devices import Devices, Slot
 from service.worker.folders import private_folder, remove_abandoned
-from service.worker.protocol import EXIT_STOPPED, MAX_MESSAGE_BYTES
+from service.worker.protocol import EXIT_STOPPED, MAX_MESSAGE_BYTES, TrainerJob
 from service.worker.task import Task, trainer_job
 
 _log = logging.getLogger(__name__)
 
 _DEVICE = Backoff(base_s=5.0, cap_s=60.0)
+_AWAY_S = 60.0
 _MAX_FAILURE = 4000
 
 
@@ -120,7 +121,7 @@ class Member:
         """Run the trainer until it ends, or the leader is gone; returns how it failed."""
         with private_folder(self.work_dir.absolute(), f"{task.job}-{task.attempt}-{self.number}") as folder:
             try:
-                job = await trainer_job(self, task, folder)
+                job = await self._prepared(task, folder, stop)
             except (ServiceError, OSError) as error:
                 return str(error)
             job = replace(job, process=self.number, processes=self.hosts, coordinator=coordinator)
@@ -130,6 +131,19 @@ class Member:
             finally:
                 await child.close()
         return "" if code in (0, EXIT_STOPPED) else ended_by(code, child.tail)
+
+    async def _prepared(self, task: Task, folder: Path, stop: asyncio.Event) -> TrainerJob:
+        """What the trainer needs; a store that is away for a moment costs the job no attempt, as on the first host."""
+        failures, since = 0, self.clock.monotonic()
+        while True:
+            try:
+                return await trainer_job(self, task, folder)
+            except NotReady as error:
+                failures += 1
+                if stop.is_set() or self.clock.monotonic() - since >= _AWAY_S:
+                    raise
+                _log.log(logging.WARNING if failures == 1 else logging.DEBUG, "job %s waits: %s", task.job, error)
+                await _until(stop, AWAY.delay_s(failures))
 
     async def _watch(self, child: Child, link: Link, stop: asyncio.Event) -> int:
         """The trainer's exit status; it is killed when the leader is gone, or when it does not stop in time."""

@@ -20,9 +20,10 @@ import pytest
 from engine import bundle
 from engine.model.state import flatten
 from service.adapters.clock import SystemClock
+from service.adapters.file_store import FileDatasetStore
 from service.core.errors import InvalidRequest, NotReady
 from service.core.job_spec import parse_spec
-from service.core.types import JobState
+from service.core.types import Dataset, JobState
 from service.worker import crew as crew_module
 from service.worker.child import TRAINER
 from service.worker.crew import Crew, host_and_port
@@ -200,6 +201,32 @@ async def test_hosts_are_free_again_when_the_first_trainer_cannot_be_started(wor
         await workshop.history()
     job = await workshop.queue.get("job")
     assert (job.state, job.attempt) == (JobState.FAILED, 2)
+
+
+class Away(FileDatasetStore):
+    """A store that does not answer for a moment, which it says."""
+
+    times = 2
+
+    def get(self, dataset_id: str) -> Dataset:
+        if self.times > 0:
+            self.times -= 1
+            raise NotReady("the object store does not answer")
+        return super().get(dataset_id)
+
+
+async def test_store_that_is_away_from_one_host_for_a_moment_costs_no_attempt(workshop, leader):
+    """It asks again for a while, as the first host does."""
+    datasets = Away(workshop.root)
+    await workshop.queue.submit(on_two_hosts())
+    command, crew = trainer("finish"), Crew(2, leader, VERSION)
+    member = a_member(workshop, leader, command, datasets=datasets)
+    async with joined(member), workshop.working(crew=crew, command=command):
+        await workshop.history()
+        await wait_until(lambda: datasets.times == 0)
+    job = await workshop.queue.get("job")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+    datasets.close()
 
 
 async def test_host_that_does_not_listen_makes_the_attempt_fail(leader, monkeypatch):
