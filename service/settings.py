@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     client_patience_s: float = Field(default=60.0, gt=0)
     """How long a client may be silent in mid-request, or leave its answer unread, in seconds."""
 
+    keep_alive_s: float = Field(default=75.0, ge=1)
+    """How long a REST connection without a request stays open, in seconds; longer than proxies and pools of clients
+    keep theirs, or one of them asks at the moment when it is closed."""
+
     registry_poll_s: float = Field(default=0.5, gt=0)
     """How often the store is asked for changes of other processes, such as a finished job's model, in seconds."""
 

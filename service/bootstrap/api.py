@@ -159,6 +159,7 @@ class Api:
             backlog=use.backlog,
             drain_s=use.drain_s,
             patience_s=use.client_patience_s,
+            keep_alive_s=use.keep_alive_s,
             lane=lane,
             admission=admission,
         )

@@ -49,13 +49,14 @@ def build_server(
     backlog: int,
     drain_s: float,
     patience_s: float = 60.0,
+    keep_alive_s: float = 75.0,
     lane: FastLane | None = None,
     admission: Admission | None = None,
 ) -> Server:
     """A server without a socket: one process, no access log; a stop waits `drain_s` for what has been accepted.
 
     `lane` answers what it can in front of `app`, `admission` counts connections. `patience_s` is how long a client may
-    be silent in mid-request, or not read its answer.
+    be silent in mid-request, or not read its answer; `keep_alive_s` how long between two requests.
 
     Run it on uvloop, which sets TCP_NODELAY on every connection; asyncio leaves it off on accepted ones.
     """
@@ -70,6 +71,7 @@ def build_server(
         server_header=False,
         date_header=False,
         backlog=backlog,
+        timeout_keep_alive=max(1, round(keep_alive_s)),
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
     return Server(config, patience_s)
