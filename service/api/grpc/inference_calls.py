@@ -107,6 +107,7 @@ class _Request:
     def _begin(self, message: bytes, remaining_s: float | None) -> None:
         inference, exchange = self._calls.inference, self._exchange
         received = inference.deadline(0.0)
+        convert.check_fields(message)
         parsed = pb.ModelInferRequest.FromString(message)
         self.id = parsed.id
         served = self._room(parsed)

@@ -66,3 +66,24 @@ def test_number_of_values_is_bounded():
     ):
         convert.request_from_proto(request)
     convert.request_from_proto(asked("BOOL", np.zeros(convert.MAX_TYPED + 1, bool)))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [b"\x2a\x00", b"\x32\x00", b"\x3a\x00", b"\x1a\x01a", UNKNOWN, b"\x7b\x7c", b"\x79" + bytes(8), b"\x7d" + bytes(4)],
+)
+def test_long_message_of_tiny_fields_is_refused_before_it_is_read(unit: bytes):
+    """Inputs, outputs and others of no bytes, each of forty times its size in memory; few of any length are right."""
+    with pytest.raises(TooLarge, match="at most 4096 inputs"):
+        convert.check_fields(unit * 2**16)
+    convert.check_fields(unit * 4096)
+    convert.check_fields(b"\xff" * 2**24)  # a number that does not end: protobuf says so
+
+
+def test_long_message_as_clients_send_it_is_right():
+    """Values of any number, in either form."""
+    values = np.arange(2**18, dtype=np.float32)
+    message = asked("FP32", values)
+    convert.check_fields(message.SerializeToString())
+    raw = pb.ModelInferRequest(model_name="m", id="x" * 70_000, raw_input_contents=[values.tobytes()] * 9)
+    convert.check_fields(raw.SerializeToString())
