@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from service.core.fair_gate import FairGate, Turn
 from service.core.open_sizes import OpenSizes, Sizes
 from service.core.ports import Clock, LoadedModel
 from service.core.request_queue import PRIORITY_LEVELS, Lane, Pending, RequestQueue, Tensors
+from service.core.sleepers import Sleeper, Sleepers
 from service.core.statistics import BatchTimes, Statistics
 from service.core.types import ServingConfig
 
@@ -50,9 +50,9 @@ class _Done:
 
 @final
 class _Instance:
-    """One thread's own: the partition it runs on, its turn there, its buffers, what it computes, since when, alarm."""
+    """One thread's own: its partition, its turn there, its sleep, its buffers, what it computes and since when."""
 
-    __slots__ = ("buffers", "gate", "partition", "running", "since", "turn", "wake")
+    __slots__ = ("buffers", "gate", "partition", "running", "since", "sleeper", "turn")
 
     def __init__(self, partition: int, gate: FairGate, turn: Turn, buffers: BatchBuffers | None) -> None:
         self.partition = partition
@@ -61,7 +61,7 @@ class _Instance:
         self.buffers = buffers
         self.running: Sequence[Pending] = ()
         self.since = math.inf
-        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.sleeper = Sleeper()
 
 
 @final
@@ -102,12 +102,7 @@ class Batcher:
         workers = config.instances * loaded.partitions
         self._queue = RequestQueue(config, self._limit, clock, label, instances=workers)
         self._closing = False
-        # Asleep: those that wait for any request, and the one that looks when the next batch is due. One is called at
-        # a time, when so many rows of one key wait.
-        self._idle: list[_Instance] = []
-        self._watching: _Instance | None = None
-        self._called: _Instance | None = None
-        self._wanted_rows: float = math.inf
+        self._sleepers = Sleepers(self._limit)
         own = [FairGate(config.instances, clock) for _ in range(loaded.partitions)]
         self._gates = own if gates is None else gates[: loaded.partitions]
         self._shares = [gate.join(config.compute_weight) for gate in self._gates]
@@ -132,7 +127,7 @@ class Batcher:
             with self._lock:
                 self._closing = True
                 for instance in self._instances:
-                    instance.wake.put(None)
+                    instance.sleeper.call()
             raise
 
     @property
@@ -218,8 +213,8 @@ class Batcher:
         with self._lock:
             if self._closing:
                 raise NotReady(f"{self._label}: it is being unloaded")
-            if self._queue.add(pending) >= self._wanted_rows:
-                self._call_one()
+            if self._queue.add(pending) >= self._sleepers.wanted_rows:
+                self._sleepers.call_one()
         if deadline < self._timer_at:
             self._watch(loop, deadline, now)
         return pending
@@ -326,7 +321,7 @@ class Batcher:
         while True:
             with self._lock:
                 if slept:
-                    self._wake(instance)
+                    self._sleepers.woke(instance.sleeper)
                     slept = False
                 lane, wait_s = self._due()
                 granted = lane is not None and (granted or self._enter(instance))
@@ -334,22 +329,19 @@ class Batcher:
                     taken, overdue = self._queue.take(lane)
                     instance.running = taken
                     if self._queue.requests:
-                        self._pass_on()
+                        self._sleepers.pass_on(lambda: self._due()[0] is not None)
                     break
                 if lane is None and instance.turn.held:
                     instance.gate.leave(instance.turn)
                 if lane is None and self._closing:
                     return None
-                timeout_s = self._rest(instance, wait_s) if lane is None else None
+                timeout_s = self._sleepers.rest(instance.sleeper, wait_s) if lane is None else None
             if lane is not None:
                 instance.turn.wake.get()
                 granted = True
                 continue
             slept = True
-            try:
-                instance.wake.get(timeout=timeout_s)
-            except queue.Empty:
-                continue
+            instance.sleeper.sleep(timeout_s)
         if overdue:
             self._post(self._expire, overdue)
         return taken
@@ -361,59 +353,6 @@ class Batcher:
 
     def _due(self) -> tuple[Lane | None, float]:
         return self._queue.due(0.0 if self._closing else self._delay_s)
-
-    # Who sleeps and who is called, under the lock
-
-    def _rest(self, instance: _Instance, wait_s: float) -> float | None:
-        """Note that an instance is about to sleep; returns for how long: None until it is called."""
-        watches = wait_s < math.inf and self._watching is None
-        if watches:
-            self._watching = instance
-        else:
-            self._idle.append(instance)
-        self._listen()
-        return wait_s if watches else None
-
-    def _wake(self, instance: _Instance) -> None:
-        """Note that an instance sleeps no longer, be it that it was called, or its time is over."""
-        if self._called is instance:
-            self._called = None
-        elif self._watching is instance:
-            self._watching = None
-        elif instance in self._idle:  # a call that crossed the end of its watch
-            self._idle.remove(instance)
-        self._listen()
-
-    def _listen(self) -> None:
-        """Say at how many waiting rows of one key an instance is to be called.
-
-        While one watches, a full batch is worth it; without, any request is. One that was called looks first, for it
-        takes all that came meanwhile.
-        """
-        if self._called is not None:
-            self._wanted_rows = math.inf
-        elif self._watching is not None:
-            self._wanted_rows = self._limit
-        else:
-            self._wanted_rows = 0 if self._idle else math.inf
-
-    def _call_one(self) -> None:
-        """Wake an instance that sleeps, rather one that does not watch."""
-        called = self._idle.pop() if self._idle else self._watching
-        if called is None:
-            return
-        if called is self._watching:
-            self._watching = None
-        self._called = called
-        self._wanted_rows = math.inf
-        called.wake.put(None)
-
-    def _pass_on(self) -> None:
-        """Having taken a batch: call another instance for what is left, or for watching over it."""
-        if self._called is None and (self._idle or self._watching is not None):
-            lane, _ = self._due()
-            if lane is not None or self._watching is None:
-                self._call_one()
 
     # Computing
 
@@ -499,7 +438,7 @@ class Batcher:
         with self._lock:
             self._closing = True
             for instance in self._instances:
-                instance.wake.put(None)
+                instance.sleeper.call()
         ended = self._ended.wait(drain_s)
         with self._lock:
             rest = list(self._queue.waiting())
