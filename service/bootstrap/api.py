@@ -22,6 +22,7 @@ from service.settings import Settings
 if TYPE_CHECKING:
     from service.api.grpc.transport.server import GrpcServer
     from service.api.rest.asgi import App
+    from service.api.rest.context import Context
     from service.api.rest.fast_lane import FastLane
     from service.api.rest.server import Server
     from service.core.datasets import DatasetUses
@@ -61,19 +62,12 @@ class Api:
         webhooks: WebhookStore | None,
         uses: DatasetUses,
     ) -> None:
-        from service.adapters.dataset_files import FileDatasetReader  # imports JAX
-        from service.api.observation import current_traceparent
         from service.api.repository import ModelRepository
-        from service.api.rest.context import Context
-        from service.core.datasets import DatasetService
         from service.core.inference import InferenceService
-        from service.core.jobs import JobService
-        from service.core.starts import Starts
         from service.core.uploads import UploadService
 
         self._settings = settings
         clock, limits = SystemClock(), settings.limits()
-        reader = FileDatasetReader(timeout_s=settings.convert_s, memory_bytes=settings.max_convert_bytes)
         self._stores = stores = build_stores(settings, clock)
         self.registry = self._build_registry(engine, clock)
         watched = checks(stores.models, queue, settings.data_dir, min_free_bytes=settings.min_free_bytes)
@@ -81,18 +75,8 @@ class Api:
         self._inference = InferenceService(self.registry, "axon", version("axon-server"), clock, self._health)
         self._repository = ModelRepository(self.registry, limits)
         self._stopping = asyncio.Event()
-        starts = Starts(stores.models, stores.checkpoints, queue)
         self._uploads = UploadService(stores.uploads, clock, limits)
-        self._context = Context(
-            self.registry,
-            DatasetService(stores.datasets, stores.datasets.scratch, reader, clock, limits, uses, self._uploads),
-            JobService(
-                queue, stores.datasets, engine, clock, limits, webhooks, starts=starts, trace=current_traceparent
-            ),
-            self._uploads,
-            limits,
-            self._stopping,
-        )
+        self._context = self._build_context(queue, engine, webhooks, uses, clock)
         self._observer = build_observer(settings, clock)
         self._metrics: Server | None = None
         self._admission = Admission(
@@ -102,6 +86,29 @@ class Api:
         self._http = self._build_http()
         self._grpc = self._build_grpc()
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _build_context(
+        self, queue: JobQueue, engine: Engine, webhooks: WebhookStore | None, uses: DatasetUses, clock: Clock
+    ) -> Context:
+        from service.adapters.dataset_files import FileDatasetReader  # imports JAX
+        from service.api.observation import current_traceparent
+        from service.api.rest.context import Context
+        from service.core.datasets import DatasetService
+        from service.core.jobs import JobService
+        from service.core.starts import Starts
+
+        settings, stores = self._settings, self._stores
+        limits, datasets = settings.limits(), stores.datasets
+        reader = FileDatasetReader(timeout_s=settings.convert_s, memory_bytes=settings.max_convert_bytes)
+        starts = Starts(stores.models, stores.checkpoints, queue)
+        return Context(
+            self.registry,
+            DatasetService(datasets, datasets.scratch, reader, clock, limits, uses, self._uploads),
+            JobService(queue, datasets, engine, clock, limits, webhooks, starts=starts, trace=current_traceparent),
+            self._uploads,
+            limits,
+            self._stopping,
+        )
 
     def _build_registry(self, engine: Engine, clock: Clock) -> Registry:
         from service.core.registry import Registry

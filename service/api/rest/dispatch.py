@@ -38,6 +38,7 @@ from service.api.status import failure_of
 from service.core.errors import InvalidRequest, TooLarge
 from service.core.inference import InferenceService
 from service.core.serving import ServedModel
+from service.core.types import InferRequest, InferResult
 
 _LOOK_EVERY_S = 0.025
 _INFLATED_AT_ONCE = 1024  # a thousand times as much at most, in some milliseconds; a thread does not hold up others
@@ -106,9 +107,6 @@ class Dispatcher:
         send: Send,
         exchange: Exchange | None,
     ) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        gone = False
         held = _Held(self._admission)
         try:
             if scope["method"] != "POST":
@@ -124,22 +122,12 @@ class Dispatcher:
             if exchange is not None:
                 exchange.asked(model, version, request.id)
                 infer.started = exchange.started
-            self._watch.enter(task, receive)
-            try:
-                result = await (
-                    self._inference.infer(infer) if served is None else self._inference.infer_by(served, infer)
-                )
-            finally:
-                gone = self._watch.leave(task)
+            result = await self._awaited(served, infer, receive)
             if exchange is not None:
                 exchange.version = str(result.version)
             reply, text_length = encode_result(result, request)
         except _Gone:
             return None
-        except asyncio.CancelledError:
-            if gone:
-                return None
-            raise
         except Exception as error:
             if exchange is not None:
                 exchange.error = type(error).__name__
@@ -148,6 +136,24 @@ class Dispatcher:
         finally:
             held.release()
         return await _send(send, 200, *await _compressed(headers, reply_headers(text_length), reply))
+
+    async def _awaited(self, served: ServedModel | None, infer: InferRequest, receive: Receive) -> InferResult:
+        """The model's answer; raises `_Gone` when the client went away meanwhile."""
+        task = asyncio.current_task()
+        assert task is not None
+        gone = False
+        self._watch.enter(task, receive)
+        try:
+            try:
+                return await (
+                    self._inference.infer(infer) if served is None else self._inference.infer_by(served, infer)
+                )
+            finally:
+                gone = self._watch.leave(task)
+        except asyncio.CancelledError:
+            if gone:
+                raise _Gone from None
+            raise
 
     async def _decoded(
         self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes
