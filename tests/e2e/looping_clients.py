@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc
-import tritonclient.http
 
 
 class LoopingClients:
     """Two threads per wire; `answered` counts by wire, `failed` says what came in place of an answer."""
 
     def __init__(self, http_port: int, grpc_port: int, model: str, images: np.ndarray, expected: np.ndarray) -> None:
+        # Not at the top: its protobuf clashes with ours, which other tests of a run import.
+        import tritonclient.grpc
+        import tritonclient.http
+
         self.answered: Counter[str] = Counter()
         self.failed: list[str] = []
         self._model, self._images, self._expected = model, images, expected

@@ -113,7 +113,6 @@ def test_connection_that_breaks_again_and_again_loses_nothing(running, table):
     assert (dataset["sha256"], dataset["rows"]) == (direct["sha256"], direct["rows"])
     length = table.stat().st_size
     assert reports[-1] == (length, length)
-    assert [sent for sent, _ in reports] != sorted(sent for sent, _ in reports)  # it went back to what had arrived
     whole.close()
 
 
