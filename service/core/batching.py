@@ -96,6 +96,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
+        self._calling = False
         self._ended = threading.Event()
         # Below: shared with the threads, under the lock.
         self._lock = threading.Lock()
@@ -213,11 +214,22 @@ class Batcher:
         with self._lock:
             if self._closing:
                 raise NotReady(f"{self._label}: it is being unloaded")
-            if self._queue.add(pending) >= self._sleepers.wanted_rows:
-                self._sleepers.call_one()
+            if self._queue.add(pending) >= self._sleepers.wanted_rows and not self._calling:
+                self._calling = True
+                loop.call_soon(self._call)
         if deadline < self._timer_at:
             self._watch(loop, deadline, now)
         return pending
+
+    def _call(self) -> None:
+        """Wake an instance, once all that came in one turn of the event loop is in the queue.
+
+        Called at the first of them it would take that one alone, and compete with the others' decoding.
+        """
+        self._calling = False
+        with self._lock:
+            if self._queue.requests and self._sleepers.wanted_rows < math.inf:
+                self._sleepers.call_one()
 
     def discard(self, pending: Pending) -> None:
         """Forget a request whose caller went away; one that is being computed runs on for nothing."""
