@@ -15,14 +15,14 @@ RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm 
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
+ENV PIP_CACHE_DIR=/pip-cache PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
 WORKDIR /build
 COPY constraints.txt deploy/docker/trim.sh ./
 
 # What every process imports. SciPy is a dependency of JAX for functions that a server never calls.
 FROM installer AS serving-packages
 COPY --from=requirements /build/serving.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     pip install --prefix=/packages -c constraints.txt -r serving.txt \
     && rm -rf /packages/lib/python3.11/site-packages/scipy* \
     && sh trim.sh /packages/lib/python3.11/site-packages
@@ -30,14 +30,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # What a trainer imports besides: pip finds the packages above, and adds what is missing.
 FROM serving-packages AS training-packages
 COPY --from=requirements /build/training.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     PYTHONPATH=/packages/lib/python3.11/site-packages \
        pip install --prefix=/more -c constraints.txt -r training.txt \
     && sh trim.sh /more/lib/python3.11/site-packages
 
 FROM training-packages AS cuda-packages
 ARG CUDA=cuda12
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/pip-cache \
     PYTHONPATH=/packages/lib/python3.11/site-packages:/more/lib/python3.11/site-packages \
     pip install --prefix=/cuda -c constraints.txt "jax[${CUDA}]"
 
@@ -45,7 +45,7 @@ FROM installer AS code
 COPY pyproject.toml README.md LICENSE ./
 COPY engine engine
 COPY service service
-RUN --mount=type=cache,target=/root/.cache/pip PIP_ONLY_BINARY= pip install --no-deps --prefix=/code .
+RUN --mount=type=cache,target=/pip-cache PIP_ONLY_BINARY= pip install --no-deps --prefix=/code .
 
 # The images. The code comes last, so a change of it costs a few megabytes. Probes are patient: a machine that is busy
 # answers late, and `docker compose up --wait` gives up where a container is called unhealthy.
