@@ -287,13 +287,15 @@ class Batcher:
         answered = []
         for pending, answer in zip(done.requests, done.answers, strict=True):
             if not pending.settled:
-                pending.settled = True
                 pending.times = times
                 try:
                     pending.caller.answered(answer)
                 except Exception:
                     _log.exception("%s: a caller could not take its answer", self._label)
-                answered.append(pending)
+                    self._fail(pending, ExecutionFailed(f"{self._label}: the answer could not be given"), "execution")
+                else:
+                    pending.settled = True
+                    answered.append(pending)
         times.delivered = self._clock.monotonic()
         came = [(pending.received, pending.arrived) for pending in answered]
         self._statistics.record_batch(came, done.rows, done.padding, times, self._clock.time())

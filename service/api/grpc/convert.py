@@ -27,49 +27,6 @@ _WIDE_BYTES = 4
 MAX_TYPED = 2**20
 """Most values of `contents` in one request, those of fixed width aside: an object each, while the event loop waits."""
 
-MAX_FIELDS = 4096
-"""Most inputs, outputs, raw contents and parameters of a long message together."""
-
-_LONG_BYTES = 2**16
-
-
-def check_fields(message: bytes) -> None:
-    """Raise `TooLarge` for a long message of far more fields than a request has: an empty one takes two bytes on the
-    wire and eighty in memory, and all are read before any can be looked at. What is no message is not judged.
-    """
-    end = len(message)
-    if end <= _LONG_BYTES:
-        return
-    at = count = 0
-    try:
-        while at < end:
-            count += 1
-            if count > MAX_FIELDS:
-                raise TooLarge(f"message: expected at most {MAX_FIELDS} inputs, outputs and parameters, got more")
-            tag, at = _varint(message, at)
-            kind = tag & 7
-            if kind == 2:
-                size, at = _varint(message, at)
-                at += size
-            elif kind == 0:
-                _, at = _varint(message, at)
-            elif kind in (1, 5):
-                at += 8 if kind == 1 else 4
-    except IndexError:
-        return
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number of protobuf's at `at`, and where the next thing starts; raises `IndexError` where none ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise IndexError
-
 
 def request_from_proto(message: pb.ModelInferRequest) -> tuple[InferRequest, Schedule]:
     """One inference request; raw inputs are views of the message's bytes. Raises `InvalidRequest`, `Unsupported`."""

@@ -18,7 +18,7 @@ from service.core.inference import InferenceService
 
 @final
 class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
-    """All methods but the two that infer (`InferenceCalls` has those); errors become statuses by `guarded`."""
+    """All methods but the two that infer (`InferenceCalls` has those); the transport makes statuses of errors."""
 
     def __init__(self, inference: InferenceService, repository: ModelRepository) -> None:
         self._inference = inference

@@ -19,6 +19,7 @@ from service.api.grpc import convert
 from service.api.grpc.answers import Answers, framed_in_stream, refusal_in_stream
 from service.api.grpc.errors import call_status, details
 from service.api.grpc.generated import inference_pb2 as pb
+from service.api.grpc.message_bounds import check_fields
 from service.api.grpc.transport.calls import ONE_MESSAGE
 from service.api.grpc.transport.metadata import OK
 from service.api.grpc.transport.server import GrpcServer
@@ -107,7 +108,7 @@ class _Request:
     def _begin(self, message: bytes, remaining_s: float | None) -> None:
         inference, exchange = self._calls.inference, self._exchange
         received = inference.deadline(0.0)
-        convert.check_fields(message)
+        check_fields(message)
         parsed = pb.ModelInferRequest.FromString(message)
         self.id = parsed.id
         served = self._room(parsed)

@@ -4,65 +4,76 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
-from typing import Any, final
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 
-from service.api.grpc.errors import Streaming, Unary, abort, failure_of_call, read
+from service.api.grpc.errors import abort, failure_of_call
 from service.api.grpc.transport.calls import Aborted, Context
 from service.api.observation import Exchange, Observer
 
 OK: int = grpc.StatusCode.OK.value[0]
 CANCELLED: int = grpc.StatusCode.CANCELLED.value[0]
 
+_Begin = Callable[[Any, Context], Exchange]
 
-@final
-class ObservedCalls:
-    """Makes the methods of `service` guarded ones that `observer` is told of."""
 
-    def __init__(self, observer: Observer, service: str) -> None:
-        self._observer = observer
-        self._service = service
+def observe(servicer: object, service: str, observer: Observer) -> None:
+    """Tell `observer` of every call of the servicer's methods: coroutine functions and asynchronous generators.
 
-    def unary(self, name: str, method: Unary) -> Unary:
-        """A method of one answer."""
+    Wraps them once, in place, which is cheaper for every call than an interceptor.
+    """
+    for name, method in inspect.getmembers(servicer, inspect.ismethod):
+        if name.startswith("_"):
+            continue
+        begin = partial(_begin, observer, name, f"{service}/{name}")
+        if inspect.iscoroutinefunction(method):
+            setattr(servicer, name, _unary(method, begin))
+        elif inspect.isasyncgenfunction(method):
+            setattr(servicer, name, _streaming(method, begin))
 
-        @functools.wraps(method)
-        async def call(request: Any, context: Context) -> Any:
-            exchange = self._begin(name, request, context)
-            with exchange:
-                try:
-                    reply = await method(read(request), context)
-                except BaseException as error:
-                    _failed(error, exchange)
-                    raise
-            exchange.end(OK, bytes_out=reply.ByteSize())
-            return reply
 
-        return call
-
-    def streaming(self, name: str, method: Streaming) -> Streaming:
-        """A method of many answers; told of when the last was given."""
-
-        @functools.wraps(method)
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            exchange = self._begin(name, request, context)
-            exchange.__enter__()  # and never left: each call has a task, and so a context, of its own
+def _unary(method: Callable[[Any, Context], Awaitable[Any]], begin: _Begin) -> Callable[[Any, Context], Awaitable[Any]]:
+    @functools.wraps(method)
+    async def call(request: Any, context: Context) -> Any:
+        exchange = begin(request, context)
+        with exchange:
             try:
-                async for response in method(read(request), context):
-                    yield response
+                reply = await method(request, context)
             except BaseException as error:
                 _failed(error, exchange)
                 raise
-            exchange.end(OK)
+        exchange.end(OK, bytes_out=reply.ByteSize())
+        return reply
 
-        return call
+    return call
 
-    def _begin(self, name: str, request: Any, context: Context) -> Exchange:
-        size = request.ByteSize() if isinstance(request, Message) else 0
-        return self._observer.begin("grpc", name, f"{self._service}/{name}", context.headers(), bytes_in=size)
+
+def _streaming(
+    method: Callable[[Any, Context], AsyncIterator[Any]], begin: _Begin
+) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    @functools.wraps(method)
+    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        exchange = begin(request, context)
+        exchange.__enter__()  # and never left: each call has a task, and so a context, of its own
+        try:
+            async for response in method(request, context):
+                yield response
+        except BaseException as error:
+            _failed(error, exchange)
+            raise
+        exchange.end(OK)
+
+    return call
+
+
+def _begin(observer: Observer, name: str, route: str, request: Any, context: Context) -> Exchange:
+    size = request.ByteSize() if isinstance(request, Message) else 0
+    return observer.begin("grpc", name, route, context.headers(), bytes_in=size)
 
 
 def _failed(error: BaseException, exchange: Exchange) -> None:

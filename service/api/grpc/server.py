@@ -14,12 +14,13 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from service.api.admission import Admission
-from service.api.grpc.errors import TolerantServer, call_status, guarded
+from service.api.grpc.errors import call_status
 from service.api.grpc.generated import inference_pb2 as pb
 from service.api.grpc.generated import inference_pb2_grpc
 from service.api.grpc.inference import InferenceServicer
 from service.api.grpc.inference_calls import SERVICE_NAME, InferenceCalls
-from service.api.grpc.observing import ObservedCalls
+from service.api.grpc.message_bounds import BoundedServer
+from service.api.grpc.observing import observe
 from service.api.grpc.transport.calls import Context
 from service.api.grpc.transport.limits import TransportLimits
 from service.api.grpc.transport.server import GrpcServer
@@ -75,18 +76,18 @@ def build_server(
     names = [servicer.name for servicer in servicers]
     health = HealthServicer(inference, frozenset(("", *names)), poll_s=_HEALTH_POLL_S, stopping=server.stopping)
     servicers.append(Servicer(health_pb2_grpc.add_HealthServicer_to_server, health, HEALTH_NAME))
+    bounded = BoundedServer(server)
     for each in servicers:
-        observed = None
         if observer is not None and each.servicer is not health:
-            observed = ObservedCalls(observer, each.name)
-        each.add(guarded(each.servicer, observed), TolerantServer(server))
-    _add_second_repository(server, protocol)
+            observe(each.servicer, each.name, observer)
+        each.add(each.servicer, bounded)
+    _add_second_repository(bounded, protocol)
     described = reflection.aio.ReflectionServicer((*names, HEALTH_NAME, reflection.SERVICE_NAME))
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(described, bounded)
     return server
 
 
-def _add_second_repository(server: GrpcServer, protocol: InferenceServicer) -> None:
+def _add_second_repository(server: BoundedServer, protocol: InferenceServicer) -> None:
     """Serve the model repository under the name that MLServer's clients call too; the messages are the same."""
     calls: dict[str, tuple[Any, Any]] = {
         "RepositoryIndex": (protocol.RepositoryIndex, pb.RepositoryIndexRequest),
@@ -99,7 +100,7 @@ def _add_second_repository(server: GrpcServer, protocol: InferenceServicer) -> N
         )
         for name, (call, kind) in calls.items()
     }
-    TolerantServer(server).add_registered_method_handlers(SECOND_REPOSITORY, handlers)
+    server.add_registered_method_handlers(SECOND_REPOSITORY, handlers)
 
 
 def _serialized(reply: Any) -> bytes:

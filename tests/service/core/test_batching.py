@@ -72,6 +72,41 @@ async def test_idle_model_runs_a_request_at_once() -> None:
     np.testing.assert_array_equal(model.batches[0]["x"][3], np.zeros(3))
 
 
+async def test_requests_of_one_turn_of_the_event_loop_are_one_batch() -> None:
+    """An idle model waits for the end of the turn, not for more."""
+    model = HeldModel(spec(max_batch_size=8))
+    async with batcher(model) as (made, _):
+        for pending in [submit(made, rows(number)) for number in range(5)]:
+            await answer(pending)
+    assert [batch["x"][:, 0].tolist() for batch in model.batches] == [[0, 1, 2, 3, 4, 0, 0, 0]]
+
+
+class Raising:
+    """A caller that cannot take an answer; `error` is what it is told then."""
+
+    error: Exception | None = None
+
+    def answered(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Fail."""
+        raise RuntimeError("no")
+
+    def failed(self, error: Exception) -> None:
+        """Keep it."""
+        self.error = error
+
+
+async def test_caller_that_cannot_take_its_answer_is_told_of_a_failure_and_alone(caplog) -> None:
+    """What its neighbours get is theirs."""
+    model = HeldModel(spec(max_batch_size=8))
+    caller = Raising()
+    async with batcher(model) as (made, statistics):
+        made.submit(caller, rows(1), 1)
+        np.testing.assert_array_equal((await answer(submit(made, rows(2))))["doubled"], rows(2)["x"] * 2)
+    assert isinstance(caller.error, ExecutionFailed)
+    assert (statistics.success.count, statistics.failures) == (1, {"execution": 1})
+    assert "could not take its answer" in caplog.text
+
+
 async def test_busy_model_gathers_what_comes_into_one_batch() -> None:
     """Requests that come during a run form the next batch together, up to `max_batch_size` rows, in order."""
     model = HeldModel(spec(max_batch_size=4), held=True)

@@ -167,6 +167,15 @@ async def test_stream_ends_with_a_message_that_cannot_be_read(
     assert [pb.ModelStreamInferResponse.FromString(answer).infer_response.id for answer in answers] == ["1"]
 
 
+@pytest.mark.parametrize("method", ["RepositoryIndex", "RepositoryModelLoad", "ModelInfer"])
+async def test_long_message_of_tiny_fields_is_refused_by_every_method(server: Server, method: str) -> None:
+    """Each would be an object forty times its size; unknown fields count like known ones."""
+    call = server.channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    code, details = await status_of(call(b"\x7a\x00" * 40_000))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "at most 4096 fields" in details
+
+
 async def test_cancelled_stream_frees_the_queue(server: Server) -> None:
     """All of its requests that wait."""
     server.model.gate.clear()

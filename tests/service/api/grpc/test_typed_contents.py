@@ -7,6 +7,7 @@ import pytest
 
 from service.api.grpc import convert
 from service.api.grpc.generated import inference_pb2 as pb
+from service.api.grpc.message_bounds import check_fields
 from service.core.errors import InvalidRequest, TooLarge
 
 FIELDS = {
@@ -74,16 +75,16 @@ def test_number_of_values_is_bounded():
 )
 def test_long_message_of_tiny_fields_is_refused_before_it_is_read(unit: bytes):
     """Inputs, outputs and others of no bytes, each of forty times its size in memory; few of any length are right."""
-    with pytest.raises(TooLarge, match="at most 4096 inputs"):
-        convert.check_fields(unit * 2**16)
-    convert.check_fields(unit * 4096)
-    convert.check_fields(b"\xff" * 2**24)  # a number that does not end: protobuf says so
+    with pytest.raises(TooLarge, match="at most 4096 fields"):
+        check_fields(unit * 2**16)
+    check_fields(unit * 4096)
+    check_fields(b"\xff" * 2**24)  # a number that does not end: protobuf says so
 
 
 def test_long_message_as_clients_send_it_is_right():
     """Values of any number, in either form."""
     values = np.arange(2**18, dtype=np.float32)
     message = asked("FP32", values)
-    convert.check_fields(message.SerializeToString())
+    check_fields(message.SerializeToString())
     raw = pb.ModelInferRequest(model_name="m", id="x" * 70_000, raw_input_contents=[values.tobytes()] * 9)
-    convert.check_fields(raw.SerializeToString())
+    check_fields(raw.SerializeToString())
